@@ -1,0 +1,211 @@
+"""`Volume` → DICOM series: the phantom's originals, and derived series that say that they are synthetic."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset, FileMetaDataset
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    PositronEmissionTomographyImageStorage,
+    generate_uid,
+)
+
+from petct_lib import WARNING, __version__
+from petct_lib.volume import Volume
+
+STORED_MAX = 32767  # PET is signed 16 bit
+LABELS = {"HU": "CT", "SUV": "PET"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who and where a series belongs to. All of it is written into the files: pass pseudonyms, not names."""
+
+    patient_id: str
+    study_uid: str
+    frame_of_reference_uid: str
+    date: str = "20000101"  # YYYYMMDD; a neutral date for derived series
+    weight_kg: float | None = None
+    size_m: float | None = None
+    sex: str = "O"
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """The radiopharmaceutical and the clock of a PET series (times HHMMSS on the subject's date)."""
+
+    dose_bq: float
+    injected: str
+    scanned: str
+    half_life_s: float = 6586.2  # fluorine-18
+    private: dict = field(default_factory=dict)
+
+
+def make_uid(*parts: object) -> str:
+    """A UID that depends on its parts only, so that the same seed writes the same files."""
+    return generate_uid(entropy_srcs=[str(p) for p in parts])
+
+
+def write_ct(volume: Volume, folder: Path, subject: Subject, series_uid: str, time: str = "100000") -> list[Path]:
+    """An original CT series, one file a slice, int16 HU with intercept −1024. Returns the paths, feet to head."""
+    base = _base(subject, series_uid, CTImageStorage, "CT", time)
+    base.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    base.SeriesDescription = "CT thorax"
+    base.KVP = 120
+    base.AcquisitionNumber = 1
+    return [_save(_ct_slice(base, volume, k), folder, k) for k in range(volume.array.shape[0])]
+
+
+def write_pet(volume: Volume, folder: Path, subject: Subject, series_uid: str, tracer: Tracer) -> list[Path]:
+    """An original PET series in BQML (volume.unit must be "Bq/ml"), per-slice rescale slope, decay corrected to START."""
+    if volume.unit != "Bq/ml":
+        raise ValueError(f"write_pet needs a volume in Bq/ml, not {volume.unit!r}")
+    base = _base(subject, series_uid, PositronEmissionTomographyImageStorage, "PT", tracer.scanned)
+    base.ImageType = ["ORIGINAL", "PRIMARY"]
+    base.SeriesDescription = "PET thorax AC"
+    _pet_module(base, "BQML", volume.array.shape[0])
+    base.CorrectedImage = ["DECY", "ATTN", "SCAT", "DTIM", "RAN", "NORM"]
+    base.DecayCorrection = "START"
+    base.RadiopharmaceuticalInformationSequence = [_radiopharmaceutical(subject, tracer)]
+    return [_save(_pet_slice(base, volume, k), folder, k) for k in range(volume.array.shape[0])]
+
+
+def write_derived(volume: Volume, folder: Path, subject: Subject, *, description: str, seed: str) -> list[Path]:
+    """A synthetic series (HU as CT, SUV as PET in GML): DERIVED\\SECONDARY, new UIDs, the warning in every file.
+
+    description: what the series is ("synthetic CT from PET"); the warning is added to it. seed: makes the UIDs.
+    """
+    if volume.unit not in LABELS:
+        raise ValueError(f"a derived series is in HU or SUV, not {volume.unit!r}")
+    is_ct = volume.unit == "HU"
+    sop_class = CTImageStorage if is_ct else PositronEmissionTomographyImageStorage
+    base = _base(subject, make_uid(seed, description), sop_class, "CT" if is_ct else "PT", "000000")
+    base.ImageType = ["DERIVED", "SECONDARY", "AXIAL"] if is_ct else ["DERIVED", "SECONDARY"]
+    base.SeriesDescription = f"{description} {WARNING}"[:64]
+    base.DerivationDescription = f"{description} by petct_lib {__version__}. {WARNING}"
+    base.ImageComments = WARNING
+    base.BurnedInAnnotation = "NO"
+    if is_ct:
+        base.KVP = None
+        base.AcquisitionNumber = None
+    else:
+        _pet_module(base, "GML", volume.array.shape[0])
+        base.SUVType = "BW"
+        base.CorrectedImage = ["DECY", "ATTN"]
+        base.DecayCorrection = "START"
+        base.RadiopharmaceuticalInformationSequence = []
+    one = _ct_slice if is_ct else _pet_slice
+    return [_save(one(base, volume, k), folder, k) for k in range(volume.array.shape[0])]
+
+
+def _base(subject: Subject, series_uid: str, sop_class: str, modality: str, time: str) -> Dataset:
+    ds = Dataset()
+    ds.SOPClassUID = sop_class
+    ds.Modality = modality
+    ds.PatientID = subject.patient_id
+    ds.PatientName = subject.patient_id
+    ds.PatientBirthDate = ""
+    ds.PatientSex = subject.sex
+    if subject.weight_kg:
+        ds.PatientWeight = round(subject.weight_kg, 2)
+    if subject.size_m:
+        ds.PatientSize = round(subject.size_m, 3)
+    ds.StudyInstanceUID = subject.study_uid
+    ds.StudyID = "1"
+    ds.AccessionNumber = ""
+    ds.ReferringPhysicianName = ""
+    ds.SeriesInstanceUID = series_uid
+    ds.SeriesNumber = 1
+    ds.FrameOfReferenceUID = subject.frame_of_reference_uid
+    ds.PositionReferenceIndicator = ""
+    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = subject.date
+    ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = time
+    ds.Manufacturer = "petct_lib"
+    ds.ManufacturerModelName = "petct_lib"
+    ds.SoftwareVersions = __version__
+    ds.PatientPosition = "HFS"
+    return ds
+
+
+def _pet_module(ds: Dataset, units: str, slices: int) -> None:
+    ds.Units = units
+    ds.CountsSource = "EMISSION"
+    ds.SeriesType = ["STATIC", "IMAGE"]
+    ds.NumberOfSlices = slices
+    ds.FrameReferenceTime = 0
+    ds.ActualFrameDuration = 120000
+    ds.CollimatorType = "RING"
+    ds.RandomsCorrectionMethod = "NONE"
+    ds.AttenuationCorrectionMethod = "CT"
+    ds.ScatterCorrectionMethod = "NONE"
+
+
+def _radiopharmaceutical(subject: Subject, tracer: Tracer) -> Dataset:
+    drug = Dataset()
+    drug.Radiopharmaceutical = "FDG"
+    drug.RadionuclideTotalDose = round(tracer.dose_bq)
+    drug.RadionuclideHalfLife = tracer.half_life_s
+    drug.RadiopharmaceuticalStartTime = tracer.injected
+    drug.RadiopharmaceuticalStartDateTime = subject.date + tracer.injected
+    return drug
+
+
+def _ct_slice(base: Dataset, volume: Volume, k: int) -> Dataset:
+    ds = _geometry(base, volume, k)
+    ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = 1, -1024, "HU"
+    stored = np.clip(np.rint(volume.array[k] + 1024), 0, 65535).astype(np.uint16)
+    return _pixels(ds, stored, signed=False)
+
+
+def _pet_slice(base: Dataset, volume: Volume, k: int) -> Dataset:
+    ds = _geometry(base, volume, k)
+    # DICOM's decimal strings hold 16 characters: use the slope as it will be read back.
+    slope = float(f"{max(float(volume.array[k].max()), 1e-6) / STORED_MAX * 1.0001:.9e}")
+    ds.RescaleSlope, ds.RescaleIntercept = slope, 0
+    ds.DecayFactor = 1.0
+    ds.ImageIndex = k + 1
+    stored = np.clip(np.rint(volume.array[k] / slope), -STORED_MAX, STORED_MAX).astype(np.int16)
+    return _pixels(ds, stored, signed=True)
+
+
+def _geometry(base: Dataset, volume: Volume, k: int) -> Dataset:
+    ds = Dataset()
+    ds.update(base)
+    spacing = volume.spacing_mm
+    direction = volume.affine[:3, :3] / spacing
+    position = volume.affine @ [0, 0, k, 1]
+    ds.ImageOrientationPatient = [_decimal(v) for v in (*direction[:, 0], *direction[:, 1])]
+    ds.ImagePositionPatient = [_decimal(v) for v in position[:3]]
+    ds.PixelSpacing = [_decimal(spacing[1]), _decimal(spacing[0])]  # row spacing (y) first
+    ds.SliceThickness = _decimal(spacing[2])
+    ds.InstanceNumber = k + 1
+    ds.SOPInstanceUID = make_uid(base.SeriesInstanceUID, k)
+    return ds
+
+
+def _decimal(value: float) -> float:
+    return round(float(value), 6)
+
+
+def _pixels(ds: Dataset, stored: np.ndarray, signed: bool) -> Dataset:
+    ds.Rows, ds.Columns = stored.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
+    ds.PixelRepresentation = int(signed)
+    ds.PixelData = stored.astype("<i2" if signed else "<u2").tobytes()
+    ds["PixelData"].VR = "OW"
+    return ds
+
+
+def _save(ds: Dataset, folder: Path, k: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta = meta
+    path = folder / f"{k + 1:04d}.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    return path
