@@ -90,11 +90,15 @@ def _radiopharmaceutical(header: Dataset) -> Dataset:
     return sequence[0]
 
 
-def _positive(header: Dataset, keyword: str, meaning: str) -> float:
+def _number(header: Dataset, keyword: str, meaning: str) -> float:
     try:
-        value = float(header.get(keyword))
+        return float(header.get(keyword))
     except (TypeError, ValueError):
         raise InputError(f"PET {keyword} ({meaning}) is missing or not a number") from None
+
+
+def _positive(header: Dataset, keyword: str, meaning: str) -> float:
+    value = _number(header, keyword, meaning)
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"PET {keyword} ({meaning}) is {value:g}: it must be above 0")
     return value
@@ -115,7 +119,7 @@ def _reference_time(headers: list[Dataset], half_life_s: float) -> tuple[datetim
 
 def _frame_offset(header: Dataset, half_life_s: float) -> timedelta:
     """FrameReferenceTime less the time of average count rate in the frame, both from the acquisition's start."""
-    reference_s = _positive(header, "FrameReferenceTime", "ms from the series' reference time") / 1000
+    reference_s = _number(header, "FrameReferenceTime", "ms from the series' reference time") / 1000
     duration_s = _positive(header, "ActualFrameDuration", "the frame's duration in ms") / 1000
     decay = math.log(2) / half_life_s
     x = decay * duration_s

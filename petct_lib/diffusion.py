@@ -1,0 +1,109 @@
+"""Diffusion refinement: a paired bridge from the coarse translation to the real image, in a few steps.
+
+y is the real target slice, c the coarse translation, x the source, all (B, 1, H, W) in [−1, 1]:
+    z_t = (1 − t)·y + t·(c + σ·ε),   t in [0, 1],  ε from N(0, 1)
+The denoiser predicts y from (z_t, x, c) and t. Relatives: I2SB (Liu 2023), BBDM (Li 2023); training on the few times
+that sampling uses, as in Fast-DDPM (Jiang 2024).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from petct_lib.nets import Denoiser
+
+
+@dataclass(frozen=True)
+class RefinerSettings:
+    """`steps=1, sigma=0` is the control `refiner_l1`: the same network as a one-step L1 regression from (x, c)."""
+
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    steps: int = 4  # network evaluations a sample; sampling more gains little (see notebook 03)
+    sigma: float = 0.1  # noise at t = 1, in network units: enough to vary the samples
+    lr: float = 4e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    ema_decay: float = 0.999
+
+
+def time_grid(steps: int) -> tuple[float, ...]:
+    """Evenly spaced times from 1 downwards, without 0: (1, 0.75, 0.5, 0.25) for 4 steps."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    return tuple(1 - k / steps for k in range(steps))
+
+
+def bridge(y: Tensor, c: Tensor, t: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """z_t = (1 − t)·y + t·(c + σ·ε); t is (B,)."""
+    t = t.view(-1, 1, 1, 1)
+    return (1 - t) * y + t * (c + sigma * noise)
+
+
+def walk(
+    predict: Callable[[Tensor, float], Tensor], c: Tensor, times: Sequence[float], sigma: float,
+    generator: torch.Generator,
+) -> list[Tensor]:  # fmt: skip
+    """Predictions of y along the times, from z_1 = c + σ·ε; the last one is the sample.
+
+    Between times s < t the state is put back on the bridge, z_s = (1 − s)·ŷ + s·z_1 (deterministic, as I2SB's ODE).
+    predict: (z_t, t) → ŷ. generator: on the CPU, so that every device draws the same noise.
+    """
+    noise = torch.randn(c.shape, generator=generator).to(c)
+    start = c + sigma * noise
+    z, predictions = start, []
+    for k, t in enumerate(times):
+        predictions.append(predict(z, t))
+        if k + 1 < len(times):
+            s = times[k + 1]
+            z = (1 - s) * predictions[-1] + s * start
+    return predictions
+
+
+class Refiner:
+    """The denoiser of one direction with its optimiser: a stage that `train.fit` can run."""
+
+    def __init__(self, settings: RefinerSettings, seed: int = 0) -> None:
+        torch.manual_seed(seed)  # initial weights; everything later takes its randomness as an argument
+        s = self.settings = settings
+        self.nets: dict[str, nn.Module] = {"denoiser": Denoiser(3, s.width, tuple(s.multipliers))}
+        net = self.nets["denoiser"]
+        self.optimisers = {"denoiser": torch.optim.Adam(net.parameters(), lr=s.lr, betas=(s.beta1, s.beta2))}
+        self.ema = {"denoiser": AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(s.ema_decay))}
+
+    def step(
+        self, batch: dict[str, Tensor], rng: np.random.Generator, backward: Callable[[Tensor], None]
+    ) -> dict[str, Tensor]:
+        """One update: L1 between y and its prediction at a random time of the grid. batch: "source", "coarse", "target"."""
+        x, c, y = batch["source"], batch["coarse"], batch["target"]
+        times = rng.choice(time_grid(self.settings.steps), size=len(y))
+        t = torch.as_tensor(times, dtype=y.dtype, device=y.device)
+        noise = torch.as_tensor(rng.standard_normal(y.shape, dtype=np.float32)).to(y)
+        z = bridge(y, c, t, noise, self.settings.sigma)
+        loss = (self.nets["denoiser"](torch.cat([z, x, c], dim=1), t) - y).abs().mean()
+        self.optimisers["denoiser"].zero_grad(set_to_none=True)
+        backward(loss)
+        self.optimisers["denoiser"].step()
+        self.ema["denoiser"].update_parameters(self.nets["denoiser"])
+        return {"l1": loss}
+
+    @torch.no_grad()
+    def sample(self, x: Tensor, c: Tensor, generator: torch.Generator, steps: int | None = None) -> list[Tensor]:
+        """One sample of y: the predictions along the walk, the last one being the sample. `steps`: default as trained."""
+        net = self.ema["denoiser"].module.eval()
+
+        def predict(z: Tensor, t: float) -> Tensor:
+            return net(torch.cat([z, x, c], dim=1), torch.full((len(z),), t, dtype=z.dtype, device=z.device))
+
+        return walk(predict, c, time_grid(steps or self.settings.steps), self.settings.sigma, generator)
+
+    def extra_state(self) -> dict:
+        """What a checkpoint must hold beside weights and optimiser: the settings."""
+        return {"settings": {**asdict(self.settings), "multipliers": list(self.settings.multipliers)}}
+
+    def load_extra_state(self, state: dict) -> None:
+        """Nothing beside the settings, which `train.fit` has compared already."""

@@ -1,0 +1,149 @@
+"""The networks: ResNet generator and PatchGAN (Zhu et al. 2017), and the time-conditioned U-Net of the refiner."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResnetGenerator(nn.Module):
+    """Image to image, (B, in, H, W) → (B, out, H, W) in [−1, 1]; H and W divisible by 4.
+
+    Zhu et al. 2017, appendix 7.2, with resize-convolution instead of transposed convolution (Odena et al. 2016).
+    """
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 64, blocks: int = 9) -> None:
+        super().__init__()
+        w = width
+        self.net = nn.Sequential(
+            nn.ReflectionPad2d(3), nn.Conv2d(in_channels, w, 7), nn.InstanceNorm2d(w), nn.ReLU(True),
+            *_down(w, 2 * w), *_down(2 * w, 4 * w),
+            *[ResidualBlock(4 * w) for _ in range(blocks)],
+            *_up(4 * w, 2 * w), *_up(2 * w, w),
+            nn.ReflectionPad2d(3), nn.Conv2d(w, out_channels, 7), nn.Tanh(),
+        )  # fmt: skip
+        self.apply(init_gan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), instance norm, reflection padding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width), nn.ReLU(True),
+            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+def _down(a: int, b: int) -> list[nn.Module]:
+    return [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.InstanceNorm2d(b), nn.ReLU(True)]
+
+
+def _up(a: int, b: int) -> list[nn.Module]:
+    resize = nn.Upsample(scale_factor=2, mode="nearest")
+    return [resize, nn.ReflectionPad2d(1), nn.Conv2d(a, b, 3), nn.InstanceNorm2d(b), nn.ReLU(True)]
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping patches, (B, in, H, W) → (B, 1, h, w). layers=3 sees 70×70 pixels, layers=2 sees 34×34.
+
+    Isola et al. 2017, as in Zhu et al. 2017.
+    """
+
+    def __init__(self, in_channels: int = 1, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        parts = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
+        a = width
+        for n in range(1, layers + 1):
+            b = width * min(2**n, 8)
+            stride = 2 if n < layers else 1
+            parts += [nn.Conv2d(a, b, 4, stride, 1), nn.InstanceNorm2d(b), nn.LeakyReLU(0.2, True)]
+            a = b
+        self.net = nn.Sequential(*parts, nn.Conv2d(a, 1, 4, padding=1))
+        self.apply(init_gan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def init_gan(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), biases 0 (Zhu et al. 2017, appendix 7.1)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+class Denoiser(nn.Module):
+    """Predicts the clean target from (z_t, source, coarse) and t: a small U-Net, (B, in, H, W), (B,) → (B, 1, H, W).
+
+    H and W divisible by 2 ** (len(multipliers) - 1). The output is added to the last input channel, the coarse image,
+    so that an untrained denoiser returns the coarse image.
+    """
+
+    def __init__(self, in_channels: int = 3, width: int = 64, multipliers: tuple[int, ...] = (1, 2, 4, 4)) -> None:
+        super().__init__()
+        widths = [width * m for m in multipliers]
+        self.width = width
+        self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.head = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            TimeBlock(a, b, 4 * width) for a, b in zip([widths[0], *widths[:-1]], widths, strict=True)
+        )
+        self.middle = TimeBlock(widths[-1], widths[-1], 4 * width)
+        self.up = nn.ModuleList(
+            TimeBlock(a + b, b, 4 * width) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.tail = nn.Sequential(_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 1, 3, padding=1))
+        nn.init.zeros_(self.tail[-1].weight)
+        nn.init.zeros_(self.tail[-1].bias)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = self.time(time_embedding(t, self.width))  # (B, 4 · width)
+        h, skips = self.head(x), []
+        for i, block in enumerate(self.down):
+            h = block(F.avg_pool2d(h, 2) if i else h, emb)
+            skips.append(h)
+        h = self.middle(skips.pop(), emb)
+        for block in self.up:
+            h = block(torch.cat([F.interpolate(h, scale_factor=2.0), skips.pop()], dim=1), emb)
+        return x[:, -1:] + self.tail(h)
+
+
+class TimeBlock(nn.Module):
+    """Two 3×3 convolutions with group norm; the time embedding scales and shifts between them (Dhariwal 2021, AdaGN)."""
+
+    def __init__(self, a: int, b: int, time_width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(a, b, 3, padding=1), _norm(b))
+        self.film = nn.Linear(time_width, 2 * b)
+        self.second = nn.Sequential(nn.SiLU(), nn.Conv2d(b, b, 3, padding=1))
+        self.skip = nn.Conv2d(a, b, 1) if a != b else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)  # each (B, b, 1, 1)
+        return self.skip(x) + self.second(self.first(x) * (1 + scale) + shift)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(8, width), width)
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sines and cosines of t in [0, 1], (B,) → (B, width) (Vaswani et al. 2017, with t stretched to 0…1000)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
+    angle = 1000 * t[:, None] * frequencies
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

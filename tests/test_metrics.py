@@ -1,0 +1,604 @@
+"""Scores: each formula against numbers known by hand, skimage or scipy, and each guard made to speak."""
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import socket
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from petct_lib import metrics
+
+SHAPE = (3, 32, 32)
+CLIP_HU = (-1024.0, 3000.0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def pair(rng) -> tuple[np.ndarray, np.ndarray]:
+    real = rng.normal(0, 300, SHAPE)
+    return real, real + rng.normal(0, 50, SHAPE)
+
+
+@pytest.fixture
+def left() -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[:, :, :16] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def trunk() -> dict[str, torch.Tensor]:
+    """A random AlexNet trunk, for the plumbing: what it gives is never called LPIPS in results."""
+    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for i, shape in shapes.items():
+        state[f"features.{i}.weight"] = torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+        state[f"features.{i}.bias"] = torch.zeros(shape[0])
+    return state
+
+
+@pytest.fixture(scope="module")
+def random_model(trunk) -> torch.nn.Module:
+    return metrics._lpips_on(trunk)
+
+
+def scores(direction="pet2ct", method="refined", region="body", metric="mae", unit="HU", values=(1.0, 2.0, 6.0)):
+    return [
+        dict(zip(metrics.SCORE_COLUMNS, (direction, method, f"p{i}", region, metric, value, unit), strict=True))
+        for i, value in enumerate(values)
+    ]
+
+
+# Errors between voxels
+
+
+def test_identical_images_are_perfect(pair):
+    real, _ = pair
+    assert metrics.mae(real, real) == metrics.mse(real, real) == metrics.rmse(real, real) == 0
+    assert metrics.psnr(real, real, data_range=4024) == math.inf
+    assert metrics.ssim(real, real, data_range=4024) == pytest.approx(1)
+    assert metrics.spectrum_distance(real, real) == 0
+
+
+def test_a_shift_by_a_constant(pair):
+    real, _ = pair
+    assert metrics.mae(real, real - 2) == pytest.approx(2)
+    assert metrics.mse(real, real - 2) == pytest.approx(4)
+    assert metrics.rmse(real, real - 2) == pytest.approx(2)
+    assert metrics.psnr(real, real - 2, data_range=20) == pytest.approx(20)  # 10 log10(400 / 4)
+    assert metrics.spectrum_distance(real, real - 2) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_scaled_image():
+    real = np.array([[[1.0, 2.0], [3.0, 4.0]]])
+    assert metrics.mae(real, 3 * real) == pytest.approx(5)  # 2 (1 + 2 + 3 + 4) / 4
+    assert metrics.mse(real, 3 * real) == pytest.approx(30)  # 4 (1 + 4 + 9 + 16) / 4
+
+
+def test_one_voxel_counts_by_the_size_of_the_mask(left):
+    real, synthetic = np.zeros(SHAPE), np.zeros(SHAPE)
+    synthetic[1, 5, 5] = 10
+    assert metrics.mae(real, synthetic) == pytest.approx(10 / 3072)
+    assert metrics.mae(real, synthetic, left) == pytest.approx(10 / 1536)
+    assert metrics.mse(real, synthetic, left) == pytest.approx(100 / 1536)
+    assert metrics.psnr(real, synthetic, data_range=100, mask=left) == pytest.approx(10 * math.log10(100 * 1536))
+    assert metrics.mae(real, synthetic, ~left) == 0
+    assert metrics.psnr(real, synthetic, data_range=100, mask=~left) == math.inf
+
+
+def test_psnr_equals_skimage(pair):
+    expected = peak_signal_noise_ratio(*pair, data_range=4024)
+    assert metrics.psnr(*pair, data_range=4024) == pytest.approx(expected)
+
+
+def test_ssim_equals_skimage(pair):
+    settings = {"data_range": 4024, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    results = [structural_similarity(r, s, full=True, **settings) for r, s in zip(*pair, strict=True)]
+    assert metrics.ssim(*pair, data_range=4024) == pytest.approx(np.mean([full for _, full in results]))
+    inner = np.zeros(SHAPE, bool)
+    inner[:, 5:-5, 5:-5] = True
+    assert metrics.ssim(*pair, data_range=4024, mask=inner) == pytest.approx(np.mean([mean for mean, _ in results]))
+
+
+def test_ssim_of_constant_images_by_hand():
+    c1 = (0.01 * 100) ** 2
+    expected = (2 * 10 * 30 + c1) / (10**2 + 30**2 + c1)
+    assert metrics.ssim(np.full(SHAPE, 10.0), np.full(SHAPE, 30.0), data_range=100) == pytest.approx(expected)
+
+
+def test_ssim_pools_the_voxels_of_all_slices(pair):
+    mask = np.zeros(SHAPE, bool)
+    mask[0, :1, :10] = True  # 10 voxels
+    mask[2, :3, :10] = True  # 30 voxels; slice 1 has none
+    first, _, third = (metrics.ssim(*(s[i : i + 1] for s in pair), data_range=999, mask=mask[i : i + 1])
+                       if mask[i].any() else None for i in range(3))  # fmt: skip
+    assert first != pytest.approx(third)
+    assert metrics.ssim(*pair, data_range=999, mask=mask) == pytest.approx((first + 3 * third) / 4)
+
+
+def test_the_data_range_is_never_guessed(pair):
+    for score in (metrics.psnr, metrics.ssim):
+        with pytest.raises(TypeError, match="data_range"):
+            score(*pair)
+        for wrong in (0, -1, math.nan, math.inf):
+            with pytest.raises(ValueError, match="data_range"):
+                score(*pair, data_range=wrong)
+
+
+ALL = [
+    metrics.mae,
+    metrics.mse,
+    metrics.rmse,
+    lambda *a: metrics.psnr(*a[:2], data_range=1, mask=a[2] if len(a) > 2 else None),
+    lambda *a: metrics.ssim(*a[:2], data_range=1, mask=a[2] if len(a) > 2 else None),
+]
+
+
+@pytest.mark.parametrize("score", ALL)
+def test_what_cannot_be_compared_is_an_error(score):
+    real = np.zeros(SHAPE)
+    with pytest.raises(ValueError, match=r"\(3, 32, 32\).*\(2, 32, 32\)"):
+        score(real, real[:2])
+    with pytest.raises(ValueError, match=r"\(32, 32\)"):
+        score(real[0], real[0])
+    with pytest.raises(ValueError, match="0 of 3072"):
+        score(real, real, np.zeros(SHAPE, bool))
+    with pytest.raises(ValueError, match="uint8"):
+        score(real, real, np.ones(SHAPE, np.uint8))
+    with pytest.raises(ValueError, match=r"mask \(2, 32, 32\)"):
+        score(real, real, np.ones((2, 32, 32), bool))
+    broken = real.copy()
+    broken[0, 0, :2] = np.nan, np.inf
+    with pytest.raises(ValueError, match="synthetic has 2 non-finite"):
+        score(real, broken)
+    with pytest.raises(ValueError, match="real has 2 non-finite"):
+        score(broken, real)
+
+
+# Spectrum
+
+
+def test_power_of_a_cosine_by_hand():
+    n, k = 32, 8
+    wave = np.tile(np.cos(2 * np.pi * k * np.arange(n) / n), (n, 1))
+    power = metrics.radial_power_spectrum(np.stack([wave, np.zeros_like(wave)]))
+    # Hann spreads n²/2 (one of two peaks, times 1/4 of the window) over rows 0 and ±1: n²/8 and n²/16 in ring 8
+    steps = range(-n // 2, n // 2)
+    in_ring = sum(round(math.hypot(y, x)) == k for y in steps for x in steps)
+    expected = (2 * (n * n / 8) ** 2 + 4 * (n * n / 16) ** 2) / in_ring / 2  # and 1 of the 2 slices has it
+    assert power.shape == (1 + round(n * math.sqrt(0.5)),)
+    assert power[k] == pytest.approx(expected)
+    assert np.argmax(power) == k
+    assert np.delete(power, [k - 1, k, k + 1]) == pytest.approx(0, abs=1e-9)
+
+
+def test_rings_are_cycles_per_voxel_whatever_the_shape():
+    down = np.tile(np.cos(0.5 * np.pi * np.arange(32))[:, None], (1, 48))[None]
+    across = np.tile(np.cos(0.5 * np.pi * np.arange(48)), (32, 1))[None]
+    for stack in (down, across):
+        power = metrics.radial_power_spectrum(stack)
+        assert power.shape == (24,)
+        assert np.argmax(power) == 8  # a quarter of a cycle per voxel, half of Nyquist
+
+
+def test_gain_of_noise_is_the_log_ratio_of_power(rng):
+    noise = rng.normal(0, 1, SHAPE)
+    assert metrics.spectrum_distance(noise, 3 * noise) == pytest.approx(2 * math.log(3))
+    other = rng.normal(0, 3, (200, 32, 32))
+    assert metrics.spectrum_distance(rng.normal(0, 1, other.shape), other) == pytest.approx(2 * math.log(3), rel=0.02)
+
+
+def test_blur_and_checkerboard_show_and_noise_buys(rng):
+    real = gaussian_filter(rng.normal(0, 300, SHAPE), (0, 0.7, 0.7))
+    blurred = gaussian_filter(real, (0, 0.7, 0.7))
+    blurred_more = gaussian_filter(real, (0, 1.5, 1.5))
+    _, y, x = np.indices(SHAPE)
+    distances = [metrics.spectrum_distance(real, image) for image in (real, blurred, blurred_more)]
+    assert distances[0] < 0.5 < distances[1] < distances[2]
+    for pattern in (x, y, x + y):  # the last one lies beyond Nyquist, in the corner of the frequency plane
+        assert metrics.spectrum_distance(real, real + 100 * (-1.0) ** pattern) > 0.5
+    noisy = blurred + rng.normal(0, 20, SHAPE)
+    assert metrics.spectrum_distance(real, noisy) < distances[1]
+    assert metrics.mae(real, noisy) > metrics.mae(real, blurred)
+
+
+def test_constant_images_have_no_spectrum(pair):
+    constant = np.full(SHAPE, 0.1)
+    with pytest.raises(ValueError, match="constant"):
+        metrics.spectrum_distance(constant, pair[0])
+    assert 10 < metrics.spectrum_distance(pair[0], constant) < -math.log(metrics.POWER_FLOOR)
+
+
+# LPIPS
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The folder of torch.hub, empty, and a network that is not there."""
+
+    def offline(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("PETCT_ALEXNET", raising=False)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def accept(monkeypatch, content: bytes) -> None:
+    monkeypatch.setattr(metrics, "ALEXNET_SHA256", hashlib.sha256(content).hexdigest()[:8])
+
+
+def test_without_file_and_network_the_error_says_where_to_put_it(hub):
+    with pytest.raises(metrics.LpipsUnavailable, match=r"alexnet-owt-7be5be79\.pth.*no network") as caught:
+        metrics.find_alexnet()
+    assert str(hub) in str(caught.value)
+
+
+def test_a_wrong_file_is_refused(hub):
+    (hub / metrics.ALEXNET_FILE).write_bytes(b"not AlexNet")
+    with pytest.raises(metrics.LpipsUnavailable, match=r"SHA-256.*7be5be79"):
+        metrics.find_alexnet()
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_named_file_that_is_missing_is_an_error(hub, monkeypatch, tmp_path, by_variable):
+    accept(monkeypatch, b"weights")
+    (hub / metrics.ALEXNET_FILE).write_bytes(b"weights")  # there, but another was asked for
+    missing = tmp_path / "elsewhere.pth"
+    if by_variable:
+        monkeypatch.setenv("PETCT_ALEXNET", str(missing))
+    with pytest.raises(metrics.LpipsUnavailable, match=r"elsewhere\.pth.*alexnet-owt-7be5be79\.pth"):
+        metrics.find_alexnet(None if by_variable else missing)
+
+
+def test_the_order_of_places(hub, monkeypatch, tmp_path):
+    accept(monkeypatch, b"weights")
+    places = [tmp_path / "explicit.pth", tmp_path / "variable.pth", hub / metrics.ALEXNET_FILE]
+    for place in places:
+        place.write_bytes(b"weights")
+    assert metrics.find_alexnet() == places[2]
+    monkeypatch.setenv("PETCT_ALEXNET", str(places[1]))
+    assert metrics.find_alexnet() == places[1]
+    assert metrics.find_alexnet(places[0]) == places[0]
+
+
+def test_the_download_is_checked_and_fails_fast(hub, monkeypatch):
+    calls = []
+
+    def download(url, destination, hash_prefix=None, progress=True):
+        calls.append((url, hash_prefix, socket.getdefaulttimeout()))
+        with open(destination, "wb") as file:
+            file.write(b"weights")
+
+    accept(monkeypatch, b"weights")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    before = socket.getdefaulttimeout()
+    assert metrics.find_alexnet() == hub / metrics.ALEXNET_FILE
+    assert metrics.find_alexnet() == hub / metrics.ALEXNET_FILE
+    assert calls == [(metrics.ALEXNET_URL, metrics.ALEXNET_SHA256, metrics.DOWNLOAD_TIMEOUT_S)]
+    assert socket.getdefaulttimeout() == before
+
+
+def test_the_name_of_the_file_carries_its_hash():
+    assert metrics.ALEXNET_SHA256 in metrics.ALEXNET_FILE
+    assert metrics.ALEXNET_URL.endswith(metrics.ALEXNET_FILE)
+
+
+def test_lpips_model_loads_trunk_and_heads_quietly(hub, monkeypatch, trunk, capfd, recwarn):
+    place = hub / "random-trunk.pth"
+    torch.save(trunk, place)
+    accept(monkeypatch, place.read_bytes())
+    seed = torch.get_rng_state()
+    model = metrics.lpips_model(place)
+    assert torch.equal(torch.get_rng_state(), seed)
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+    weights = model.state_dict()
+    for layer in ("1.0", "2.3", "3.6", "4.8", "5.10"):
+        number = layer.split(".")[1]
+        assert torch.equal(weights[f"net.slice{layer}.weight"], trunk[f"features.{number}.weight"])
+    heads = [weights[f"lin{i}.model.1.weight"] for i in range(5)]
+    assert all((head >= 0).all() for head in heads)  # trained so; a random start has negative ones
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_weights_are_never_unpickled(hub, monkeypatch):
+    place = hub / "stranger.pth"
+    torch.save({"features.0.weight": metrics.LpipsUnavailable("any class")}, place)
+    accept(monkeypatch, place.read_bytes())
+    with pytest.raises(pickle.UnpicklingError):
+        metrics.lpips_model(place)
+
+
+def test_perceptual_distance_of_a_random_trunk(pair, random_model, monkeypatch):
+    real, synthetic = pair
+    window = (-1000, 400)
+    assert metrics.lpips(real, real, random_model, window=window) == 0
+    apart = [metrics.lpips(real[i : i + 1], synthetic[i : i + 1], random_model, window=window) for i in range(3)]
+    assert min(apart) > 0
+    assert metrics.lpips(real, synthetic, random_model, window=window) == pytest.approx(np.mean(apart), rel=1e-4)
+    monkeypatch.setattr(metrics, "LPIPS_BATCH", 2)
+    assert metrics.lpips(real, synthetic, random_model, window=window) == pytest.approx(np.mean(apart), rel=1e-4)
+    assert metrics.lpips(real, synthetic, random_model, window=(5000, 6000)) == 0  # all black in this window
+
+
+def test_the_display_window_becomes_minus_one_to_one():
+    class Recorder(torch.nn.Linear):
+        def forward(self, real, synthetic):
+            self.seen = real, synthetic
+            return torch.ones(len(real), 1, 1, 1)
+
+    model = Recorder(1, 1)
+    real = np.array([[[-2000.0, -1000.0], [-300.0, 400.0]]])
+    assert metrics.lpips(real, real + 700, model, window=(-1000, 400)) == 1
+    assert model.seen[0].shape == (1, 3, 2, 2)
+    for channel in range(3):
+        assert model.seen[0][0, channel].flatten().tolist() == pytest.approx([-1, -1, 0, 1])
+        assert model.seen[1][0, channel].flatten().tolist() == pytest.approx([-1, 0, 1, 1])
+    with pytest.raises(ValueError, match="window"):
+        metrics.lpips(real, real, model, window=(400, 400))
+    with pytest.raises(ValueError, match="shape"):
+        metrics.lpips(real, real[:, :1], model, window=(-1000, 400))
+
+
+def test_torchvision_is_left_alone_where_its_extension_loads(monkeypatch):
+    def unexpected(*args):
+        raise AssertionError("the operators of a working extension are defined again")
+
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(torch.library, "Library", unexpected)
+    assert metrics._ensure_torchvision_imports.__wrapped__() is None
+
+
+def test_torchvision_is_cured_where_its_extension_fails():
+    library = metrics._ensure_torchvision_imports()
+    assert metrics._ensure_torchvision_imports() is library
+    metrics._ensure_torchvision_imports.__wrapped__()  # a second copy of the cure does no harm
+    import torchvision
+
+    assert torchvision.models.alexnet is not None
+    assert hasattr(torch.ops.torchvision, "nms")
+
+
+# One patient
+
+
+def score_body(real, synthetic, mask, **changes):
+    settings = {"data_range": 4024.0, "unit": "HU", "clip": CLIP_HU} | changes
+    rows = metrics.score_patient(real, synthetic, mask, **settings)
+    assert {row["region"] for row in rows} == {"body"}
+    assert all(set(row) == {"region", "metric", "value", "unit"} for row in rows)
+    return {row["metric"]: row["value"] for row in rows}, {row["metric"]: row["unit"] for row in rows}
+
+
+def test_scores_of_a_patient(pair, left, random_model):
+    real, synthetic = (np.clip(stack, *CLIP_HU) for stack in pair)
+    values, units = score_body(*pair, left)
+    assert units == {"mae": "HU", "mse": "HU^2", "rmse": "HU", "psnr": "dB", "ssim": "1", "spectrum": "1"}
+    assert values["mae"] == metrics.mae(real, synthetic, left)
+    assert values["mse"] == metrics.mse(real, synthetic, left)
+    assert values["rmse"] == metrics.rmse(real, synthetic, left)
+    assert values["psnr"] == metrics.psnr(real, synthetic, data_range=4024, mask=left)
+    assert values["ssim"] == metrics.ssim(real, synthetic, data_range=4024, mask=left)
+    body = [np.where(left, stack, -1024) for stack in (real, synthetic)]
+    assert values["spectrum"] == metrics.spectrum_distance(*body)
+    values, units = score_body(*pair, left, lpips_model=random_model, lpips_window=(-1000, 400))
+    assert values["lpips"] == metrics.lpips(*body, random_model, window=(-1000, 400))
+    assert units["lpips"] == "1"
+
+
+def test_both_stacks_are_clipped(left):
+    values, _ = score_body(np.where(left, 2900.0, 9000.0) + np.eye(32), np.full(SHAPE, 9000.0), left)
+    assert values["mae"] == pytest.approx(100 - 16 / 512)  # to 3000, not to 9000; the eye has 16 of 512 voxels
+
+
+def test_air_couch_and_empty_slices_do_not_count(pair, left, random_model):
+    real, synthetic = pair
+    left[:, :, 10:] = False
+    settings = {"lpips_model": random_model, "lpips_window": (-1000, 400)}
+    before, _ = score_body(real, synthetic, left, **settings)
+    changed = np.where(left, synthetic, 0.0)
+    after, _ = score_body(real, changed, left, **settings)
+    assert {k: v for k, v in after.items() if k != "ssim"} == {k: v for k, v in before.items() if k != "ssim"}
+    longer, _ = score_body(*(np.concatenate([stack, stack]) for stack in pair),
+                           np.concatenate([left, np.zeros_like(left)]), **settings)  # fmt: skip
+    assert longer == before
+
+
+def test_guards_of_a_patient(pair, left, random_model):
+    real, synthetic = pair
+    with pytest.raises(ValueError, match="no mask"):
+        score_body(real, synthetic, None)
+    with pytest.raises(ValueError, match="lpips_window"):
+        score_body(real, synthetic, left, lpips_model=random_model)
+    with pytest.raises(ValueError, match="clip"):
+        score_body(real, synthetic, left, clip=(3000, -1024))
+    synthetic[0, 0, 0] = np.inf  # clipping must not hide it
+    with pytest.raises(ValueError, match="synthetic has 1 non-finite"):
+        score_body(real, synthetic, left)
+
+
+# Files
+
+
+def test_csv_round_trip(tmp_path):
+    rows = scores(values=(0.1 + 0.2, 1e-17, -3)) + scores(metric="psnr", unit="dB", values=(math.inf,))
+    metrics.write_scores(rows, tmp_path / "scores.csv")
+    assert metrics.read_scores(tmp_path / "scores.csv") == rows
+    assert os.listdir(tmp_path) == ["scores.csv"]
+    first, second = (tmp_path / "scores.csv").read_bytes().decode().split("\n")[:2]
+    assert first == "direction,method,patient,region,metric,value,unit"
+    assert second == "pet2ct,refined,p0,body,mae,0.30000000000000004,HU"
+
+
+@pytest.mark.parametrize("write", [metrics.write_scores, metrics.write_metrics])
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, write):
+    def fail(source, target):
+        raise OSError("disk full")
+
+    path = tmp_path / "file"
+    path.write_text("old")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(scores(), path)
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_bad_rows_are_refused(tmp_path):
+    good = scores()
+    twice = [*good, {**good[0], "value": 9.0}]
+    short = [{key: value for key, value in good[0].items() if key != "unit"}]
+    units = good + scores(method="copy", unit="SUV")
+    path = tmp_path / "scores.csv"
+    for rows, message in ((twice, "repeated score.*p0"), (short, "a row has"), (units, "in HU and in SUV")):
+        for use in (lambda rows: metrics.write_scores(rows, path), metrics.aggregate, metrics.format_table):
+            if use is not metrics.format_table or rows is not short:
+                with pytest.raises(ValueError, match=message):
+                    use(rows)
+    assert not path.exists()
+    with pytest.raises(ValueError, match="repeated score"):
+        metrics.paired_test(twice, "pet2ct", "refined", "copy", "mae")
+    path.write_text("direction,method\npet2ct,copy\n")
+    with pytest.raises(ValueError, match="a row has"):
+        metrics.read_scores(path)
+    path.write_text(",".join(metrics.SCORE_COLUMNS) + "\npet2ct,copy,p0,body\n")
+    with pytest.raises(ValueError, match="a row has"):
+        metrics.read_scores(path)
+
+
+def test_metrics_json_is_valid(tmp_path):
+    rows = scores() + scores(metric="psnr", unit="dB", values=(math.inf, 20.0))
+    metrics.write_metrics(rows, tmp_path / "metrics.json")
+    text = (tmp_path / "metrics.json").read_text()
+    assert "Infinity" not in text
+    assert "NaN" not in text
+    assert json.loads(text) == metrics.aggregate(rows)
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+# Over patients
+
+
+def test_aggregate_by_hand():
+    rows = scores() + scores(method="copy", values=(5.0,)) + scores(metric="psnr", unit="dB", values=(20.0, math.inf))
+    rows += scores(direction="ct2pet", region="lesion", unit="SUV", values=(0.5, 0.5))
+    result = metrics.aggregate(rows)
+    cell = result["pet2ct"]["refined"]["body"]["mae"]
+    assert (cell["mean"], cell["n"]) == (3.0, 3)
+    assert 1 <= cell["ci_low"] < 3 < cell["ci_high"] <= 6
+    empty = {"ci_low": None, "ci_high": None}
+    assert result["pet2ct"]["copy"]["body"]["mae"] == {"mean": 5.0, **empty, "n": 1}
+    assert result["pet2ct"]["refined"]["body"]["psnr"] == {"mean": None, **empty, "n": 2}
+    assert result["ct2pet"] == {"refined": {"lesion": {"mae": {"mean": 0.5, "ci_low": 0.5, "ci_high": 0.5, "n": 2}}}}
+
+
+def test_bootstrap_is_scipys_bca(rng):
+    values = rng.gamma(2, 10, 12)
+    expected = stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(7)).confidence_interval
+    assert metrics.bootstrap_interval(values, seed=7) == (expected.low, expected.high)
+    assert metrics.bootstrap_interval(values, seed=8) != (expected.low, expected.high)
+    narrow = metrics.bootstrap_interval(values, seed=7, level=0.5)
+    assert expected.low < narrow[0] < values.mean() < narrow[1] < expected.high
+
+
+def test_bootstrap_where_bca_is_undefined(recwarn):
+    assert metrics.bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    for values in ([2.0], [], [1.0, math.nan], [1.0, math.inf]):
+        assert np.isnan(metrics.bootstrap_interval(values)).all()
+    assert not recwarn.list
+
+
+def test_paired_test_equals_scipys_and_pairs_by_patient():
+    a, b = [5.0, 4.0, 7.0, 9.0, 3.0, 8.0], [4.5, 4.2, 5.0, 6.0, 2.0, 4.0]
+    rows = scores(values=a) + scores(method="copy", values=[*b, 99.0])[::-1]  # in another order, with one more patient
+    rows += scores(region="lung", values=b) + scores(direction="ct2pet", values=b) + scores(metric="rmse", values=b)
+    result = metrics.paired_test(rows, "pet2ct", "refined", "copy", "mae")
+    assert result["n"] == 6
+    assert result["mean_difference"] == pytest.approx((sum(a) - sum(b)) / 6)
+    assert result["p_value"] == stats.wilcoxon(a, b, method="exact").pvalue
+    reverse = metrics.paired_test(rows, "pet2ct", "copy", "refined", "mae")
+    assert reverse["mean_difference"] == pytest.approx(-result["mean_difference"])
+    lung = metrics.paired_test(rows, "pet2ct", "refined", "copy", "mae", region="lung")
+    assert lung == {"mean_difference": None, "p_value": None, "n": 0}
+
+
+@pytest.mark.parametrize("n", [5, 6])
+@pytest.mark.parametrize("tied", [False, True])
+def test_smallest_p_value(n, tied):
+    rows = scores(values=[1.0 if tied else 1.0 + i for i in range(n)]) + scores(method="copy", values=[0.0] * n)
+    result = metrics.paired_test(rows, "pet2ct", "refined", "copy", "mae")
+    assert result["p_value"] == pytest.approx(2 ** (1 - n))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "mean"),
+    [([1.0], [2.0], -1.0), ([1.0, 2.0], [1.0, 2.0], 0.0), ([math.inf, 1.0], [math.inf, 2.0], None)],
+)
+def test_what_cannot_be_tested_has_no_p_value(a, b, mean):
+    rows = scores(values=a) + scores(method="copy", values=b)
+    result = metrics.paired_test(rows, "pet2ct", "refined", "copy", "mae")
+    assert result == {"mean_difference": mean, "p_value": None, "n": len(a)}
+
+
+# Tables
+
+
+@pytest.fixture
+def table_rows():
+    rows = scores(method="zebra") + scores(method="atlas", values=(4.0, 4.0, 4.0))  # not in alphabetical order
+    rows += scores(method="zebra", metric="psnr", unit="dB", values=(20.0, 21.0, 23.5))
+    rows += scores(method="atlas", metric="psnr", unit="dB", values=(20.0, math.inf, 20.0))
+    rows += scores(method="zebra", metric="ssim", unit="1", values=(0.8, 0.8, 0.8))
+    rows += scores(method="zebra", region="lung", values=(777.0, 777.0, 777.0))
+    return rows + scores(direction="ct2pet", method="copy", metric="rmse", unit="SUV", values=(1.25,))
+
+
+def test_plain_table(table_rows):
+    low, high = metrics.bootstrap_interval([1.0, 2.0, 6.0])
+    first, second = metrics.format_table(table_rows).split("\n\n")
+    title, header, zebra, atlas = first.splitlines()
+    assert title.startswith("pet2ct, body, n = 3 patients")
+    assert header.split() == ["method", "MAE", "(HU)", "RMSE", "PSNR", "(dB)", "SSIM", "spectrum", "LPIPS"]
+    assert zebra.split() == f"zebra 3 [{low:.4g}, {high:.4g}] n/a 21.5 0.8 [0.8, 0.8] n/a n/a".split()
+    assert atlas.split() == ["atlas", "4", "[4,", "4]", "n/a", "not", "finite", "n/a", "n/a", "n/a"]
+    assert zebra.index("21.5") == atlas.index("not finite") == header.index("PSNR")
+    title, header, copy = second.splitlines()
+    assert title.startswith("ct2pet, body, n = 1 patient")
+    assert "RMSE (SUV)" in header
+    assert copy.split() == ["copy", "n/a", "1.25", "n/a", "n/a", "n/a", "n/a"]
+    assert "777" not in first
+
+
+def test_markdown_table_has_the_same_cells(table_rows):
+    plain = metrics.format_table(table_rows).replace("\n\n", "\n").splitlines()
+    markdown = [line for line in metrics.markdown_table(table_rows).splitlines() if line and "---" not in line]
+    assert len(plain) == len(markdown) == 7
+    for text, marked in zip(plain, markdown, strict=True):
+        assert text.split() == marked.replace("|", " ").replace("**", "").split()
+        assert marked.startswith(("**", "| "))
+    assert metrics.markdown_table(table_rows).splitlines()[3] == "|" + " --- |" * 7
+
+
+def test_the_table_says_when_methods_have_unequal_numbers_of_patients():
+    rows = scores() + scores(method="copy", values=(1.0, 2.0))
+    assert "n = 2 to 3 patients" in metrics.format_table(rows)
+    assert metrics.format_table([]) == metrics.markdown_table([]) == ""
