@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from petct_lib.nets import PatchDiscriminator, ResnetGenerator
+from petct_lib.nets import PatchDiscriminator, ResnetGenerator, tile
 
 DIRECTIONS = ("pet2ct", "ct2pet")
 
@@ -133,6 +133,13 @@ class CycleGAN:
     def generator(self, direction: str) -> nn.Module:
         """The averaged generator of a direction, for translating."""
         return self.ema[f"G_{direction}"].module.eval()
+
+    @torch.no_grad()
+    def preview(self, batch: dict[str, Tensor]) -> Tensor:
+        """Rows: PET, CT made of it, CT, PET made of it; (1, 4 · H, B · W) in [0, 1]."""
+        device = next(self.generator("pet2ct").parameters()).device
+        pet, ct = batch["pet"].to(device), batch["ct"].to(device)
+        return tile([pet, self.generator("pet2ct")(pet), ct, self.generator("ct2pet")(ct)])
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: settings and image pools."""

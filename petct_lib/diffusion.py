@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from petct_lib.nets import Denoiser
+from petct_lib.nets import Denoiser, tile
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,16 @@ class Refiner:
         self.optimisers["denoiser"].step()
         self.ema["denoiser"].update_parameters(self.nets["denoiser"])
         return {"l1": loss}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the averaged denoiser is."""
+        return next(self.ema["denoiser"].parameters()).device
+
+    def preview(self, batch: dict[str, Tensor]) -> Tensor:
+        """Rows: source, coarse, refined, target; (1, 4 · H, B · W) in [0, 1]."""
+        x, c, y = (batch[key].to(self.device) for key in ("source", "coarse", "target"))
+        return tile([x, c, self.sample(x, c, torch.Generator().manual_seed(0))[-1], y])
 
     @torch.no_grad()
     def sample(self, x: Tensor, c: Tensor, generator: torch.Generator, steps: int | None = None) -> list[Tensor]:

@@ -38,7 +38,7 @@ ALEXNET_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet_Weights.IMAGE
 ALEXNET_SHA256 = "7be5be79"  # the first digits, those in the file's name
 ALEXNET_URL = f"https://download.pytorch.org/models/{ALEXNET_FILE}"
 DOWNLOAD_TIMEOUT_S = 10.0  # for each answer of the server: without a network it must fail fast
-LPIPS_BATCH = 16  # slices; 256x256 needs about 50 MB a slice
+LPIPS_BATCH = 16  # slices at a time: bounds the memory, changes no score
 
 Row = dict[str, Any]  # one score, by SCORE_COLUMNS
 

@@ -147,3 +147,9 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def tile(rows: list[Tensor]) -> Tensor:
+    """Batches (B, 1, H, W) in [−1, 1], one a row, as one picture (1, rows · H, B · W) in [0, 1]."""
+    lines = [torch.cat(list(row.detach().cpu()), dim=2) for row in rows]
+    return (torch.cat(lines, dim=1).clamp(-1, 1) + 1) / 2

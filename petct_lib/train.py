@@ -1,12 +1,11 @@
 """The training loop on accelerate: devices, precision, schedule, EMA, logs, atomic checkpoints, exact resume.
 
 A stage (`CycleGAN`, `Refiner`) has `nets`, `ema` and `optimisers` (by name), `step(batch, rng, backward) → losses`,
-and `extra_state` / `load_extra_state`. Every step draws its batch and noise from a generator seeded by (seed, step), so
+`preview(batch) → picture`, and `extra_state` / `load_extra_state`. Every step draws its batch and noise from a generator seeded by (seed, step), so
 a resumed run sees what an uninterrupted one sees.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,10 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from petct_lib import InputError
 from petct_lib.files import replacing
+from petct_lib.progress import bar
 
 
 class Batches(Protocol):
@@ -42,6 +42,11 @@ class FitSettings:
     preview_every: int = 250
     checkpoint_every: int = 250
     mixed_precision: str = "no"  # "bf16" on a GPU that has it
+
+
+def steps_of(epochs: int, slices: int, batch_size: int) -> int:
+    """Steps in so many passes over the larger of the two sets of slices (an epoch, as in Zhu et al. 2017)."""
+    return epochs * max(1, slices // batch_size)
 
 
 def linear_decay(step: int, steps: int, decay_from: float) -> float:
@@ -89,11 +94,11 @@ def restore(stage: object, state: dict) -> None:
 
 def fit(
     stage: object, batches: Batches, settings: FitSettings, *, checkpoint: Path, logs: Path, fingerprint: str,
-    seed: int, resume: bool = True, preview: Callable[[], Tensor] | None = None, name: str = "training",
+    seed: int, resume: bool = True, preview: dict[str, Tensor] | None = None, name: str = "training",
 ) -> list[dict]:  # fmt: skip
     """Train a stage for `settings.steps` steps and leave its checkpoint; returns the losses logged, one dict a row.
 
-    preview(): a picture (1, H, W) in [0, 1] for TensorBoard. With `resume`, a checkpoint of
+    preview: a fixed batch, whose translation TensorBoard shows. With `resume`, a checkpoint of
     the same settings and data is continued (and a finished one returned as it is); of others, InputError.
     """
     torch.set_flush_denormal(True)  # denormals slow small networks on a CPU several times
@@ -107,17 +112,16 @@ def fit(
         return history
     _prepare(stage, accelerator)
     writer = SummaryWriter(str(logs), purge_step=start) if accelerator.is_main_process else None
-    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=name, mininterval=1.0,
-               disable=not accelerator.is_main_process)  # fmt: skip
-    for step in bar:
+    steps = bar(range(start, settings.steps), name, initial=start, total=settings.steps, disable=writer is None)
+    for step in steps:
         _set_rate(stage, linear_decay(step, settings.steps, settings.decay_from))
         rng = np.random.default_rng([seed, step, accelerator.process_index])
         batch = {k: v.to(accelerator.device) for k, v in batches(rng).items()}
         losses = stage.step(batch, rng, accelerator.backward)
         if step % settings.log_every == 0 or step + 1 == settings.steps:
-            history.append(_log(writer, bar, step, losses, checkpoint))
+            history.append(_log(writer, steps, step, losses, checkpoint))
         if preview and writer and (step + 1) % settings.preview_every == 0:
-            writer.add_image("preview", preview(), step + 1)
+            writer.add_image("preview", stage.preview(preview), step + 1)
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             if accelerator.is_main_process:
                 save_checkpoint(state_of(stage, step + 1, history, origin, accelerator), checkpoint)
@@ -154,13 +158,13 @@ def _set_rate(stage: object, factor: float) -> None:
             group["lr"] = stage.settings.lr * factor
 
 
-def _log(writer: SummaryWriter | None, bar: tqdm, step: int, losses: dict[str, Tensor], checkpoint: Path) -> dict:
+def _log(writer: SummaryWriter | None, steps: tqdm, step: int, losses: dict[str, Tensor], checkpoint: Path) -> dict:
     row = {key: float(value) for key, value in losses.items()}
     bad = [key for key, value in row.items() if not math.isfinite(value)]
     if bad:
         saved = checkpoint if checkpoint.exists() else "none yet"
         raise FloatingPointError(f"step {step}: loss {', '.join(bad)} is not finite; last good checkpoint: {saved}")
-    bar.set_postfix({key: f"{value:.3f}" for key, value in row.items()})
+    steps.set_postfix({key: f"{value:.3f}" for key, value in row.items()}, refresh=False)
     if writer:
         for key, value in row.items():
             writer.add_scalar(f"loss/{key}", value, step)

@@ -1,5 +1,6 @@
 """Slices and volumes through generator and refiner, with uncertainty; a trained run applied to a DICOM study."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def load_cyclegan(path: Path) -> CycleGAN:
     state = load_checkpoint(path)
     stage = CycleGAN(CycleGANSettings(**state["settings"]))
     restore(stage, state)
+    for ema in stage.ema.values():
+        ema.to(best_device())
     return stage
 
 
@@ -42,6 +45,7 @@ def load_refiner(path: Path) -> Refiner:
     state = load_checkpoint(path)
     stage = Refiner(RefinerSettings(**{**state["settings"], "multipliers": tuple(state["settings"]["multipliers"])}))
     restore(stage, state)
+    stage.ema["denoiser"].to(best_device())
     return stage
 
 
@@ -64,32 +68,45 @@ def refine(refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed:
     out = []
     for k in range(samples):
         generator = torch.Generator().manual_seed(seed * 1000 + k)
-        parts = zip(source.split(BATCH), coarse.split(BATCH), strict=True)
-        out.append(torch.cat([refiner.sample(x, c, generator, steps)[-1].clamp(-1, 1) for x, c in parts]))
+        parts = [(x.to(refiner.device), c.to(refiner.device)) for x, c in _in_batches(source, coarse)]
+        out.append(torch.cat([refiner.sample(x, c, generator, steps)[-1].clamp(-1, 1).cpu() for x, c in parts]))
     return torch.stack(out)
+
+
+def _in_batches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(BATCH) for tensor in tensors), strict=True)
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Translator:
     """Both directions of a run: checkpoints, window and grid loaded from its folder."""
 
     def __init__(self, run_dir: Path) -> None:
-        run_dir = Path(run_dir)
-        self.cyclegan = load_cyclegan(run_dir / "checkpoints" / "cyclegan.pt")
-        self.refiners = {d: load_refiner(run_dir / "checkpoints" / f"refiner_{d}.pt") for d in DIRECTIONS}
-        self.window = Intensity(**read_json(run_dir / "intensity.json"))
-        self.grid = Prepared(run_dir / "prepared").index["grid"]
+        self.checkpoints = Path(run_dir) / "checkpoints"
+        self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
+        self.refiners = {d: load_refiner(self.checkpoints / f"refiner_{d}.pt") for d in DIRECTIONS}
+        self.window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
+        self.grid = Prepared(Path(run_dir) / "prepared").index["grid"]
 
-    def __call__(self, source: np.ndarray, direction: str, *, samples: int, seed: int, steps: int | None = None) -> Translation:
-        """source: (n, H, W) in SUV or HU, on the run's pixel size. Up to `samples` × steps + 1 evaluations a slice."""
+    def __call__(
+        self, source: np.ndarray, direction: str, *, samples: int, seed: int, refiner: Refiner | None = None
+    ) -> Translation:
+        """source: (n, H, W) in SUV or HU, on the run's pixel size. refiner: another one (a control) in the run's place.
+
+        Network evaluations a slice: 1 for the generator, and samples × steps.
+        """
         x = torch.from_numpy(ENCODE[SOURCE[direction]](np.array(source), self.window))[:, None].float()
         coarse = coarse_images(self.cyclegan.generator(direction), x)
-        refined = refine(self.refiners[direction], x, coarse, samples, seed, steps)
+        refined = refine(refiner or self.refiners[direction], x, coarse, samples, seed)
+        images = self._decode(refined, direction)  # (samples, n, H, W)
+        return Translation(self._decode(coarse, direction), images.mean(axis=0), images.std(axis=0))
 
-        def decode(image: Tensor) -> np.ndarray:
-            return DECODE[TARGET[direction]](image, self.window)[..., 0, :, :].numpy()
-
-        images = decode(refined)  # (samples, n, H, W)
-        return Translation(decode(coarse), images.mean(axis=0), images.std(axis=0))
+    def _decode(self, image: Tensor, direction: str) -> np.ndarray:
+        return DECODE[TARGET[direction]](image, self.window)[..., 0, :, :].numpy()
 
 
 def export(

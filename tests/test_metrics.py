@@ -202,6 +202,14 @@ def test_gain_of_noise_is_the_log_ratio_of_power(rng):
     assert metrics.spectrum_distance(rng.normal(0, 1, other.shape), other) == pytest.approx(2 * math.log(3), rel=0.02)
 
 
+def test_the_distance_leaves_out_ring_0(pair):
+    power = [metrics.radial_power_spectrum(stack) for stack in (pair[0], pair[0] * np.hanning(32))]
+    ratio = np.log(power[0] / power[1])
+    expected = math.sqrt((ratio[1:] ** 2).mean())
+    assert expected != pytest.approx(math.sqrt((ratio**2).mean()))
+    assert metrics.spectrum_distance(pair[0], pair[0] * np.hanning(32)) == pytest.approx(expected)
+
+
 def test_blur_and_checkerboard_show_and_noise_buys(rng):
     real = gaussian_filter(rng.normal(0, 300, SHAPE), (0, 0.7, 0.7))
     blurred = gaussian_filter(real, (0, 0.7, 0.7))
@@ -289,11 +297,14 @@ def test_the_download_is_checked_and_fails_fast(hub, monkeypatch):
 
     accept(monkeypatch, b"weights")
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    before = socket.getdefaulttimeout()
-    assert metrics.find_alexnet() == hub / metrics.ALEXNET_FILE
-    assert metrics.find_alexnet() == hub / metrics.ALEXNET_FILE
+    socket.setdefaulttimeout(77)
+    try:
+        assert metrics.find_alexnet() == hub / metrics.ALEXNET_FILE
+        assert metrics.find_alexnet() == hub / metrics.ALEXNET_FILE
+        assert socket.getdefaulttimeout() == 77
+    finally:
+        socket.setdefaulttimeout(None)
     assert calls == [(metrics.ALEXNET_URL, metrics.ALEXNET_SHA256, metrics.DOWNLOAD_TIMEOUT_S)]
-    assert socket.getdefaulttimeout() == before
 
 
 def test_the_name_of_the_file_carries_its_hash():
@@ -511,6 +522,12 @@ def test_aggregate_by_hand():
     assert result["ct2pet"] == {"refined": {"lesion": {"mae": {"mean": 0.5, "ci_low": 0.5, "ci_high": 0.5, "n": 2}}}}
 
 
+def test_aggregate_hands_the_seed_on(rng):
+    values = rng.gamma(2, 10, 12).tolist()
+    cell = metrics.aggregate(scores(values=values), seed=7)["pet2ct"]["refined"]["body"]["mae"]
+    assert (cell["ci_low"], cell["ci_high"]) == metrics.bootstrap_interval(values, seed=7)
+
+
 def test_bootstrap_is_scipys_bca(rng):
     values = rng.gamma(2, 10, 12)
     expected = stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(7)).confidence_interval
@@ -569,6 +586,7 @@ def table_rows():
     rows += scores(method="atlas", metric="psnr", unit="dB", values=(20.0, math.inf, 20.0))
     rows += scores(method="zebra", metric="ssim", unit="1", values=(0.8, 0.8, 0.8))
     rows += scores(method="zebra", region="lung", values=(777.0, 777.0, 777.0))
+    rows += scores(method="lung_only", region="lung", values=(777.0, 777.0, 777.0))
     return rows + scores(direction="ct2pet", method="copy", metric="rmse", unit="SUV", values=(1.25,))
 
 

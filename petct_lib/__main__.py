@@ -1,0 +1,125 @@
+"""`python -m petct_lib run|ingest|phantom|translate`: exit code 0 when done, 2 for input that cannot be used."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from petct_lib import InputError, __version__
+from petct_lib.progress import bar
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses the command line, runs the command, and returns the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m petct_lib", description="PET ↔ CT translation of the lung.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True)
+    _add_run(commands)
+    _add_ingest(commands)
+    _add_phantom(commands)
+    _add_translate(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("run", help="the four notebooks in order, headless")
+    p.add_argument("--profile", default="quick", help="smoke, quick, full, or a .yaml file of parameters (%(default)s)")
+    p.add_argument("--data", default="phantom", help="DICOM folder, zip, or folder of zips (default: the phantom)")
+    p.add_argument("--out", type=Path, help="run folder (default: runs/<profile>)")
+    p.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    p.add_argument("--force", action="store_true", help="throw away what the run folder holds")
+    p.set_defaults(command=_run)
+
+
+def _add_ingest(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("ingest", help="what is in a folder, a zip or a folder of zips, and what is left out")
+    p.add_argument("path", type=Path)
+    p.add_argument("--json", action="store_true", help="JSON on standard output, and nothing else there")
+    p.set_defaults(command=_ingest)
+
+
+def _add_phantom(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("phantom", help="the thorax phantom as DICOM, with truth.json")
+    p.add_argument("folder", type=Path)
+    p.add_argument("--patients", type=int, default=20, help="how many (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels (%(default)s)")
+    p.set_defaults(command=_phantom)
+
+
+def _add_translate(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("translate", help="a trained run applied to a DICOM study: derived series and a preview")
+    p.add_argument("path", type=Path, help="folder or zip with the study")
+    p.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    p.add_argument("--direction", choices=("pet2ct", "ct2pet"), required=True)
+    p.add_argument("--out", type=Path, required=True, help="new or empty folder for the results")
+    p.add_argument("--samples", type=int, default=2, help="samples averaged; their spread is the uncertainty (%(default)s)")
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(command=_translate)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from petct_lib.run import run_all
+
+    out = args.out or Path("runs") / Path(args.profile).stem
+    run_all(args.profile, args.data, out, resume=args.resume, force=args.force)
+    return 0
+
+
+def _ingest(args: argparse.Namespace) -> int:
+    from petct_lib.dicom import ingest
+
+    report = ingest(args.path, lambda items: bar(items, "reading", file=sys.stderr))
+    print(json.dumps(report, indent=1) if args.json else _ingest_text(report))
+    return 0 if report["studies"] else 2
+
+
+def _ingest_text(report: dict) -> str:
+    lines = [f"{len(report['studies'])} usable studies"]
+    for s in report["studies"]:
+        lines.append(f"{s['id']}  {s['vendor']}  SUV factor {s['suv_factor']:.6g} ({s['suv_rule']})")
+        for kind in ("pet", "ct"):
+            g = s[kind]
+            size, spacing = ("×".join(f"{v:g}" for v in g[key]) for key in ("size", "spacing_mm"))
+            lines.append(f"    {kind.upper():<4}{size:<14}{spacing} mm  {g['units']}")
+    lines.append(f"{len(report['left_out'])} left out")
+    lines.extend(f"    {item['what']}: {item['reason']}" for item in report["left_out"])
+    return "\n".join(lines)
+
+
+def _phantom(args: argparse.Namespace) -> int:
+    from petct_lib.phantom import write_phantom
+
+    if args.patients < 1:
+        raise InputError(f"--patients {args.patients}: at least 1")
+    if args.folder.exists() and any(args.folder.iterdir()):
+        raise InputError(f"{args.folder}: is not empty; name another folder")
+    write_phantom(args.folder, args.patients, args.seed, progress=lambda items: bar(items, "phantom"))
+    print(f"{args.patients} patients in {args.folder}")
+    return 0
+
+
+def _translate(args: argparse.Namespace) -> int:
+    from petct_lib import view
+    from petct_lib.translate import SOURCE, TARGET, UNIT, translate_study
+
+    source, result = translate_study(
+        args.path, args.run, args.direction, args.out, samples=args.samples, seed=args.seed
+    )
+    k = len(source) // 2
+    fig = view.preview(source[k], result.refined[k], result.std[k], UNIT[SOURCE[args.direction]], UNIT[TARGET[args.direction]])
+    view.save(fig, args.out, "preview", "source, translation and uncertainty of the middle slice")
+    print(f"{len(source)} slices in {args.out}: refined/, uncertainty/, figures/preview.png. Synthetic: not for diagnosis.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Runs: profiles, the notebook pipeline through papermill, and the manifest of what was done."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from petct_lib import InputError, __version__
+from petct_lib.data import ROLES
+from petct_lib.dicom import find_pairs
+from petct_lib.files import read_json, write_json
+from petct_lib.metrics import format_table, read_scores
+from petct_lib.progress import PLAIN, bar
+
+NOTEBOOK_DIR = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = ("01_data_exploration", "02_cyclegan_training", "03_diffusion_refinement", "04_evaluation")
+MAKES = {  # what each notebook leaves in the run folder for the next ones
+    "01_data_exploration": "splits.json",
+    "02_cyclegan_training": "checkpoints/cyclegan.pt",
+    "03_diffusion_refinement": "checkpoints/refiner_l1_ct2pet.pt",
+}
+CELL_TIMEOUT_S = 14 * 24 * 3600  # a full training is one cell
+PACKAGES = ("torch", "numpy", "pydicom", "SimpleITK", "scikit-image", "accelerate", "lpips", "papermill")
+FROM_COMMAND = {"run_dir", "data", "resume"}  # given by the command, not by a params file
+
+
+def load_params(profile: str) -> dict[str, dict]:
+    """Parameters by notebook, from `notebooks/params/<profile>.yaml` or a YAML file named by its path.
+
+    Raises InputError for a missing file, an unknown notebook, or a parameter that the notebook does not have.
+    """
+    import papermill
+
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else NOTEBOOK_DIR / "params" / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in (NOTEBOOK_DIR / "params").glob("*.yaml")))
+        raise InputError(f"{path}: no such profile; there are {known}, or name a .yaml file")
+    params = yaml.safe_load(path.read_text()) or {}
+    for notebook, values in params.items():
+        if notebook not in NOTEBOOKS:
+            raise InputError(f"{path}: {notebook!r} is not one of {', '.join(NOTEBOOKS)}")
+        allowed = set(papermill.inspect_notebook(str(NOTEBOOK_DIR / f"{notebook}.ipynb"))) - FROM_COMMAND
+        unknown = sorted(set(values or {}) - allowed)
+        if unknown:
+            raise InputError(
+                f"{path}: {notebook} has no parameter {', '.join(unknown)}; it has {', '.join(sorted(allowed))}"
+            )
+    return {notebook: dict(params.get(notebook) or {}) for notebook in NOTEBOOKS}
+
+
+def run_all(profile: str, data: str, out: Path, *, resume: bool = False, force: bool = False) -> None:
+    """The four notebooks in order into the run folder `out`; prints the table, the seconds by stage and the folder.
+
+    A finished run of the same settings is only shown again. Raises InputError, and changes nothing, for bad input, for a
+    run of other settings in `out` (unless `force`), and for an unfinished one (unless `resume`).
+    """
+    params = load_params(profile)
+    data = data if data == "phantom" else str(Path(data).resolve())
+    asked = {"profile": profile, "data_source": data if data == "phantom" else Path(data).name, "parameters": params}
+    manifest = _open_run(out, asked, resume, force)
+    if not manifest["finished"]:
+        if data != "phantom":
+            check_input(Path(data))
+        _run_notebooks(params, data, out, manifest)
+    print(summary(out))
+
+
+def check_input(path: Path) -> None:
+    """Headers only: raises InputError where `path` holds no usable PET/CT pair or too few patients for the splits."""
+    pairs, left_out, _ = find_pairs(path, lambda items: bar(items, "reading headers"))
+    patients = {pair.patient for pair in pairs}
+    if len(patients) < len(ROLES):
+        raise InputError(
+            f"{path}: {len(patients)} patients with a usable PET/CT pair; the split into {', '.join(ROLES)} "
+            f"needs at least {len(ROLES)} ({len(left_out)} series or files left out: see `python -m petct_lib ingest`)"
+        )
+
+
+def _open_run(out: Path, asked: dict, resume: bool, force: bool) -> dict:
+    path = out / "manifest.json"
+    new = {**asked, "finished": False, "done": [], "seconds": {}}
+    if out.exists() and any(out.iterdir()) and not path.exists():
+        raise InputError(f"{out}: is not empty and holds no manifest.json; name another folder with --out")
+    if force or not path.exists():
+        return {**new, "force": force}
+    old = read_json(path)
+    differs = [key for key, value in asked.items() if old.get(key) != value]
+    if differs:
+        raise InputError(f"{out}: holds a run with other {', '.join(differs)}; name another with --out, or pass --force")
+    if not old["finished"] and not resume:
+        raise InputError(f"{out}: holds an unfinished run; pass --resume to go on, or --force to start again")
+    return old
+
+
+def _run_notebooks(params: dict, data: str, out: Path, manifest: dict) -> None:
+    import shutil
+
+    if manifest.pop("force", False) and out.exists():
+        shutil.rmtree(out)
+    out = out.resolve()
+    for notebook in NOTEBOOKS:
+        if notebook in manifest["done"]:
+            continue
+        write_json({**manifest, **_provenance(out)}, out / "manifest.json")
+        start = time.monotonic()
+        _execute(notebook, {**params[notebook], **_from_command(notebook, out, data)}, out)
+        manifest["seconds"][notebook] = round(time.monotonic() - start, 1)
+        manifest["done"].append(notebook)
+    manifest["finished"] = True
+    peak_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    manifest["peak_memory_mb"] = max(round(peak_kb / 1024), manifest.get("peak_memory_mb", 0))
+    write_json({**manifest, **_provenance(out)}, out / "manifest.json")
+
+
+def _from_command(notebook: str, out: Path, data: str) -> dict:
+    given = {"run_dir": str(out), "resume": True}
+    return {**given, "data": data} if notebook == NOTEBOOKS[0] else given
+
+
+def _execute(notebook: str, parameters: dict, out: Path) -> None:
+    import papermill
+
+    os.environ[PLAIN] = "1"
+    (out / "notebooks").mkdir(parents=True, exist_ok=True)
+    print(f"\n{notebook}", flush=True)
+    try:
+        papermill.execute_notebook(
+            str(NOTEBOOK_DIR / f"{notebook}.ipynb"), str(out / "notebooks" / f"{notebook}.ipynb"), parameters,
+            cwd=str(NOTEBOOK_DIR), kernel_name="python3", execution_timeout=CELL_TIMEOUT_S, progress_bar=False,
+            stderr_file=sys.stderr,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        where = out / "notebooks" / f"{notebook}.ipynb"
+        if error.ename == "InputError":
+            raise InputError(f"{notebook}: {error.evalue}") from None
+        raise RuntimeError(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {where})") from None
+
+
+def _provenance(out: Path) -> dict:
+    """Versions, commit, machine, and what the notebooks recorded so far."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=NOTEBOOK_DIR, capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=NOTEBOOK_DIR, capture_output=True, text=True, check=False)
+    recorded = read_json(out / "stages.json") if (out / "stages.json").exists() else {}
+    return {
+        "petct_lib": __version__, "python": platform.python_version(), "versions": versions,
+        "commit": git.stdout.strip() or None, "uncommitted_changes": bool(changed.stdout.strip()),
+        "cores": os.cpu_count(), **recorded,
+    }  # fmt: skip
+
+
+def record(run_dir: Path, **values: object) -> None:
+    """Adds values to the run's `stages.json`, which ends up in its manifest; dicts are merged."""
+    path = Path(run_dir) / "stages.json"
+    held = read_json(path) if path.exists() else {}
+    for key, value in values.items():
+        held[key] = {**held.get(key, {}), **value} if isinstance(value, dict) else value
+    write_json(held, path)
+
+
+@contextmanager
+def stage(run_dir: Path, name: str) -> Iterator[None]:
+    """Times a block and records its seconds under `stage_seconds`."""
+    start = time.monotonic()
+    yield
+    record(run_dir, stage_seconds={name: round(time.monotonic() - start, 1)})
+
+
+def require(run_dir: Path, notebook: str) -> Path:
+    """The absolute run folder, once everything that `notebook` reads is there.
+
+    In the smoke run, the notebooks that are missing before it are run first, at their defaults; anywhere else,
+    InputError says which notebook to run.
+    """
+    run_dir = Path(run_dir).resolve()
+    for earlier in NOTEBOOKS[: NOTEBOOKS.index(notebook)]:
+        if (run_dir / MAKES[earlier]).exists():
+            continue
+        if run_dir != (NOTEBOOK_DIR.parent / "runs" / "smoke").resolve():
+            raise InputError(f"{run_dir / MAKES[earlier]} is missing: run {earlier}.ipynb first, with this run_dir")
+        print(f"{MAKES[earlier]} is missing here: running {earlier}.ipynb at its defaults first", file=sys.stderr)
+        _execute(earlier, {}, run_dir)
+    return run_dir
+
+
+def summary(out: Path) -> str:
+    """The table of scores, seconds by stage, peak memory, and the folder, as text for a terminal."""
+    manifest = read_json(out / "manifest.json")
+    table = format_table(read_scores(out / "scores.csv"))
+    grid = manifest.get("grid", {})
+    seconds = "\n".join(f"  {name:<28}{value:8.1f} s" for name, value in manifest.get("stage_seconds", {}).items())
+    total = sum(manifest["seconds"].values())
+    return (
+        f"\n{table}\n\n"
+        f"resolution {grid.get('size')}×{grid.get('size')}, {grid.get('pixel_mm', 0):.2f} mm pixels, "
+        f"slices every {grid.get('slice_mm')} mm; LPIPS: {manifest.get('lpips', 'n/a')}\n"
+        f"seconds by stage\n{seconds}\n  {'all four notebooks':<28}{total:8.1f} s\n"
+        f"peak memory {manifest['peak_memory_mb']} MB\neverything lies in {out}"
+    )

@@ -1,0 +1,164 @@
+"""Figures and the slice viewer. Every figure comes back from a function and is saved by name."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from IPython.display import Image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from petct_lib import WARNING
+from petct_lib.files import replacing
+
+CT_WINDOW_HU = (-1000, 400)  # lung and soft tissue both visible
+PET_WINDOW_SUV = (0, 6)
+ERROR_WINDOW = {"HU": (0, 400), "SUV": (0, 2)}
+DPI = 72
+STYLE = {
+    "SUV": {"cmap": "gray_r", "vmin": PET_WINDOW_SUV[0], "vmax": PET_WINDOW_SUV[1]},
+    "HU": {"cmap": "gray", "vmin": CT_WINDOW_HU[0], "vmax": CT_WINDOW_HU[1]},
+}
+METHOD_COLOURS = ("#999999", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: colour-blind safe
+
+
+def save(fig: Figure, run_dir: Path, name: str, alt: str) -> Image:
+    """Writes `run_dir/figures/name.png` and returns it for display, with a text alternative."""
+    data = io.BytesIO()
+    fig.savefig(data, format="png", dpi=DPI)
+    with replacing(Path(run_dir) / "figures" / f"{name}.png") as temporary:
+        temporary.write_bytes(data.getvalue())
+    return Image(data=data.getvalue(), format="png", alt=alt)
+
+
+def _panels(rows: int, columns: int, side: float = 2.1, synthetic: bool = False) -> tuple[Figure, np.ndarray]:
+    fig = Figure(figsize=(side * columns, side * rows + 0.35), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    if synthetic:
+        fig.supxlabel(WARNING, fontsize=7, color="#B00000")
+    return fig, axes
+
+
+def _show(axis: Axes, image: np.ndarray, unit: str, title: str = "") -> None:
+    axis.imshow(image, **STYLE[unit])
+    axis.set_title(title, fontsize=9)
+
+
+def triptych(pet_suv: np.ndarray, ct_hu: np.ndarray, alpha: float = 0.5) -> Figure:
+    """One slice: PET in inverted grey, CT, and PET in hot over CT. Both (H, W)."""
+    fig, axes = _panels(1, 3, side=2.6)
+    _show(axes[0, 0], pet_suv, "SUV", f"PET, SUV {PET_WINDOW_SUV[0]} to {PET_WINDOW_SUV[1]}")
+    _show(axes[0, 1], ct_hu, "HU", f"CT, {CT_WINDOW_HU[0]} to {CT_WINDOW_HU[1]} HU")
+    _show(axes[0, 2], ct_hu, "HU", "fused")
+    axes[0, 2].imshow(pet_suv, cmap="hot", vmin=PET_WINDOW_SUV[0], vmax=PET_WINDOW_SUV[1], alpha=alpha)
+    return fig
+
+
+def montage(images: Sequence[np.ndarray], unit: str, titles: Sequence[str], synthetic: bool = False) -> Figure:
+    """Slices of one unit side by side, each (H, W)."""
+    fig, axes = _panels(1, len(images), synthetic=synthetic)
+    for axis, image, title in zip(axes[0], images, titles, strict=True):
+        _show(axis, image, unit, title)
+    return fig
+
+
+def unpaired(pets_suv: np.ndarray, cts_hu: np.ndarray) -> Figure:
+    """PET slices of some patients above CT slices of others: what the CycleGAN learns from. Both (n, H, W)."""
+    fig, axes = _panels(2, len(pets_suv), side=1.7)
+    for k, (pet, ct) in enumerate(zip(pets_suv, cts_hu, strict=True)):
+        _show(axes[0, k], pet, "SUV", "PET" if k == 0 else "")
+        _show(axes[1, k], ct, "HU", "CT, other patients" if k == 0 else "")
+    return fig
+
+
+def losses(history: list[dict], title: str) -> Figure:
+    """The losses that `train.fit` returned, one line each, over the steps."""
+    fig = Figure(figsize=(7, 2.6), layout="constrained")
+    axis = fig.subplots()
+    for k, name in enumerate(key for key in history[0] if key != "step"):
+        axis.plot([r["step"] for r in history], [r[name] for r in history], label=name, color=METHOD_COLOURS[k], lw=1)
+    axis.set(xlabel="step", ylabel="loss", title=title)
+    axis.legend(fontsize=8, ncols=3, frameon=False)
+    return fig
+
+
+def translations(rows: Sequence[dict[str, np.ndarray]], source_unit: str, target_unit: str) -> Figure:
+    """One row a slice: source → coarse → refined → real → |refined − real|. Each dict holds (H, W) images by name."""
+    fig, axes = _panels(len(rows), 5, synthetic=True)
+    low, high = ERROR_WINDOW[target_unit]
+    for k, row in enumerate(rows):
+        _show(axes[k, 0], row["source"], source_unit, "source" if k == 0 else "")
+        for column, name in enumerate(("coarse", "refined", "real"), start=1):
+            _show(axes[k, column], row[name], target_unit, name if k == 0 else "")
+        axes[k, 4].imshow(np.abs(row["refined"] - row["real"]), cmap="magma", vmin=low, vmax=high)
+        axes[k, 4].set_title(f"error, {low} to {high} {target_unit}" if k == 0 else "", fontsize=9)
+    return fig
+
+
+def preview(source: np.ndarray, refined: np.ndarray, std: np.ndarray, source_unit: str, target_unit: str) -> Figure:
+    """One slice of a study that was translated: source, translation, and where it is unsure. All (H, W)."""
+    fig, axes = _panels(1, 3, side=2.6, synthetic=True)
+    _show(axes[0, 0], source, source_unit, "source")
+    _show(axes[0, 1], refined, target_unit, "translation")
+    axes[0, 2].imshow(std, cmap="magma", vmin=0)
+    axes[0, 2].set_title(f"spread, 0 to {std.max():.2g} {target_unit}", fontsize=9)
+    return fig
+
+
+def denoising_strip(coarse: np.ndarray, predictions: Sequence[np.ndarray], real: np.ndarray, unit: str) -> Figure:
+    """The walk of one sample: coarse, the prediction after each step, and the real image, each (H, W)."""
+    titles = ["coarse", *[f"step {k + 1}" for k in range(len(predictions))], "real"]
+    return montage([coarse, *predictions, real], unit, titles, synthetic=True)
+
+
+def uncertainty(std: np.ndarray, error: np.ndarray, body: np.ndarray, k: int, unit: str) -> Figure:
+    """Spread of the samples beside the absolute error, for slice k of (n, H, W) stacks, and error by decile of spread."""
+    fig = Figure(figsize=(8.4, 2.9), layout="constrained")
+    left, middle, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.3])
+    fig.supxlabel(WARNING, fontsize=7, color="#B00000")
+    top = float(np.percentile(std[body], 99.5)) or 1.0
+    left.imshow(std[k], cmap="magma", vmin=0, vmax=top)
+    left.set_title(f"spread, 0 to {top:.2g} {unit}", fontsize=9)
+    low, high = ERROR_WINDOW[unit]
+    middle.imshow(error[k], cmap="magma", vmin=low, vmax=high)
+    middle.set_title(f"|error|, {low} to {high} {unit}", fontsize=9)
+    for axis in (left, middle):
+        axis.set_axis_off()
+    groups = np.array_split(np.argsort(std[body], kind="stable"), 10)
+    right.bar(range(1, 11), [error[body][g].mean() for g in groups], color=METHOD_COLOURS[2])
+    right.set(xlabel="decile of the spread", ylabel=f"mean |error|, {unit}", title="does the spread know the error?")
+    right.title.set_fontsize(9)
+    return fig
+
+
+def patient_scores(rows: list[dict], metric: str, unit: dict[str, str]) -> Figure:
+    """One dot a test patient for every method, one panel a direction; the mean as a bar. n is patients, never slices."""
+    directions = list(dict.fromkeys(r["direction"] for r in rows))
+    fig = Figure(figsize=(4.2 * len(directions), 3.0), layout="constrained")
+    for axis, direction in zip(fig.subplots(1, len(directions), squeeze=False)[0], directions, strict=True):
+        chosen = [r for r in rows if r["direction"] == direction and r["metric"] == metric]
+        methods = list(dict.fromkeys(r["method"] for r in chosen))
+        for k, method in enumerate(methods):
+            values = [r["value"] for r in chosen if r["method"] == method]
+            axis.bar(k, np.mean(values), color=METHOD_COLOURS[k % 6], alpha=0.5)
+            axis.plot([k] * len(values), values, "o", color="black", ms=3)
+        axis.set_xticks(range(len(methods)), methods, rotation=30, ha="right", fontsize=8)
+        axis.set(title=f"{direction} (n = {len(values)} patients)", ylabel=f"body {metric}, {unit[direction]}")
+    return fig
+
+
+def slice_viewer(pet_suv: np.ndarray, ct_hu: np.ndarray) -> "object":
+    """Sliders over slice and fusion around `triptych`, for (n, H, W) stacks: an ipywidgets box."""
+    import ipywidgets
+
+    def show(k: int, alpha: float) -> Image:
+        data = io.BytesIO()
+        triptych(pet_suv[k], ct_hu[k], alpha).savefig(data, format="png", dpi=DPI)
+        return Image(data=data.getvalue(), format="png", alt=f"PET, CT and fused image of slice {k}")
+
+    k = ipywidgets.IntSlider(len(pet_suv) // 2, 0, len(pet_suv) - 1, description="slice")
+    alpha = ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="PET share")
+    return ipywidgets.interactive(show, k=k, alpha=alpha)
