@@ -1,4 +1,4 @@
-"""PET ↔ CT translation of the lung: CycleGAN with diffusion refinement. Research and teaching only, not for diagnosis."""
+"""PET ↔ CT translation of the lung: CycleGAN with diffusion refinement. For research and teaching, not diagnosis."""
 
 __version__ = "0.1.0"
 

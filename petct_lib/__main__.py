@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from petct_lib import InputError, __version__
+from petct_lib import WARNING, InputError, __version__
 from petct_lib.progress import bar
 
 
@@ -61,7 +61,7 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     p.add_argument("--direction", choices=("pet2ct", "ct2pet"), required=True)
     p.add_argument("--out", type=Path, required=True, help="new or empty folder for the results")
-    p.add_argument("--samples", type=int, default=2, help="samples averaged; their spread is the uncertainty (%(default)s)")
+    p.add_argument("--samples", type=int, default=2, help="samples averaged (%(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(command=_translate)
 
@@ -109,15 +109,17 @@ def _phantom(args: argparse.Namespace) -> int:
 
 def _translate(args: argparse.Namespace) -> int:
     from petct_lib import view
-    from petct_lib.translate import SOURCE, TARGET, UNIT, translate_study
+    from petct_lib.data import SOURCE, TARGET
+    from petct_lib.translate import UNIT, translate_study
 
     source, result = translate_study(
         args.path, args.run, args.direction, args.out, samples=args.samples, seed=args.seed
     )
     k = len(source) // 2
-    fig = view.preview(source[k], result.refined[k], result.std[k], UNIT[SOURCE[args.direction]], UNIT[TARGET[args.direction]])
+    units = UNIT[SOURCE[args.direction]], UNIT[TARGET[args.direction]]
+    fig = view.preview(source[k], result.refined[k], result.std[k], *units)
     view.save(fig, args.out, "preview", "source, translation and uncertainty of the middle slice")
-    print(f"{len(source)} slices in {args.out}: refined/, uncertainty/, figures/preview.png. Synthetic: not for diagnosis.")
+    print(f"{len(source)} slices in {args.out}: refined/, uncertainty/, figures/preview.png. {WARNING}")
     return 0
 
 

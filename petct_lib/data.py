@@ -213,6 +213,10 @@ class UnpairedBatches:
         """{"pet", "ct"}: (B, 1, H, W), independent slices, shifted at random by up to `shift` pixels."""
         return {kind: _draw(getattr(self, kind), self.size, self.shift, rng)[kind] for kind in ("pet", "ct")}
 
+    def fixed(self) -> dict[str, Tensor]:
+        """A batch that never changes, for previews."""
+        return self(np.random.default_rng(0))
+
     def describe(self) -> dict:
         return {"pet": self.pet.studies, "ct": self.ct.studies, "size": self.size, "shift": self.shift}
 
@@ -227,9 +231,13 @@ class PairedBatches:
 
     def __call__(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """{"source", "coarse", "target"}: (B, 1, H, W), all three shifted alike."""
-        picks = _Joined(self.slices, self.coarse)
-        batch = _draw(picks, self.size, self.shift, rng)
-        return {"source": batch[SOURCE[self.direction]], "coarse": batch["coarse"], "target": batch[TARGET[self.direction]]}
+        batch = _draw(_Joined(self.slices, self.coarse), self.size, self.shift, rng)
+        source, target = batch[SOURCE[self.direction]], batch[TARGET[self.direction]]
+        return {"source": source, "coarse": batch["coarse"], "target": target}
+
+    def fixed(self) -> dict[str, Tensor]:
+        """A batch that never changes, for previews."""
+        return self(np.random.default_rng(0))
 
     def describe(self) -> dict:
         return {"studies": self.slices.studies, "size": self.size, "shift": self.shift, "direction": self.direction}
@@ -265,6 +273,13 @@ def _moved(image: Tensor, dy: int, dx: int) -> Tensor:
         :, max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
     ]
     return out
+
+
+def spread_slices(prepared: Prepared, patient: str, kinds: tuple[str, ...], count: int) -> list[np.ndarray]:
+    """`count` slices of a patient's first study, evenly spread from the feet upwards, (count, H, W) for each kind."""
+    study = prepared.studies([patient])[0]
+    k = np.linspace(0, prepared.row(study)["slices"] - 1, count + 2).round().astype(int)[1:-1]
+    return [np.array(prepared.array(study, kind)[k]) for kind in kinds]
 
 
 def mean_atlas(prepared: Prepared, patients: list[str], kind: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A DICOM folder, zip or folder of zips → studies with aligned PET (SUV) and CT (HU), and reasons for what is left out."""
+"""A DICOM folder, zip or folder of zips → studies of PET (SUV) and CT (HU), with reasons for what is left out."""
 
 import hashlib
 import io
@@ -133,7 +133,7 @@ def pseudonym(patient_id: str, salt: str) -> str:
 
 
 def list_files(path: Path) -> list[FileRef]:
-    """All files of a folder, a zip, or a folder with zips (one level), sorted. Raises InputError where there are none."""
+    """All files of a folder, a zip, or a folder with zips, sorted. Raises InputError where there are none."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -272,7 +272,9 @@ def _best_pair(pets: list[Series], cts: list[Series], patient: str, study_id: st
     rest, chosen = [], None
     for pet in sorted(pets, key=lambda s: (-len(s.files), s.uid)):
         frame = pet.get("FrameOfReferenceUID")
-        partners = sorted((c for c in cts if c.get("FrameOfReferenceUID") == frame), key=lambda s: (-len(s.files), s.uid))
+        partners = sorted(
+            (c for c in cts if c.get("FrameOfReferenceUID") == frame), key=lambda s: (-len(s.files), s.uid)
+        )
         if chosen:
             rest.append((pet, "another PET series of this study was chosen: it has at least as many slices"))
         elif not frame or not partners:

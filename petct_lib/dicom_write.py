@@ -59,7 +59,7 @@ def write_ct(volume: Volume, folder: Path, subject: Subject, series_uid: str, ti
 
 
 def write_pet(volume: Volume, folder: Path, subject: Subject, series_uid: str, tracer: Tracer) -> list[Path]:
-    """An original PET series in BQML (volume.unit must be "Bq/ml"), per-slice rescale slope, decay corrected to START."""
+    """An original PET series in BQML (volume.unit "Bq/ml"), per-slice rescale slope, decay corrected to START."""
     if volume.unit != "Bq/ml":
         raise ValueError(f"write_pet needs a volume in Bq/ml, not {volume.unit!r}")
     base = _base(subject, series_uid, PositronEmissionTomographyImageStorage, "PT", tracer.scanned)
@@ -121,7 +121,8 @@ def _base(subject: Subject, series_uid: str, sop_class: str, modality: str, time
     ds.FrameOfReferenceUID = subject.frame_of_reference_uid
     ds.PositionReferenceIndicator = ""
     ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = subject.date
-    ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = time
+    ds.StudyTime = "000000"  # one for all series of a study
+    ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = time
     ds.Manufacturer = "petct_lib"
     ds.ManufacturerModelName = "petct_lib"
     ds.SoftwareVersions = __version__

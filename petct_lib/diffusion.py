@@ -78,7 +78,7 @@ class Refiner:
     def step(
         self, batch: dict[str, Tensor], rng: np.random.Generator, backward: Callable[[Tensor], None]
     ) -> dict[str, Tensor]:
-        """One update: L1 between y and its prediction at a random time of the grid. batch: "source", "coarse", "target"."""
+        """One update: L1 of the prediction at random times of the grid. batch: "source", "coarse", "target"."""
         x, c, y = batch["source"], batch["coarse"], batch["target"]
         times = rng.choice(time_grid(self.settings.steps), size=len(y))
         t = torch.as_tensor(times, dtype=y.dtype, device=y.device)
@@ -103,7 +103,7 @@ class Refiner:
 
     @torch.no_grad()
     def sample(self, x: Tensor, c: Tensor, generator: torch.Generator, steps: int | None = None) -> list[Tensor]:
-        """One sample of y: the predictions along the walk, the last one being the sample. `steps`: default as trained."""
+        """Predictions of y along one walk, the last one being the sample. `steps`: default as trained."""
         net = self.ema["denoiser"].module.eval()
 
         def predict(z: Tensor, t: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""HU and SUV ↔ the network's range [−1, 1]; exact inverses inside the window. Works on NumPy arrays and torch tensors."""
+"""HU and SUV ↔ the network's range [−1, 1], exact inverses inside the window, for NumPy arrays and torch tensors."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,9 @@ class Intensity:
 
     def __post_init__(self) -> None:
         if self.ct_high_hu <= self.ct_low_hu or self.suv_cap <= 0:
-            raise ValueError(f"empty intensity window: CT {self.ct_low_hu}..{self.ct_high_hu} HU, SUV cap {self.suv_cap}")
+            raise ValueError(
+                f"empty intensity window: CT {self.ct_low_hu}..{self.ct_high_hu} HU, SUV cap {self.suv_cap}"
+            )
 
 
 def encode_ct(ct_hu: Array, window: Intensity) -> Array:

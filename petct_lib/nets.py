@@ -118,7 +118,7 @@ class Denoiser(nn.Module):
 
 
 class TimeBlock(nn.Module):
-    """Two 3×3 convolutions with group norm; the time embedding scales and shifts between them (Dhariwal 2021, AdaGN)."""
+    """Two 3×3 convolutions with group norm; time scales and shifts between them (AdaGN, Dhariwal 2021)."""
 
     def __init__(self, a: int, b: int, time_width: int) -> None:
         super().__init__()

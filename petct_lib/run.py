@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -59,8 +60,8 @@ def load_params(profile: str) -> dict[str, dict]:
 def run_all(profile: str, data: str, out: Path, *, resume: bool = False, force: bool = False) -> None:
     """The four notebooks in order into the run folder `out`; prints the table, the seconds by stage and the folder.
 
-    A finished run of the same settings is only shown again. Raises InputError, and changes nothing, for bad input, for a
-    run of other settings in `out` (unless `force`), and for an unfinished one (unless `resume`).
+    A finished run of the same settings is only shown again. Raises InputError, and changes nothing, for bad input, for
+    a run of other settings in `out` (unless `force`), and for an unfinished one (unless `resume`).
     """
     params = load_params(profile)
     data = data if data == "phantom" else str(Path(data).resolve())
@@ -94,15 +95,15 @@ def _open_run(out: Path, asked: dict, resume: bool, force: bool) -> dict:
     old = read_json(path)
     differs = [key for key, value in asked.items() if old.get(key) != value]
     if differs:
-        raise InputError(f"{out}: holds a run with other {', '.join(differs)}; name another with --out, or pass --force")
+        raise InputError(
+            f"{out}: holds a run with other {', '.join(differs)}; name another with --out, or pass --force"
+        )
     if not old["finished"] and not resume:
         raise InputError(f"{out}: holds an unfinished run; pass --resume to go on, or --force to start again")
     return old
 
 
 def _run_notebooks(params: dict, data: str, out: Path, manifest: dict) -> None:
-    import shutil
-
     if manifest.pop("force", False) and out.exists():
         shutil.rmtree(out)
     out = out.resolve()
@@ -135,26 +136,45 @@ def _execute(notebook: str, parameters: dict, out: Path) -> None:
         papermill.execute_notebook(
             str(NOTEBOOK_DIR / f"{notebook}.ipynb"), str(out / "notebooks" / f"{notebook}.ipynb"), parameters,
             cwd=str(NOTEBOOK_DIR), kernel_name="python3", execution_timeout=CELL_TIMEOUT_S, progress_bar=False,
-            stderr_file=sys.stderr,
+            stderr_file=sys.stderr, extra_arguments=["--log-level=40"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         where = out / "notebooks" / f"{notebook}.ipynb"
         if error.ename == "InputError":
             raise InputError(f"{notebook}: {error.evalue}") from None
-        raise RuntimeError(f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {where})") from None
+        raise RuntimeError(
+            f"{notebook}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {where})"
+        ) from None
 
 
 def _provenance(out: Path) -> dict:
     """Versions, commit, machine, and what the notebooks recorded so far."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=NOTEBOOK_DIR, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=NOTEBOOK_DIR, capture_output=True, text=True, check=False)
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=NOTEBOOK_DIR, capture_output=True, text=True, check=False
+    )
     recorded = read_json(out / "stages.json") if (out / "stages.json").exists() else {}
     return {
         "petct_lib": __version__, "python": platform.python_version(), "versions": versions,
         "commit": git.stdout.strip() or None, "uncommitted_changes": bool(changed.stdout.strip()),
         "cores": os.cpu_count(), **recorded,
     }  # fmt: skip
+
+
+def fresh_folder(run_dir: Path, resume: bool) -> Path:
+    """The absolute run folder for notebook 01: as it is with `resume`, else emptied of an earlier run by the notebooks.
+
+    Only a folder without a manifest is emptied: InputError protects the runs of `python -m petct_lib run`.
+    """
+    run_dir = Path(run_dir).resolve()
+    if not resume and run_dir.exists() and any(run_dir.iterdir()):
+        if (run_dir / "manifest.json").exists() or not (run_dir / "stages.json").exists():
+            raise InputError(f"{run_dir}: is not a run of these notebooks alone; name another run_dir, or resume=True")
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record(run_dir)
+    return run_dir
 
 
 def record(run_dir: Path, **values: object) -> None:

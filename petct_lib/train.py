@@ -1,8 +1,8 @@
 """The training loop on accelerate: devices, precision, schedule, EMA, logs, atomic checkpoints, exact resume.
 
 A stage (`CycleGAN`, `Refiner`) has `nets`, `ema` and `optimisers` (by name), `step(batch, rng, backward) → losses`,
-`preview(batch) → picture`, and `extra_state` / `load_extra_state`. Every step draws its batch and noise from a generator seeded by (seed, step), so
-a resumed run sees what an uninterrupted one sees.
+`preview(batch) → picture`, and `extra_state` / `load_extra_state`. Every step draws its batch and noise from a
+generator seeded by (seed, step), so a resumed run sees what an uninterrupted one sees.
 """
 
 import math
@@ -62,13 +62,15 @@ def save_checkpoint(state: dict, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint's tensors and plain values; nothing in the file is executed. Raises InputError where it is not one."""
+    """A checkpoint's tensors and plain values; nothing in it is executed. Raises InputError where it is not one."""
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); remove it to train again") from None
+        raise InputError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); remove it to train again"
+        ) from None
 
 
 def state_of(stage: object, step: int, history: list[dict], origin: dict, accelerator: Accelerator) -> dict:
@@ -159,7 +161,7 @@ def _set_rate(stage: object, factor: float) -> None:
 
 
 def _log(writer: SummaryWriter | None, steps: tqdm, step: int, losses: dict[str, Tensor], checkpoint: Path) -> dict:
-    row = {key: float(value) for key, value in losses.items()}
+    row = {key: float(value.detach()) for key, value in losses.items()}
     bad = [key for key, value in row.items() if not math.isfinite(value)]
     if bad:
         saved = checkpoint if checkpoint.exists() else "none yet"

@@ -14,6 +14,7 @@ from petct_lib.data import FILL, SOURCE, TARGET, Prepared, Slices
 from petct_lib.diffusion import Refiner, RefinerSettings
 from petct_lib.files import read_json
 from petct_lib.intensity import DECODE, ENCODE, Intensity
+from petct_lib.suv import suv_factor
 from petct_lib.train import load_checkpoint, restore
 from petct_lib.volume import Volume, axial_grid, resample
 
@@ -63,7 +64,9 @@ def coarse_for(slices: Slices, generator: nn.Module, kind: str) -> Tensor:
 
 
 @torch.no_grad()
-def refine(refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed: int, steps: int | None = None) -> Tensor:
+def refine(
+    refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed: int, steps: int | None = None
+) -> Tensor:
     """Samples of the refiner, (samples, n, 1, H, W), encoded. Sample k depends on seed and k, not on the batch."""
     out = []
     for k in range(samples):
@@ -71,6 +74,12 @@ def refine(refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed:
         parts = [(x.to(refiner.device), c.to(refiner.device)) for x, c in _in_batches(source, coarse)]
         out.append(torch.cat([refiner.sample(x, c, generator, steps)[-1].clamp(-1, 1).cpu() for x, c in parts]))
     return torch.stack(out)
+
+
+def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
+    """The generator alone on (n, H, W) in SUV or HU; the result in the target's unit."""
+    x = torch.from_numpy(ENCODE[SOURCE[direction]](np.array(source), window))[:, None].float()
+    return DECODE[TARGET[direction]](coarse_images(cyclegan.generator(direction), x), window)[:, 0].numpy()
 
 
 def _in_batches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -99,14 +108,19 @@ class Translator:
 
         Network evaluations a slice: 1 for the generator, and samples × steps.
         """
-        x = torch.from_numpy(ENCODE[SOURCE[direction]](np.array(source), self.window))[:, None].float()
-        coarse = coarse_images(self.cyclegan.generator(direction), x)
+        x, coarse = self.encoded(source, direction)
         refined = refine(refiner or self.refiners[direction], x, coarse, samples, seed)
-        images = self._decode(refined, direction)  # (samples, n, H, W)
-        return Translation(self._decode(coarse, direction), images.mean(axis=0), images.std(axis=0))
+        images = self.decoded(refined, direction)  # (samples, n, H, W)
+        return Translation(self.decoded(coarse, direction), images.mean(axis=0), images.std(axis=0))
 
-    def _decode(self, image: Tensor, direction: str) -> np.ndarray:
-        return DECODE[TARGET[direction]](image, self.window)[..., 0, :, :].numpy()
+    def encoded(self, source: np.ndarray, direction: str) -> tuple[Tensor, Tensor]:
+        """Source (n, H, W) in SUV or HU → source and coarse image as the refiner takes them, (n, 1, H, W)."""
+        x = torch.from_numpy(ENCODE[SOURCE[direction]](np.array(source), self.window))[:, None].float()
+        return x, coarse_images(self.cyclegan.generator(direction), x)
+
+    def decoded(self, image: Tensor, direction: str) -> np.ndarray:
+        """(…, 1, H, W) in [−1, 1] → (…, H, W) in the target's unit."""
+        return DECODE[TARGET[direction]](image.cpu(), self.window)[..., 0, :, :].numpy()
 
 
 def export(
@@ -121,6 +135,21 @@ def export(
     ):
         volume = Volume(array, affine, UNIT[kind])
         dicom_write.write_derived(volume, folder / part, subject, description=what, seed=seed)
+
+
+def export_patient(run_dir: Path, prepared: Prepared, patient: str, result: Translation, direction: str) -> None:
+    """A patient's translation, study by study, to `run_dir/synthetic/<patient>/<direction>/`."""
+    folder, first = Path(run_dir) / "synthetic" / patient / direction, 0
+    studies = prepared.studies([patient])
+    for study in studies:
+        row = prepared.row(study)
+        part = slice(first, first + row["slices"])
+        one = Translation(result.coarse[part], result.refined[part], result.std[part])
+        seed = f"{prepared.fingerprint}|{study}|{direction}"
+        subject = dicom_write.Subject(patient, dicom_write.make_uid("study", seed), row["frame_of_reference_uid"])
+        place = folder / study if len(studies) > 1 else folder
+        export(one, np.array(row["affine"]), direction, place, subject, seed)
+        first = part.stop
 
 
 def read_source(path: Path, direction: str) -> tuple[Volume, str, str, str]:
@@ -138,9 +167,10 @@ def read_source(path: Path, direction: str) -> tuple[Volume, str, str, str]:
     if len({dicom.patient_of(s) for s in usable}) > 1:
         raise InputError(f"{path}: holds {modality} series of several patients; name the folder of one study")
     series = max(usable, key=lambda s: (len(s.files), s.uid))
-    factor = dicom.suv_factor(series.headers).factor if kind == "pet" else 1.0
+    factor = suv_factor(series.headers).factor if kind == "pet" else 1.0
     volume = dicom.load_series(series, factor, UNIT[kind])
-    return volume, str(series.get("FrameOfReferenceUID")), dicom.pseudonym(dicom.patient_of(series), series.uid), series.uid
+    patient = dicom.pseudonym(dicom.patient_of(series), series.uid)
+    return volume, str(series.get("FrameOfReferenceUID")), patient, series.uid
 
 
 def translate_study(

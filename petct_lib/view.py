@@ -115,7 +115,7 @@ def denoising_strip(coarse: np.ndarray, predictions: Sequence[np.ndarray], real:
 
 
 def uncertainty(std: np.ndarray, error: np.ndarray, body: np.ndarray, k: int, unit: str) -> Figure:
-    """Spread of the samples beside the absolute error, for slice k of (n, H, W) stacks, and error by decile of spread."""
+    """Spread of the samples beside the absolute error of slice k of (n, H, W) stacks, and error by decile of spread."""
     fig = Figure(figsize=(8.4, 2.9), layout="constrained")
     left, middle, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.3])
     fig.supxlabel(WARNING, fontsize=7, color="#B00000")
@@ -135,7 +135,7 @@ def uncertainty(std: np.ndarray, error: np.ndarray, body: np.ndarray, k: int, un
 
 
 def patient_scores(rows: list[dict], metric: str, unit: dict[str, str]) -> Figure:
-    """One dot a test patient for every method, one panel a direction; the mean as a bar. n is patients, never slices."""
+    """One dot a test patient for every method, one panel a direction; the mean as a bar. n is patients, not slices."""
     directions = list(dict.fromkeys(r["direction"] for r in rows))
     fig = Figure(figsize=(4.2 * len(directions), 3.0), layout="constrained")
     for axis, direction in zip(fig.subplots(1, len(directions), squeeze=False)[0], directions, strict=True):

@@ -8,7 +8,6 @@ from scipy import ndimage
 
 AIR_HU = -1024.0
 BODY_THRESHOLD_HU = -300.0  # between lung or fat and air; lungs are filled in afterwards
-LUNG_THRESHOLD_HU = -400.0  # aerated lung is darker, soft tissue and fat are brighter
 MASK_SPACING_MM = 3.0  # masks are made at about this spacing: fine enough for a body outline, fast enough for laptops
 COUCH_RADIUS_MM = 9.0  # an opening of this radius removes couch shells and cables, and keeps limbs
 
@@ -17,7 +16,8 @@ COUCH_RADIUS_MM = 9.0  # an opening of this radius removes couch shells and cabl
 class Volume:
     """A 3-D image in patient space.
 
-    array: (z, y, x). affine: (4, 4), maps index (x, y, z, 1) to patient millimetres (DICOM LPS). unit: "HU", "SUV", "1".
+    array: (z, y, x). affine: (4, 4), maps index (x, y, z, 1) to patient millimetres (DICOM LPS).
+    unit: "HU", "SUV", "Bq/ml", or "1" for masks.
     """
 
     array: np.ndarray
@@ -47,11 +47,6 @@ class Grid:
 
     size: tuple[int, int, int]
     affine: np.ndarray
-
-
-def grid_of(volume: Volume) -> Grid:
-    """The grid that a volume lies on."""
-    return Grid(tuple(int(n) for n in volume.size), volume.affine)
 
 
 def axial_affine(spacing_mm: tuple[float, float, float], origin_mm: np.ndarray) -> np.ndarray:
@@ -153,16 +148,6 @@ def body_mask(ct: Volume) -> Volume:
     body = (sizes >= 0.1 * sizes.max())[labels]
     body = np.stack([ndimage.binary_fill_holes(s) for s in body])
     return Volume(ndimage.binary_dilation(body), small.affine, "1")
-
-
-def lung_mask(ct: Volume, body: Volume) -> Volume:
-    """Aerated lung inside the body, bool, on the body mask's grid: HU under −400, no component below 20 ml. For scoring."""
-    small = resample(ct, grid_of(body), AIR_HU)
-    core = ndimage.binary_erosion(body.array, iterations=3)
-    labels, count = ndimage.label((small.array < LUNG_THRESHOLD_HU) & core)
-    volume_ml = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(small.spacing_mm) / 1000
-    volume_ml[0] = 0
-    return Volume((volume_ml > 20)[labels], small.affine, "1")
 
 
 def _ball(radius_mm: float, spacing_mm: np.ndarray) -> np.ndarray:

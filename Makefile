@@ -1,0 +1,48 @@
+# Everything sets up what it needs: `make` with Python 3.11 is all that a fresh machine must have.
+PYTHON ?= python3
+PROFILE ?= quick
+DATA ?= phantom
+NAME ?= $(PROFILE)
+BIN := .venv/bin
+STAMP := .venv/installed
+FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
+SHOWN := 01_triptych 03_strip 04_pet2ct 04_ct2pet 04_uncertainty 04_mae
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint lab figures notebooks clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@echo "  DATA=<folder, zip, or folder of zips>  NAME=<run's name>  PROFILE=smoke|quick|full  RESUME=1  FORCE=1"
+
+install: $(STAMP)  ## .venv with the pinned dependencies and the library (about 2 minutes)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $(STAMP)
+
+run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into runs/NAME
+	$(BIN)/python -m petct_lib run --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" $(FLAGS)
+
+test: $(STAMP) lint  ## ruff, pytest with coverage, and nbval over every notebook at its committed defaults
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+
+lint: $(STAMP)  ## ruff over code and notebooks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check petct_lib tests
+
+lab: $(STAMP)  ## JupyterLab at the notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+figures: run  ## the README's pictures, from the run (made first if it is missing)
+	cp $(SHOWN:%=runs/$(NAME)/figures/%.png) figures/
+
+notebooks: $(STAMP)  ## run the notebooks at their defaults and keep their outputs for the repository
+	$(BIN)/jupyter execute --inplace --timeout=900 notebooks/0*.ipynb
+	$(BIN)/nbstripout --keep-output --keep-count notebooks/0*.ipynb
+
+clean:  ## remove the smoke run and caches (not .venv, not other runs)
+	rm -rf runs/smoke .pytest_cache .ruff_cache .coverage
