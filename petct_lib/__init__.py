@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-WARNING = "SYNTHETIC IMAGE - NOT FOR DIAGNOSIS"
+WARNING = "SYNTHETIC - NOT FOR DIAGNOSIS"
 
 
 class InputError(Exception):

@@ -65,6 +65,8 @@ class ImagePool:
         return torch.stack([self._swap(image, rng) for image in fakes.detach()])
 
     def _swap(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        if self.size == 0:
+            return image
         if len(self.images) < self.size:
             self.images.append(image)
             return image

@@ -22,7 +22,6 @@ from petct_lib.volume import Volume, overlap_mm
 MAX_MEMBER_BYTES = 2 * 1024**3  # no slice is larger: a zip member that unpacks to more is refused
 GAP_TOLERANCE = 0.05  # slice distances may differ by this share of the median
 SHEAR_TOLERANCE_MM = 0.5  # slices may be off the stack's axis by this much; a tilted gantry is off by far more
-NOT_IMAGES = {"", ".txt", ".json", ".xml", ".csv", ".md", ".pdf", ".html", ".jpg", ".png"}
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "ImageType", "PatientID", "PatientWeight", "StudyInstanceUID", "SeriesInstanceUID",
     "SeriesNumber", "FrameOfReferenceUID", "Manufacturer", "SeriesDate", "SeriesTime", "AcquisitionDate",
@@ -50,8 +49,11 @@ class FileRef:
     member: str | None = None
 
     @property
-    def folder(self) -> str:
-        return f"{self.path}:{os.path.dirname(self.member)}" if self.member else str(self.path.parent)
+    def place(self) -> tuple[str, str]:
+        """Folder and suffix, which the files of a series share; in a UID as the name, no suffix."""
+        folder = f"{self.path}:{os.path.dirname(self.member)}" if self.member else str(self.path.parent)
+        suffix = Path(self.member or self.path).suffix.lower()
+        return folder, "" if suffix[1:].isdigit() else suffix
 
     def open(self) -> io.BytesIO | str:
         """What `pydicom.dcmread` takes. Raises InputError for a zip member that is too large."""
@@ -159,6 +161,11 @@ def _members(path: Path, name: str) -> list[FileRef]:
 def read_header(ref: FileRef) -> Dataset:
     """The header attributes that this module needs. Raises InputError where the file is not readable DICOM."""
     header = _read(ref, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+    for tag in list(header.keys()):
+        try:
+            header[tag]  # pydicom decodes a value when it is asked for
+        except Exception:  # whatever the decoder raises: a broken attribute counts as missing
+            del header[tag]
     if not header.get("SeriesInstanceUID") or not header.get("Modality"):
         raise InputError("not DICOM, or without SeriesInstanceUID and Modality")
     return header
@@ -176,19 +183,18 @@ def _read(ref: FileRef, **options: object) -> Dataset:
 
 
 def read_series(refs: Iterable[FileRef]) -> tuple[list[Series], list[LeftOut]]:
-    """Headers of all files, grouped by series. A broken file costs the series that shares its folder alone."""
-    groups, left_out, folders, broken = defaultdict(list), [], defaultdict(set), {}
+    """Headers of all files, grouped by series. A broken file costs the series that shares its place alone."""
+    groups, left_out, places, broken = defaultdict(list), [], defaultdict(set), {}
     for ref in refs:
         try:
             header = read_header(ref)
         except InputError as error:
             left_out.append(LeftOut(ref.name, str(error)))
-            if Path(ref.member or ref.path).suffix.lower() not in NOT_IMAGES:
-                broken[ref.folder] = ref.name
+            broken[ref.place] = ref.name
             continue
         groups[str(header.SeriesInstanceUID)].append((ref, header))
-        folders[ref.folder].add(str(header.SeriesInstanceUID))
-    lost = {uid: broken[f] for f, uids in folders.items() if f in broken and len(uids) == 1 for uid in uids}
+        places[ref.place].add(str(header.SeriesInstanceUID))
+    lost = {uid: broken[p] for p, uids in places.items() if p in broken and len(uids) == 1 for uid in uids}
     series = []
     for uid, members in groups.items():
         one = Series(uid, [m[0] for m in members], [m[1] for m in members])
@@ -215,6 +221,8 @@ def unusable(series: Series) -> str | None:
         return f"not an axial image: ImageType holds {', '.join(sorted(kinds))}"
     if any(int(h.get("NumberOfFrames") or 1) > 1 for h in series.headers):
         return "multi-frame files are not supported: convert them to one file a slice"
+    if not all(h.get("Rows") and h.get("Columns") for h in series.headers):
+        return "it has files without an image (Rows or Columns is missing)"
     corrected = series.get("CorrectedImage", None)
     if series.modality == "PT" and corrected and "ATTN" not in corrected:
         return "PET is not attenuation corrected (CorrectedImage has no ATTN)"
@@ -224,7 +232,8 @@ def unusable(series: Series) -> str | None:
 def find_pairs(path: Path, progress: Callable = iter) -> tuple[list[Pair], list[LeftOut], str]:
     """PET/CT pairs in `path`, what was left out, and the salt of the pseudonyms.
 
-    A PET is paired with a CT of the same study and frame of reference; among several, the one with most slices.
+    A PET is paired with a CT of the same study and frame of reference; among several PETs the one with most slices is
+    taken, among several CTs the one that covers most of the PET.
     The salt comes from the series UIDs, so that the same data gives the same pseudonyms, and only who has the data can
     make them. Raises InputError where nothing is there, nothing is DICOM, or no PET/CT pair can be used.
     """
@@ -271,24 +280,45 @@ def _pair_up(groups: dict, salt: str, left_out: list[LeftOut]) -> list[Pair]:
 def _best_pair(pets: list[Series], cts: list[Series], patient: str, study_id: str) -> tuple[Pair | None, list]:
     rest, chosen = [], None
     for pet in sorted(pets, key=lambda s: (-len(s.files), s.uid)):
-        frame = pet.get("FrameOfReferenceUID")
-        partners = sorted(
-            (c for c in cts if c.get("FrameOfReferenceUID") == frame), key=lambda s: (-len(s.files), s.uid)
-        )
         if chosen:
             rest.append((pet, "another PET series of this study was chosen: it has at least as many slices"))
-        elif not frame or not partners:
-            rest.append((pet, "no CT of the same study and frame of reference"))
-        else:
-            try:
-                chosen = Pair(study_id, patient, pet, partners[0], suv_factor(pet.headers))
-            except InputError as error:
-                rest.append((pet, str(error)))
+            continue
+        try:
+            chosen = Pair(study_id, patient, pet, _partner(pet, cts), suv_factor(pet.headers))
+        except InputError as error:
+            rest.append((pet, str(error)))
     for ct in cts:
         if not chosen or ct is not chosen.ct:
             why = "another CT series of this study was chosen" if chosen else "no usable PET of the same study"
             rest.append((ct, why))
     return chosen, rest
+
+
+def _partner(pet: Series, cts: list[Series]) -> Series:
+    """The CT in the PET's frame of reference that covers most of it; among equals, the one with most slices.
+
+    Raises InputError where there is none, or where the PET's own slices make no stack.
+    """
+    frame = pet.get("FrameOfReferenceUID")
+    same = [ct for ct in cts if frame and ct.get("FrameOfReferenceUID") == frame]
+    if not same:
+        raise InputError("no CT of the same study and frame of reference")
+    normal = geometry(pet.headers)[1][:3, 2]
+    return min(same, key=lambda ct: (-_covered(pet, ct, normal), -len(ct.files), ct.uid))
+
+
+def _covered(pet: Series, ct: Series, normal: np.ndarray) -> float:
+    """Share of the PET's slices between the CT's first and last, in tenths; −1 where the CT's slices make no stack.
+
+    normal: (3,), as long as the PET's slice distance, mm.
+    """
+    try:
+        geometry(ct.headers)
+    except InputError:
+        return -1.0
+    at, ends = (np.array([h.ImagePositionPatient for h in s.headers], float) @ normal for s in (pet, ct))
+    slack = normal @ normal  # one PET slice: the grids are offset
+    return round(float(np.mean((at >= ends.min() - slack) & (at <= ends.max() + slack))), 1)
 
 
 def load_pair(pair: Pair) -> Study:
@@ -345,16 +375,13 @@ def geometry(headers: list[Dataset]) -> tuple[list[int], np.ndarray]:
     Raises InputError for missing attributes, mixed orientations, duplicate positions, gaps and sheared stacks.
     Source: DICOM PS3.3 C.7.6.2.1.1.
     """
-    try:
-        cosines = np.array([h.ImageOrientationPatient for h in headers], float)
-        positions = np.array([h.ImagePositionPatient for h in headers], float)
-        row_mm, column_mm = (float(v) for v in headers[0].PixelSpacing)
-    except (AttributeError, TypeError, ValueError):
-        raise InputError("ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing or broken") from None
+    cosines, positions, spacings = _placement(headers)
     if len(headers) < 2:
         raise InputError("a single slice has no spacing: at least 2 are needed")
     if np.abs(cosines - cosines[0]).max() > 1e-3:
         raise InputError("the slices have different orientations")
+    if np.abs(spacings - spacings[0]).max() > 1e-3:
+        raise InputError("the slices have different PixelSpacing")
     along_x, along_y = cosines[0, :3], cosines[0, 3:]
     normal = np.cross(along_x, along_y)
     depth = positions @ normal
@@ -364,9 +391,21 @@ def geometry(headers: list[Dataset]) -> tuple[list[int], np.ndarray]:
     if np.abs(centred - np.outer(centred @ normal, normal)).max() > SHEAR_TOLERANCE_MM:
         raise InputError("the slices are shifted against each other (tilted gantry?): the stack is not a box")
     affine = np.eye(4)
-    affine[:3, :3] = np.stack([along_x * column_mm, along_y * row_mm, normal * step], axis=1)
+    affine[:3, :3] = np.stack([along_x * spacings[0, 1], along_y * spacings[0, 0], normal * step], axis=1)
     affine[:3, 3] = positions[order[0]]
     return order.tolist(), affine
+
+
+def _placement(headers: list[Dataset]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Direction cosines (n, 6), positions (n, 3) and row and column spacing (n, 2) of the slices."""
+    try:
+        rows = [[*h.ImageOrientationPatient, *h.ImagePositionPatient, *h.PixelSpacing] for h in headers]
+        table = np.array(rows, float)
+    except (AttributeError, TypeError, ValueError):
+        table = np.full((1, 11), np.nan)
+    if table.shape[1] != 11 or not np.isfinite(table).all() or table[:, 9:].min() <= 0:
+        raise InputError("ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing or broken")
+    return table[:, :6], table[:, 6:9], table[:, 9:]
 
 
 def _even_step(depth_mm: np.ndarray) -> float:

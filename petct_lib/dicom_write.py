@@ -49,10 +49,11 @@ def make_uid(*parts: object) -> str:
 
 
 def write_ct(volume: Volume, folder: Path, subject: Subject, series_uid: str, time: str = "100000") -> list[Path]:
-    """An original CT series, one file a slice, int16 HU with intercept −1024. Returns the paths, feet to head."""
+    """An original CT series, one file a slice, uint16 with intercept −1024 HU. Returns the paths, feet to head."""
     base = _base(subject, series_uid, CTImageStorage, "CT", time)
     base.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     base.SeriesDescription = "CT thorax"
+    base.PatientPosition = "HFS"
     base.KVP = 120
     base.AcquisitionNumber = 1
     return [_save(_ct_slice(base, volume, k), folder, k) for k in range(volume.array.shape[0])]
@@ -83,12 +84,12 @@ def write_derived(volume: Volume, folder: Path, subject: Subject, *, description
     sop_class = CTImageStorage if is_ct else PositronEmissionTomographyImageStorage
     base = _base(subject, make_uid(seed, description), sop_class, "CT" if is_ct else "PT", "000000")
     base.ImageType = ["DERIVED", "SECONDARY", "AXIAL"] if is_ct else ["DERIVED", "SECONDARY"]
-    base.SeriesDescription = f"{description} {WARNING}"[:64]
+    base.SeriesDescription = f"{description[: 63 - len(WARNING)]} {WARNING}"  # 64 characters at most, the warning whole
     base.DerivationDescription = f"{description} by petct_lib {__version__}. {WARNING}"
     base.ImageComments = WARNING
     base.BurnedInAnnotation = "NO"
     if is_ct:
-        base.KVP = None
+        base.PatientPosition = base.KVP = None
         base.AcquisitionNumber = None
     else:
         _pet_module(base, "GML", volume.array.shape[0])
@@ -126,7 +127,7 @@ def _base(subject: Subject, series_uid: str, sop_class: str, modality: str, time
     ds.Manufacturer = "petct_lib"
     ds.ManufacturerModelName = "petct_lib"
     ds.SoftwareVersions = __version__
-    ds.PatientPosition = "HFS"
+    ds.Laterality = ""  # unknown: the standard asks for it unless a body part is named
     return ds
 
 
@@ -135,6 +136,8 @@ def _pet_module(ds: Dataset, units: str, slices: int) -> None:
     ds.CountsSource = "EMISSION"
     ds.SeriesType = ["STATIC", "IMAGE"]
     ds.NumberOfSlices = slices
+    ds.PatientOrientationCodeSequence = []  # these two stand for PatientPosition in PET
+    ds.PatientGantryRelationshipCodeSequence = []
     ds.FrameReferenceTime = 0
     ds.ActualFrameDuration = 120000
     ds.CollimatorType = "RING"
@@ -146,6 +149,7 @@ def _pet_module(ds: Dataset, units: str, slices: int) -> None:
 def _radiopharmaceutical(subject: Subject, tracer: Tracer) -> Dataset:
     drug = Dataset()
     drug.Radiopharmaceutical = "FDG"
+    drug.RadionuclideCodeSequence = []
     drug.RadionuclideTotalDose = round(tracer.dose_bq)
     drug.RadionuclideHalfLife = tracer.half_life_s
     drug.RadiopharmaceuticalStartTime = tracer.injected
@@ -163,7 +167,7 @@ def _ct_slice(base: Dataset, volume: Volume, k: int) -> Dataset:
 def _pet_slice(base: Dataset, volume: Volume, k: int) -> Dataset:
     ds = _geometry(base, volume, k)
     # DICOM's decimal strings hold 16 characters: use the slope as it will be read back.
-    slope = float(f"{max(float(volume.array[k].max()), 1e-6) / STORED_MAX * 1.0001:.9e}")
+    slope = float(f"{max(float(np.abs(volume.array[k]).max()), 1e-6) / STORED_MAX * 1.0001:.9e}")
     ds.RescaleSlope, ds.RescaleIntercept = slope, 0
     ds.DecayFactor = 1.0
     ds.ImageIndex = k + 1

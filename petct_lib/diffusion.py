@@ -3,7 +3,9 @@
 y is the real target slice, c the coarse translation, x the source, all (B, 1, H, W) in [−1, 1]:
     z_t = (1 − t)·y + t·(c + σ·ε),   t in [0, 1],  ε from N(0, 1)
 The denoiser predicts y from (z_t, x, c) and t. Relatives: I2SB (Liu 2023), BBDM (Li 2023); training on the few times
-that sampling uses, as in Fast-DDPM (Jiang 2024).
+that sampling uses, as in Fast-DDPM (Jiang 2024). Sampling has no y: it puts its own prediction ŷ in y's place. So does
+training, in a share `on_policy` of its steps; with y itself the network learns to copy y out of z_t, and errs when the
+ŷ of sampling is wrong (exposure bias, Ning 2023).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +25,9 @@ class RefinerSettings:
 
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    steps: int = 4  # network evaluations a sample; sampling more gains little (see notebook 03)
+    steps: int = 2  # network evaluations a sample
     sigma: float = 0.1  # noise at t = 1, in network units: enough to vary the samples
+    on_policy: float = 1.0  # share of training steps whose z_t is walked to, as in sampling; 0: the textbook bridge
     lr: float = 4e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -38,29 +41,22 @@ def time_grid(steps: int) -> tuple[float, ...]:
     return tuple(1 - k / steps for k in range(steps))
 
 
-def bridge(y: Tensor, c: Tensor, t: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """z_t = (1 − t)·y + t·(c + σ·ε); t is (B,)."""
-    t = t.view(-1, 1, 1, 1)
-    return (1 - t) * y + t * (c + sigma * noise)
+def bridge(y: Tensor, start: Tensor, t: float) -> Tensor:
+    """z_t = (1 − t)·y + t·z_1, with z_1 = `start` = c + σ·ε."""
+    return (1 - t) * y + t * start
 
 
-def walk(
-    predict: Callable[[Tensor, float], Tensor], c: Tensor, times: Sequence[float], sigma: float,
-    generator: torch.Generator,
-) -> list[Tensor]:  # fmt: skip
-    """Predictions of y along the times, from z_1 = c + σ·ε; the last one is the sample.
+def walk(predict: Callable[[Tensor, float], Tensor], start: Tensor, times: Sequence[float]) -> list[Tensor]:
+    """Predictions of y along the times, from z_1 = `start` = c + σ·ε; the last one is the sample.
 
     Between times s < t the state is put back on the bridge, z_s = (1 − s)·ŷ + s·z_1 (deterministic, as I2SB's ODE).
-    predict: (z_t, t) → ŷ. generator: on the CPU, so that every device draws the same noise.
+    predict: (z_t, t) → ŷ.
     """
-    noise = torch.randn(c.shape, generator=generator).to(c)
-    start = c + sigma * noise
     z, predictions = start, []
     for k, t in enumerate(times):
         predictions.append(predict(z, t))
         if k + 1 < len(times):
-            s = times[k + 1]
-            z = (1 - s) * predictions[-1] + s * start
+            z = bridge(predictions[-1], start, times[k + 1])
     return predictions
 
 
@@ -78,18 +74,26 @@ class Refiner:
     def step(
         self, batch: dict[str, Tensor], rng: np.random.Generator, backward: Callable[[Tensor], None]
     ) -> dict[str, Tensor]:
-        """One update: L1 of the prediction at random times of the grid. batch: "source", "coarse", "target"."""
+        """One update: L1 of the prediction at one random time of the grid. batch: "source", "coarse", "target"."""
         x, c, y = batch["source"], batch["coarse"], batch["target"]
-        times = rng.choice(time_grid(self.settings.steps), size=len(y))
-        t = torch.as_tensor(times, dtype=y.dtype, device=y.device)
-        noise = torch.as_tensor(rng.standard_normal(y.shape, dtype=np.float32)).to(y)
-        z = bridge(y, c, t, noise, self.settings.sigma)
-        loss = (self.nets["denoiser"](torch.cat([z, x, c], dim=1), t) - y).abs().mean()
+        net, times = self.nets["denoiser"], time_grid(self.settings.steps)
+        k, walked = int(rng.integers(len(times))), rng.random() < self.settings.on_policy
+        start = c + self.settings.sigma * torch.from_numpy(rng.standard_normal(c.shape, dtype=np.float32)).to(c)
+        clean = y
+        if walked and k > 0:
+            with torch.no_grad():
+                clean = walk(self._predictor(net, x, c), start, times[:k])[-1]
+        z = bridge(clean, start, times[k])
+        loss = (self._predictor(net, x, c)(z, times[k]) - y).abs().mean()
         self.optimisers["denoiser"].zero_grad(set_to_none=True)
         backward(loss)
         self.optimisers["denoiser"].step()
-        self.ema["denoiser"].update_parameters(self.nets["denoiser"])
+        self.ema["denoiser"].update_parameters(net)
         return {"l1": loss}
+
+    @staticmethod
+    def _predictor(net: nn.Module, x: Tensor, c: Tensor) -> Callable[[Tensor, float], Tensor]:
+        return lambda z, t: net(torch.cat([z, x, c], dim=1), torch.full((len(z),), t, dtype=z.dtype, device=z.device))
 
     @property
     def device(self) -> torch.device:
@@ -103,13 +107,13 @@ class Refiner:
 
     @torch.no_grad()
     def sample(self, x: Tensor, c: Tensor, generator: torch.Generator, steps: int | None = None) -> list[Tensor]:
-        """Predictions of y along one walk, the last one being the sample. `steps`: default as trained."""
+        """Predictions of y along one walk, the last one being the sample. `steps`: default as trained.
+
+        generator: on the CPU, so that every device draws the same noise.
+        """
+        start = c + self.settings.sigma * torch.randn(c.shape, generator=generator).to(c)
         net = self.ema["denoiser"].module.eval()
-
-        def predict(z: Tensor, t: float) -> Tensor:
-            return net(torch.cat([z, x, c], dim=1), torch.full((len(z),), t, dtype=z.dtype, device=z.device))
-
-        return walk(predict, c, time_grid(steps or self.settings.steps), self.settings.sigma, generator)
+        return walk(self._predictor(net, x, c), start, time_grid(steps or self.settings.steps))
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimiser: the settings."""

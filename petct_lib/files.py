@@ -16,7 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
-        if path.is_dir():
+        if path.is_dir() and temporary.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:

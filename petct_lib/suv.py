@@ -57,13 +57,16 @@ def _from_counts(headers: list[Dataset]) -> SuvFactor:
 
 
 def _private_number(header: Dataset, tag: tuple[int, int]) -> float | None:
-    value = header[tag].value if tag in header else None
-    if isinstance(value, bytes):
-        value = value.decode("ascii", "ignore").strip("\0 ")
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        return float(_private_text(header, tag))
+    except ValueError:
         return None
+
+
+def _private_text(header: Dataset, tag: tuple[int, int]) -> str:
+    """In implicit VR files private values arrive as bytes."""
+    value = header[tag].value if tag in header else ""
+    return value.decode("ascii", "ignore").strip("\0 ") if isinstance(value, bytes) else str(value)
 
 
 def _from_activity(headers: list[Dataset], scale: float, label: str) -> SuvFactor:
@@ -113,7 +116,8 @@ def _reference_time(headers: list[Dataset], half_life_s: float) -> tuple[datetim
     if series <= acquisition:
         return series, "the series time"
     if GE_SCAN_TIME in first:
-        return _parse(str(first[GE_SCAN_TIME].value), "GE private scan time (0009,100D)"), "the GE private scan time"
+        scan = _parse(_private_text(first, GE_SCAN_TIME), "GE private scan time (0009,100D)")
+        return scan, "the GE private scan time"
     return acquisition - _frame_offset(earliest, half_life_s), "the acquisition time less the frame's offset"
 
 
@@ -150,10 +154,11 @@ def _date_time(header: Dataset, date: str, time: str) -> datetime:
 
 
 def _parse(text: str, what: str) -> datetime:
+    """YYYYMMDDHHMM[SS[.FFFFFF]], a zone ignored. strptime alone would read HHMM as single digits."""
     digits, _, fraction = text.strip().split("+")[0].split("-")[0].partition(".")
     try:
-        moment = datetime.strptime(digits, "%Y%m%d%H%M%S")
-    except ValueError:
+        moment = datetime.strptime(digits, {12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}[len(digits)])
+        return moment + timedelta(seconds=float(f"0.{fraction.strip() or 0}"))
+    except (KeyError, ValueError):
         # The value itself is a date of the patient's: it is not repeated in the message.
         raise InputError(f"PET {what} is missing or not a date and time") from None
-    return moment + timedelta(seconds=float(f"0.{fraction.strip() or 0}"))

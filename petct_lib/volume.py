@@ -100,19 +100,15 @@ def resample(volume: Volume, grid: Grid, fill: float) -> Volume:
     """
     is_mask = volume.array.dtype == bool
     values = volume.array.astype(np.float32)
-    ratio = np.linalg.norm(grid.affine[:3, :3], axis=0) / volume.spacing_mm
-    if np.allclose(_direction(grid.affine), _direction(volume.affine), atol=1e-3):
-        sigma = np.where(ratio > 1, 0.42 * np.sqrt(np.maximum(ratio**2 - 1, 0)), 0)[::-1]
-        values = ndimage.gaussian_filter(values, sigma, truncate=3.0, mode="nearest") if sigma.any() else values
+    # How far the new grid's steps reach along each old axis, in old voxels, whatever way either of them points.
+    ratio = np.linalg.norm(np.linalg.inv(volume.affine[:3, :3]) @ grid.affine[:3, :3], axis=1)
+    sigma = 0.42 * np.sqrt(np.where(ratio > 1 + 1e-3, ratio**2 - 1, 0))[::-1]
+    values = ndimage.gaussian_filter(values, sigma, truncate=3.0, mode="nearest") if sigma.any() else values
     reference = sitk.Image([int(n) for n in grid.size], sitk.sitkUInt8)
     _set_geometry(reference, grid.affine)
     image = to_sitk(Volume(values, volume.affine, volume.unit))
     out = sitk.GetArrayFromImage(sitk.Resample(image, reference, sitk.Transform(), sitk.sitkLinear, float(fill)))
     return Volume(out > 0.5 if is_mask else out, grid.affine, volume.unit)
-
-
-def _direction(affine: np.ndarray) -> np.ndarray:
-    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
 
 
 def inside(volume: Volume, grid: Grid) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""Fixtures that several files share: a small phantom as DICOM, its prepared slices, and one finished smoke run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from petct_lib.data import Prepared, SliceSettings, prepare
+from petct_lib.phantom import PhantomSettings, write_phantom
+
+ROOT = Path(__file__).parent.parent
+SMALL = PhantomSettings(ct_pixel_mm=4.0, ct_size=104, ct_slice_mm=8.0, pet_slice_mm=8.0)
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory) -> Path:
+    """Five small phantom patients as DICOM."""
+    return write_phantom(tmp_path_factory.mktemp("phantom"), 5, 0, SMALL)
+
+
+@pytest.fixture(scope="session")
+def prepared(phantom_dir, tmp_path_factory) -> Prepared:
+    """Their slices, 32×32, every 16 mm."""
+    return prepare(phantom_dir, tmp_path_factory.mktemp("run") / "prepared", SliceSettings(32, None, 16.0))
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> Path:
+    """The four notebooks through papermill, as `make run PROFILE=smoke` runs them."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    done = petct("run", "--profile", "smoke", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (out / "terminal.txt").write_text(done.stdout)
+    return out
+
+
+def petct(*arguments: str) -> subprocess.CompletedProcess:
+    """`python -m petct_lib …` as a user calls it."""
+    command = [sys.executable, "-m", "petct_lib", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ})

@@ -1,0 +1,55 @@
+"""The commands' help, exit codes and output."""
+
+import json
+
+import pytest
+from conftest import petct
+
+from petct_lib.__main__ import main
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["ingest"], ["phantom"], ["translate"]])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: python -m petct_lib" in capsys.readouterr().out
+
+
+def test_a_wrong_command_line_exits_2():
+    with pytest.raises(SystemExit) as stop:
+        main(["translate", "x"])
+    assert stop.value.code == 2
+
+
+def test_ingest_prints_json_and_nothing_else(phantom_dir):
+    done = petct("ingest", str(phantom_dir), "--json")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert len(report["studies"]) == 5
+    assert {"id", "pet", "ct", "suv_factor", "suv_rule"} <= set(report["studies"][0])
+    assert report["left_out"] == [{"what": "truth.json", "reason": report["left_out"][0]["reason"]}]
+
+
+def test_ingest_as_text_names_rule_and_grid(phantom_dir, capsys):
+    assert main(["ingest", str(phantom_dir / "PHANTOM-0000")]) == 0
+    text = capsys.readouterr().out
+    assert "1 usable studies" in text
+    assert "BQML: dose decayed to the series time" in text
+    assert "104×104" in text
+
+
+def test_ingest_without_anything_usable_exits_2(tmp_path, phantom_dir, capsys):
+    assert main(["ingest", str(tmp_path)]) == 2
+    assert "the folder is empty" in capsys.readouterr().err
+    assert main(["ingest", str(phantom_dir / "PHANTOM-0000" / "CT")]) == 2
+    assert "no usable PET/CT pair" in capsys.readouterr().err
+
+
+def test_phantom_writes_dicom_and_refuses_a_full_folder(tmp_path, capsys):
+    assert main(["phantom", str(tmp_path / "p"), "--patients", "1", "--seed", "3"]) == 0
+    assert "1 patients" in capsys.readouterr().out
+    assert (tmp_path / "p" / "truth.json").exists()
+    assert main(["phantom", str(tmp_path / "p"), "--patients", "1"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["phantom", str(tmp_path / "q"), "--patients", "0"]) == 2

@@ -1,0 +1,95 @@
+"""What holds the project together: pins, imports one way, files that other tools read."""
+
+import ast
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from conftest import ROOT
+
+import petct_lib
+
+ORDER = (  # imports point upwards only
+    ("files", "progress", "volume", "suv", "intensity", "nets"),
+    ("metrics", "dicom", "dicom_write", "cyclegan", "diffusion", "train"),
+    ("phantom", "data"),
+    ("translate", "view"),
+    ("evaluate",),
+    ("run",),
+    ("__main__",),
+)
+
+
+def test_pyproject_repeats_the_pins_of_environment_yml():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    [pins] = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert environment["dependencies"][0] == "python=3.11"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert sorted(project["dependencies"]) == sorted(pins)
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", pin) for pin in pins)
+
+
+def test_the_fixed_packages_are_there():
+    pins = (ROOT / "environment.yml").read_text()
+    for name in ["torch", "jupyterlab", "matplotlib", "pydicom", "scikit-image", "lpips", "ipywidgets", "nbval", "papermill"]:
+        assert f"- {name}==" in pins
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("petct_lib"):
+            parts = node.module.split(".")
+            yield from parts[1:2] or [alias.name for alias in node.names if alias.name.islower()]
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("petct_lib."))
+
+
+def test_imports_point_one_way():
+    rank = {name: level for level, names in enumerate(ORDER) for name in names}
+    modules = {p.stem: p for p in (ROOT / "petct_lib").glob("*.py") if p.stem != "__init__"}
+    assert set(modules) == set(rank)
+    for name, path in modules.items():
+        for imported in imports_of(path):
+            assert rank[imported] <= rank[name], f"{name} imports {imported}"
+            assert name not in imports_of(modules[imported]), f"{name} and {imported} import each other"
+
+
+@pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT / "petct_lib").glob("*.py")))
+def test_every_module_has_a_docstring_and_documented_public_names(module):
+    tree = ast.parse((ROOT / "petct_lib" / f"{module}.py").read_text())
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+
+
+def test_every_module_has_a_test_file():
+    tested = {p.stem.removeprefix("test_") for p in (ROOT / "tests").glob("test_*.py")}
+    modules = {p.stem.strip("_") for p in (ROOT / "petct_lib").glob("*.py")} - {"init"}
+    assert modules <= tested
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == petct_lib.__version__
+    assert f"## {petct_lib.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert any("10.7937/tcia.2019.zjjwb9ip" in str(r.get("doi")) for r in citation["references"])
+
+
+def test_make_help_lists_the_targets():
+    text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("install", "run", "test", "lab", "figures"):
+        assert f"make {target}" in text
+
+
+def test_ci_calls_the_readmes_test_command():
+    assert (ROOT / ".ci" / "run").read_text().strip().endswith("make test")
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_pictures_of_the_readme_exist():
+    pictures = re.findall(r"\]\((figures/[^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(pictures) >= 3
+    assert {ROOT / p for p in pictures} == set((ROOT / "figures").glob("*.png"))

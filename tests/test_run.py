@@ -1,0 +1,233 @@
+"""The pipeline as the commands run it: a finished run's files, bad input, and what must not be overwritten."""
+
+import json
+import math
+import shutil
+
+import pytest
+import yaml
+from conftest import ROOT, petct
+
+from petct_lib import InputError
+from petct_lib.cyclegan import CycleGANSettings
+from petct_lib.data import ROLES
+from petct_lib.files import read_json, write_json
+from petct_lib.metrics import read_scores
+from petct_lib.run import (
+    NOTEBOOK_DIR,
+    NOTEBOOKS,
+    fresh_folder,
+    load_params,
+    record,
+    require,
+    stage,
+    summary,
+)
+
+METHODS = {"copy", "atlas", "cyclegan", "refiner_l1", "refined"}
+METRICS = {"mae", "mse", "rmse", "psnr", "ssim", "spectrum"}
+
+
+def test_a_run_leaves_what_the_architecture_names(smoke_run):
+    for name in (*(f"notebooks/{n}.ipynb" for n in NOTEBOOKS), "checkpoints/cyclegan.pt", "metrics.json", "figures"):
+        assert (smoke_run / name).exists(), name
+    splits = read_json(smoke_run / "splits.json")
+    assert list(splits) == list(ROLES)
+    assert len({p for members in splits.values() for p in members}) == 6
+    for patient in splits["test"]:
+        for direction in ("pet2ct", "ct2pet"):
+            assert any((smoke_run / "synthetic" / patient / direction / "refined").glob("*.dcm"))
+
+
+def test_scores_hold_every_method_and_metric_for_every_test_patient(smoke_run):
+    rows, splits = read_scores(smoke_run / "scores.csv"), read_json(smoke_run / "splits.json")
+    assert {r["patient"] for r in rows} == set(splits["test"])
+    for direction in ("pet2ct", "ct2pet"):
+        found = {(r["method"], r["metric"]) for r in rows if r["direction"] == direction}
+        assert {(method, metric) for method in METHODS for metric in METRICS} <= found
+    assert all(math.isfinite(r["value"]) for r in rows)
+    assert {r["unit"] for r in rows if r["metric"] == "mae"} == {"HU", "SUV"}
+    metrics = read_json(smoke_run / "metrics.json")
+    mine = [r["value"] for r in rows if (r["direction"], r["method"], r["metric"]) == ("pet2ct", "refined", "mae")]
+    assert metrics["pet2ct"]["refined"]["body"]["mae"]["mean"] == pytest.approx(sum(mine) / len(mine))
+    assert metrics["pet2ct"]["refined"]["body"]["mae"]["n"] == len(splits["test"])
+
+
+def test_manifest_says_what_was_run(smoke_run):
+    manifest = read_json(smoke_run / "manifest.json")
+    assert manifest["finished"]
+    assert manifest["parameters"]["02_cyclegan_training"]["steps"] == 40
+    assert set(manifest["seconds"]) == set(NOTEBOOKS)
+    assert manifest["stage_seconds"]["cyclegan training"] > 0
+    assert manifest["peak_memory_mb"] > 100
+    assert manifest["data_source"] == "phantom"
+    assert len(manifest["data_fingerprint"]) == 64
+    assert manifest["versions"]["torch"].startswith("2.")
+    assert manifest["suv_rules"] == ["BQML: dose decayed to the series time"]
+    text = (smoke_run / "terminal.txt").read_text()
+    assert "refiner_l1" in text
+    assert str(smoke_run) in text
+    assert "cyclegan training" in text
+
+
+def test_no_patient_id_reaches_what_a_run_writes(smoke_run):
+    for path in smoke_run.rglob("*"):
+        if path.is_file() and "phantom" not in path.relative_to(smoke_run).parts:
+            assert b"PHANTOM-0" not in path.read_bytes(), path
+
+
+def test_executed_notebooks_hold_no_error(smoke_run):
+    for name in NOTEBOOKS:
+        book = json.loads((smoke_run / "notebooks" / f"{name}.ipynb").read_text())
+        kinds = {o["output_type"] for c in book["cells"] if c["cell_type"] == "code" for o in c["outputs"]}
+        assert "error" not in kinds
+
+
+def test_a_finished_run_is_shown_again_and_other_settings_are_refused(smoke_run):
+    before = (smoke_run / "scores.csv").stat().st_mtime_ns
+    again = petct("run", "--profile", "smoke", "--out", str(smoke_run))
+    assert again.returncode == 0
+    assert "refiner_l1" in again.stdout
+    other = petct("run", "--profile", "quick", "--out", str(smoke_run))
+    assert other.returncode == 2
+    assert "holds a run with other profile" in other.stderr
+    assert "Traceback" not in other.stderr
+    assert (smoke_run / "scores.csv").stat().st_mtime_ns == before
+
+
+def test_an_unfinished_run_is_resumed_only_when_told(smoke_run, tmp_path):
+    out = tmp_path / "half"
+    shutil.copytree(smoke_run, out)
+    manifest = read_json(out / "manifest.json")
+    write_json({**manifest, "finished": False, "done": list(NOTEBOOKS[:3])}, out / "manifest.json")
+    (out / "scores.csv").unlink()
+    refused = petct("run", "--profile", "smoke", "--out", str(out))
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    checkpoint = (out / "checkpoints" / "cyclegan.pt").stat().st_mtime_ns
+    done = petct("run", "--profile", "smoke", "--out", str(out), "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (out / "scores.csv").read_text() == (smoke_run / "scores.csv").read_text()
+    assert (out / "checkpoints" / "cyclegan.pt").stat().st_mtime_ns == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no such file or folder"),
+        (lambda folder: folder.mkdir(), "the folder is empty"),
+        (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text("hello")), "no readable DICOM"),
+    ],
+)
+def test_bad_data_exits_2_and_writes_nothing(tmp_path, make, message):
+    make(tmp_path / "data")
+    done = petct("run", "--profile", "smoke", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_pet_without_ct_and_too_few_patients(phantom_dir, tmp_path):
+    for k in range(4):
+        shutil.copytree(phantom_dir / f"PHANTOM-000{k}" / "PT", tmp_path / "pets" / str(k))
+    alone = petct("run", "--profile", "smoke", "--data", str(tmp_path / "pets"), "--out", str(tmp_path / "a"))
+    assert alone.returncode == 2
+    assert "no CT of the same study" in alone.stderr
+    one = phantom_dir / "PHANTOM-0000"
+    few = petct("run", "--profile", "smoke", "--data", str(one), "--out", str(tmp_path / "b"))
+    assert few.returncode == 2
+    assert "1 patients with a usable PET/CT pair" in few.stderr
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = petct("run", "--profile", "smoke", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_unknown_parameters_profiles_and_notebooks_are_errors(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("02_cyclegan_training: {stepps: 10}")
+    with pytest.raises(InputError, match=r"02_cyclegan_training has no parameter stepps"):
+        load_params(str(path))
+    done = petct("run", "--profile", str(path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert not (tmp_path / "out").exists()
+    path.write_text("05_else: {seed: 1}")
+    with pytest.raises(InputError, match="05_else"):
+        load_params(str(path))
+    with pytest.raises(InputError, match="there are full, quick, smoke"):
+        load_params("fast")
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "full"])
+def test_every_parameter_of_the_profiles_exists(profile):
+    assert set(load_params(profile)) == set(NOTEBOOKS)
+
+
+def test_smoke_is_what_the_committed_defaults_are():
+    import papermill
+
+    for notebook, values in load_params("smoke").items():
+        defaults = papermill.inspect_notebook(str(NOTEBOOK_DIR / f"{notebook}.ipynb"))
+        for key, value in values.items():
+            assert yaml.safe_load(defaults[key]["default"].replace("None", "null")) == value, (notebook, key)
+
+
+def test_full_is_the_papers_configuration():
+    gan = load_params("full")["02_cyclegan_training"]
+    paper = CycleGANSettings()
+    assert (gan["epochs"], gan["batch_size"], gan["lr"]) == (200, 4, 2e-4)
+    for key in ("width", "blocks", "patch_layers", "lambda_cycle", "lambda_identity", "pool_size", "lr"):
+        assert gan[key] == getattr(paper, key)
+    assert load_params("full")["01_data_exploration"]["size"] == 256
+
+
+def test_notebooks_say_what_to_run_first(tmp_path):
+    with pytest.raises(InputError, match=r"run 01_data_exploration\.ipynb first"):
+        require(tmp_path, "02_cyclegan_training")
+    (tmp_path / "splits.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run 02_cyclegan_training\.ipynb first"):
+        require(tmp_path, "04_evaluation")
+
+
+def test_fresh_folder_empties_notebook_runs_only(tmp_path):
+    folder = fresh_folder(tmp_path / "r", False)
+    (folder / "old").write_text("x")
+    assert (fresh_folder(folder, True) / "old").exists()
+    assert not (fresh_folder(folder, False) / "old").exists()
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="is not a run of these notebooks"):
+        fresh_folder(folder, False)
+
+
+def test_record_merges_and_stage_times(tmp_path):
+    record(tmp_path, a={"x": 1}, b=2)
+    record(tmp_path, a={"y": 2})
+    with stage(tmp_path, "nap"):
+        pass
+    held = read_json(tmp_path / "stages.json")
+    assert held["a"] == {"x": 1, "y": 2}
+    assert held["b"] == 2
+    assert held["stage_seconds"]["nap"] >= 0
+
+
+def test_summary_names_resolution_and_folder(smoke_run):
+    text = summary(smoke_run)
+    assert "32×32" in text
+    assert "peak memory" in text
+
+
+def test_real_patients_through_ingest():
+    path = ROOT.parent / "shared" / "data" / "sts" / "STS_008.zip"
+    if not path.exists():
+        pytest.skip("the real patients of shared/data are not beside this checkout")
+    done = petct("ingest", str(path), "--json")
+    assert done.returncode == 0
+    [study] = json.loads(done.stdout)["studies"]
+    assert study["suv_rule"].startswith("GML")
+    assert study["ct"]["size"] == [141, 137, 51]

@@ -1,0 +1,139 @@
+"""A trained (smoke) run applied to arrays and to DICOM studies."""
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from conftest import petct
+
+from petct_lib import WARNING, InputError
+from petct_lib.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.data import Prepared
+from petct_lib.dicom import find_pairs, list_files, load_series, read_series
+from petct_lib.diffusion import Refiner, RefinerSettings
+from petct_lib.files import read_json
+from petct_lib.intensity import Intensity
+from petct_lib.translate import (
+    Translator,
+    coarse_images,
+    load_cyclegan,
+    read_source,
+    refine,
+    translate_coarse,
+    translate_study,
+)
+
+
+@pytest.fixture(scope="module")
+def translator(smoke_run):
+    return Translator(smoke_run)
+
+
+@pytest.fixture(scope="module")
+def source(smoke_run):
+    prepared = Prepared(smoke_run / "prepared")
+    return np.array(prepared.of_patient(prepared.patients[0], "pet"))
+
+
+def test_translation_is_in_the_targets_unit_and_window(translator, source):
+    result = translator(source, "pet2ct", samples=2, seed=0)
+    assert result.coarse.shape == result.refined.shape == result.std.shape == source.shape
+    assert result.refined.min() >= -1024
+    assert result.refined.max() <= 1500
+    assert result.std.max() > 0
+    assert not np.array_equal(result.coarse, result.refined)
+
+
+def test_same_seed_same_translation(translator, source):
+    a, b, c = (translator(source, "pet2ct", samples=1, seed=s).refined for s in (1, 1, 2))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_one_sample_has_no_spread(translator, source):
+    assert translator(source, "pet2ct", samples=1, seed=0).std.max() == 0
+
+
+def test_mean_and_spread_are_those_of_the_samples(translator, source):
+    x, c = translator.encoded(source, "pet2ct")
+    images = translator.decoded(refine(translator.refiners["pet2ct"], x, c, 3, 0), "pet2ct")
+    result = translator(source, "pet2ct", samples=3, seed=0)
+    assert images.shape == (3, *source.shape)
+    assert np.allclose(result.refined, images.mean(axis=0))
+    assert np.allclose(result.std, images.std(axis=0))
+
+
+def test_batching_does_not_change_the_generators_images(monkeypatch):
+    net, x = CycleGAN(CycleGANSettings(4, 1, 2)).generator("pet2ct"), torch.rand(5, 1, 16, 16)
+    whole = coarse_images(net, x)
+    monkeypatch.setattr("petct_lib.translate.BATCH", 2)
+    assert torch.allclose(coarse_images(net, x), whole, atol=1e-5)
+
+
+def test_batching_does_not_repeat_the_noise(monkeypatch):
+    refiner = Refiner(RefinerSettings(8, (1, 2), 1, 0.5))
+    refiner.sample = lambda x, c, generator, steps: [torch.randn(c.shape, generator=generator)]
+    monkeypatch.setattr("petct_lib.translate.BATCH", 1)
+    noise = refine(refiner, torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8), 1, 0)
+    assert not torch.equal(noise[0, 0], noise[0, 1])
+
+
+def test_the_averaged_generator_translates(smoke_run, source):
+    stage = load_cyclegan(smoke_run / "checkpoints" / "cyclegan.pt")
+    before = translate_coarse(stage, source, "pet2ct", Intensity())
+    for parameter in stage.nets["G_pet2ct"].parameters():
+        torch.nn.init.zeros_(parameter)
+    assert np.array_equal(translate_coarse(stage, source, "pet2ct", Intensity()), before)
+
+
+@pytest.mark.parametrize(("direction", "modality", "unit"), [("pet2ct", "CT", "HU"), ("ct2pet", "PT", "GML")])
+def test_translate_command_writes_derived_series(smoke_run, phantom_dir, tmp_path, direction, modality, unit):
+    study, out = phantom_dir / "PHANTOM-0001", tmp_path / "out"
+    done = petct("translate", str(study), "--run", str(smoke_run), "--direction", direction, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    original = find_pairs(study)[0][0].pet
+    for part in ("refined", "uncertainty"):
+        ds = pydicom.dcmread(sorted((out / part).iterdir())[0])
+        assert ds.Modality == modality
+        assert list(ds.ImageType)[:2] == ["DERIVED", "SECONDARY"]
+        assert WARNING in ds.SeriesDescription
+        assert ds.FrameOfReferenceUID == original.get("FrameOfReferenceUID")
+        assert ds.StudyInstanceUID != original.get("StudyInstanceUID")
+        assert (ds.RescaleType if modality == "CT" else ds.Units) == unit
+    assert (out / "figures" / "preview.png").stat().st_size > 3000
+    written = b"".join(p.read_bytes() for p in out.rglob("*") if p.is_file())
+    assert b"PHANTOM-0001" not in written
+
+
+def test_exported_values_are_those_of_the_translation(smoke_run, phantom_dir, tmp_path):
+    source, result = translate_study(phantom_dir / "PHANTOM-0001", smoke_run, "pet2ct", tmp_path / "out")
+    [series] = read_series(list_files(tmp_path / "out" / "refined"))[0]
+    back = load_series(series, 1.0, "HU")
+    assert np.abs(back.array - result.refined).max() <= 0.5
+    assert source.shape == result.refined.shape
+    assert np.allclose(back.spacing_mm[:2], read_json(smoke_run / "prepared" / "index.json")["grid"]["pixel_mm"])
+
+
+def test_the_source_modality_alone_is_enough(phantom_dir):
+    volume, frame, patient, _ = read_source(phantom_dir / "PHANTOM-0001" / "PT", "pet2ct")
+    assert volume.unit == "SUV"
+    assert frame
+    assert patient.startswith("p-")
+    with pytest.raises(InputError, match="no usable CT series for ct2pet"):
+        read_source(phantom_dir / "PHANTOM-0001" / "PT", "ct2pet")
+
+
+def test_several_patients_are_refused(phantom_dir):
+    with pytest.raises(InputError, match="several patients"):
+        read_source(phantom_dir, "pet2ct")
+
+
+def test_translate_refuses_a_full_folder_and_a_missing_run(smoke_run, phantom_dir, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not empty"):
+        translate_study(phantom_dir / "PHANTOM-0001", smoke_run, "pet2ct", tmp_path)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        translate_study(phantom_dir / "PHANTOM-0001", tmp_path, "pet2ct", tmp_path / "out")
+    with pytest.raises(InputError, match="direction 'ct2ct'"):
+        translate_study(phantom_dir / "PHANTOM-0001", smoke_run, "ct2ct", tmp_path / "out")
+    assert (tmp_path / "note.txt").read_text() == "mine"

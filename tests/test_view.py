@@ -1,0 +1,89 @@
+"""Figures show what they are given, and say so when it is synthetic."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from petct_lib import WARNING, view
+
+RNG = np.random.default_rng(0)
+PET, CT = RNG.uniform(0, 6, (4, 16, 16)), RNG.uniform(-1000, 400, (4, 16, 16))
+
+
+def images_of(fig):
+    return [image.get_array() for axis in fig.axes for image in axis.get_images()]
+
+
+def test_triptych_shows_pet_ct_and_both():
+    pet, ct, under, over = images_of(view.triptych(PET[0], CT[0]))
+    assert np.array_equal(pet, PET[0])
+    assert np.array_equal(ct, CT[0])
+    assert np.array_equal(under, CT[0])
+    assert np.array_equal(over, PET[0])
+
+
+def test_unpaired_has_a_row_for_each_modality():
+    assert len(images_of(view.unpaired(PET, CT))) == 8
+
+
+def test_translations_show_the_error():
+    row = {"source": PET[0], "coarse": CT[0], "refined": CT[1], "real": CT[2]}
+    shown = images_of(view.translations([row, row], "SUV", "HU"))
+    assert len(shown) == 10
+    assert np.allclose(shown[4], np.abs(CT[1] - CT[2]))
+
+
+def test_uncertainty_bars_are_the_deciles_mean_error():
+    std = np.linspace(0, 1, 100).reshape(1, 10, 10)
+    fig = view.uncertainty(std, 3 * std, np.ones((1, 10, 10), bool), 0, "SUV")
+    heights = [patch.get_height() for patch in fig.axes[2].patches]
+    assert heights == pytest.approx([3 * std.ravel()[10 * k : 10 * k + 10].mean() for k in range(10)])
+
+
+def test_patient_scores_plot_one_dot_a_patient():
+    rows = [
+        {"direction": "pet2ct", "method": m, "patient": p, "metric": "mae", "value": v}
+        for m, values in (("a", (1, 3)), ("b", (2, 2)))
+        for p, v in zip("xy", values, strict=True)
+    ]
+    fig = view.patient_scores(rows, "mae", {"pet2ct": "HU"})
+    assert [line.get_ydata().tolist() for line in fig.axes[0].lines] == [[1, 3], [2, 2]]
+    assert [bar.get_height() for bar in fig.axes[0].patches] == [2, 2]
+    assert "n = 2 patients" in fig.axes[0].get_title()
+
+
+def test_losses_draw_one_line_a_loss():
+    fig = view.losses([{"step": 0, "a": 1.0, "b": 2.0}, {"step": 1, "a": 0.5, "b": 1.0}], "losses")
+    assert [line.get_label() for line in fig.axes[0].lines] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "fig",
+    [
+        view.translations([{"source": PET[0], "coarse": CT[0], "refined": CT[1], "real": CT[2]}], "SUV", "HU"),
+        view.denoising_strip(CT[0], [CT[1]], CT[2], "HU"),
+        view.uncertainty(PET, PET, PET > 0, 0, "SUV"),
+        view.preview(PET[0], CT[0], CT[1] - CT.min(), "SUV", "HU"),
+    ],
+)
+def test_synthetic_figures_carry_the_warning(fig):
+    assert fig.get_supxlabel() == WARNING
+
+
+def test_saved_pictures_are_png_files_with_a_text_alternative(tmp_path):
+    shown = view.save(view.triptych(PET[0], CT[0]), tmp_path, "t", "a PET and a CT")
+    assert imread(tmp_path / "figures" / "t.png").ndim == 3
+    assert shown.alt == "a PET and a CT"
+    assert [p.name for p in (tmp_path / "figures").iterdir()] == ["t.png"]
+
+
+def test_viewer_moves_through_the_slices(monkeypatch):
+    seen = []
+    real = view.triptych
+    monkeypatch.setattr(view, "triptych", lambda pet, ct, alpha: seen.append((pet, alpha)) or real(pet, ct, alpha))
+    box = view.slice_viewer(PET, CT)
+    box.update()
+    box.children[0].value = 3
+    box.children[1].value = 0.2
+    assert np.array_equal(seen[-1][0], PET[3])
+    assert seen[-1][1] == 0.2
