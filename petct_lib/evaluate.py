@@ -1,12 +1,13 @@
 """Every method on every test patient: the rows of `scores.csv`."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from petct_lib import metrics
+from petct_lib import metrics, perceptual
 from petct_lib.data import SOURCE, TARGET, Prepared, copied, mean_atlas
 from petct_lib.intensity import Intensity
 from petct_lib.translate import UNIT, Translator, load_refiner
@@ -47,14 +48,14 @@ def score_patients(
     """One row a score: each method on each patient, all their slices together, over the body of the real CT."""
     kind = TARGET[direction]
     low, high = CT_RANGE_HU if kind == "ct" else (0.0, window.suv_cap)
+    lpips = lpips_model and partial(perceptual.lpips, model=lpips_model, window=LPIPS_WINDOW[kind])
     rows = []
     for patient in progress(patients):
         source, real = (np.array(prepared.of_patient(patient, k)) for k in (SOURCE[direction], kind))
         body = np.array(prepared.of_patient(patient, "body"))
         for name, method in named.items():
             scores = metrics.score_patient(
-                real, method(source), body, data_range=high - low, unit=UNIT[kind], clip=(low, high),
-                lpips_model=lpips_model, lpips_window=LPIPS_WINDOW[kind],
-            )  # fmt: skip
+                real, method(source), body, data_range=high - low, unit=UNIT[kind], clip=(low, high), lpips=lpips
+            )
             rows.extend({"direction": direction, "method": name, "patient": patient, **row} for row in scores)
     return rows

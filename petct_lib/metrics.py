@@ -5,28 +5,19 @@ Arrays are a patient's stack (n, H, W) in physical units (HU or SUV); a mask is 
 """
 
 import csv
-import functools
-import hashlib
-import importlib.util
 import io
-import json
 import math
-import os
-import re
-import socket
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from http.client import HTTPException
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import stats
 from scipy.signal.windows import hann
 from skimage.metrics import structural_similarity
 
-if TYPE_CHECKING:
-    import torch
+from petct_lib.files import replacing, write_json
 
 SCORE_COLUMNS = ("direction", "method", "patient", "region", "metric", "value", "unit")
 KEY_COLUMNS = SCORE_COLUMNS[:5]  # they name one score; a second row with the same five is an error
@@ -34,19 +25,14 @@ TABLE_COLUMNS = {"mae": "MAE", "rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "
 INTERVAL_COLUMNS = ("mae", "ssim")  # the table shows the interval of these two, and has no room for more
 WANG_2004 = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # SSIM as it was published
 POWER_FLOOR = 1e-12  # of the real images' strongest ring; power below it is the rounding of float32
-ALEXNET_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet_Weights.IMAGENET1K_V1, 233 MB
-ALEXNET_SHA256 = "7be5be79"  # the first digits, those in the file's name
-ALEXNET_URL = f"https://download.pytorch.org/models/{ALEXNET_FILE}"
-DOWNLOAD_TIMEOUT_S = 10.0  # for each answer of the server: without a network it must fail fast
-LPIPS_BATCH = 16  # slices at a time: bounds the memory, changes no score
 
 Row = dict[str, Any]  # one score, by SCORE_COLUMNS
 
 
-def _checked(
+def checked(
     real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both stacks as float64 and the mask as bool; ValueError if they cannot be scored."""
+    """Both stacks (n, H, W) as float64 and the mask as bool; ValueError if they cannot be scored."""
     real, synthetic = np.asarray(real, np.float64), np.asarray(synthetic, np.float64)
     if real.shape != synthetic.shape or real.ndim != 3:
         raise ValueError(f"real {real.shape} and synthetic {synthetic.shape} must have one shape (n, H, W)")
@@ -61,7 +47,8 @@ def _checked(
     return real, synthetic, mask
 
 
-def _check_range(name: str, low: float, high: float) -> None:
+def check_range(name: str, low: float, high: float) -> None:
+    """ValueError unless low < high, both finite."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"{name} must be finite and increasing, not {low} to {high}")
 
@@ -71,13 +58,13 @@ def mae(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None)
 
     Stacks (n, H, W). ValueError for unequal shapes, an empty or non-bool mask, and non-finite values.
     """
-    real, synthetic, mask = _checked(real, synthetic, mask)
+    real, synthetic, mask = checked(real, synthetic, mask)
     return float(np.abs(real - synthetic)[mask].mean())
 
 
 def mse(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Mean squared error over the mask, in the images' unit squared. Shapes and errors as for `mae`."""
-    real, synthetic, mask = _checked(real, synthetic, mask)
+    real, synthetic, mask = checked(real, synthetic, mask)
     return float(np.square(real - synthetic)[mask].mean())
 
 
@@ -92,7 +79,7 @@ def psnr(real: np.ndarray, synthetic: np.ndarray, *, data_range: float, mask: np
     `data_range` is the width of the fixed clip, one for all patients, never an image's own maximum; it must be
     above 0. Shapes and errors as for `mae`.
     """
-    _check_range("0 to data_range", 0.0, data_range)
+    check_range("0 to data_range", 0.0, data_range)
     error = mse(real, synthetic, mask)
     return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
 
@@ -104,8 +91,8 @@ def ssim(real: np.ndarray, synthetic: np.ndarray, *, data_range: float, mask: np
     border count too, which skimage's own mean leaves out. `data_range` as for `psnr`, shapes and errors as for
     `mae`; slices smaller than 11x11 are a ValueError.
     """
-    _check_range("0 to data_range", 0.0, data_range)
-    real, synthetic, mask = _checked(real, synthetic, mask)
+    check_range("0 to data_range", 0.0, data_range)
+    real, synthetic, mask = checked(real, synthetic, mask)
     total = 0.0
     for i in np.flatnonzero(mask.any(axis=(1, 2))):
         _, local = structural_similarity(real[i], synthetic[i], data_range=data_range, full=True, **WANG_2004)  # (H, W)
@@ -120,7 +107,7 @@ def radial_power_spectrum(stack: np.ndarray) -> np.ndarray:
     Nyquist (r = min(H, W) // 2) to the corner of the plane, for that is where a checkerboard is. Each slice's mean is
     taken off first: the window would leak it into ring 1. Errors as for `mae`.
     """
-    stack, _, _ = _checked(stack, stack)
+    stack, _, _ = checked(stack, stack)
     n, height, width = stack.shape
     window = np.outer(hann(height, sym=False), hann(width, sym=False))  # (H, W)
     power = sum(np.abs(np.fft.fft2((image - image.mean()) * window)) ** 2 for image in stack) / n  # (H, W)
@@ -136,123 +123,13 @@ def spectrum_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     much). It cannot tell structure from noise: noise of the right strength buys it, so read it beside MAE. Shapes
     and errors as for `mae`, and ValueError for constant real images. Power under the floor counts as the floor.
     """
-    real, synthetic, _ = _checked(real, synthetic)
+    real, synthetic, _ = checked(real, synthetic)
     if not np.ptp(real, axis=(1, 2)).any():
         raise ValueError(f"real {real.shape} has constant slices only: no spectrum to compare with")
     power_real, power_synthetic = radial_power_spectrum(real)[1:], radial_power_spectrum(synthetic)[1:]
     floor = POWER_FLOOR * power_real.max()
     difference = np.log(np.maximum(power_real, floor)) - np.log(np.maximum(power_synthetic, floor))
     return float(np.sqrt(np.mean(difference**2)))
-
-
-class LpipsUnavailable(RuntimeError):
-    """The pretrained AlexNet cannot be had; the message says why, which file it is and where to put it."""
-
-
-def find_alexnet(path: str | Path | None = None) -> Path:
-    """The checked file of AlexNet's weights: `path`, else $PETCT_ALEXNET, else torch.hub's folder, else downloaded.
-
-    A file that is named but missing, a failed download and a file with another SHA-256 raise LpipsUnavailable.
-    """
-    import torch
-
-    named = path or os.environ.get("PETCT_ALEXNET")
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    place = Path(named).expanduser() if named else folder / ALEXNET_FILE
-    help_text = f"put {ALEXNET_FILE} ({ALEXNET_URL}) into {folder}, or its path into PETCT_ALEXNET"
-    if named and not place.is_file():
-        raise LpipsUnavailable(f"there is no file {place}; {help_text}")
-    if not place.is_file():
-        try:
-            _download_alexnet(place)
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise LpipsUnavailable(f"{ALEXNET_FILE} could not be downloaded ({error}); {help_text}") from error
-    with place.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(ALEXNET_SHA256):
-        raise LpipsUnavailable(f"{place} has SHA-256 {digest[:8]}…, not {ALEXNET_SHA256}…; {help_text}")
-    return place
-
-
-def _download_alexnet(place: Path) -> None:
-    """torch.hub's download, which checks the SHA-256 and renames at the end; OSError without a network."""
-    import torch
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(ALEXNET_URL, str(place), hash_prefix=ALEXNET_SHA256, progress=False)
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-@functools.cache  # it runs once, and the cache keeps the library object, and with it the definitions, alive
-def _ensure_torchvision_imports() -> "torch.library.Library | None":
-    """Let a CUDA-built torchvision be imported beside a CPU torch; None where its own extension loads.
-
-    Such an import fails with "operator torchvision::nms does not exist", though LPIPS never calls these operators:
-    declaring the names that torchvision wants to describe is enough.
-    """
-    import torch
-
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return None  # the import that follows says so better
-    folder = Path(spec.origin).parent
-    try:
-        torch.ops.load_library(str(next(folder.glob("_C.*"), folder / "_C.so")))
-        return None
-    except OSError:
-        library = torch.library.Library("torchvision", "FRAGMENT")  # unlike DEF, not the only one allowed
-    described = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
-    for name in re.findall(r'register_fake\("torchvision::(\w+)"\)', described):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor x) -> Tensor")
-    return library
-
-
-def lpips_model(path: str | Path | None = None) -> "torch.nn.Module":
-    """LPIPS v0.1 (Zhang et al. 2018) on the real pretrained AlexNet; LpipsUnavailable as for `find_alexnet`."""
-    import torch
-
-    return _lpips_on(torch.load(find_alexnet(path), map_location="cpu", weights_only=True))
-
-
-def _lpips_on(trunk: "dict[str, torch.Tensor]") -> "torch.nn.Module":
-    """LPIPS' trained heads, from the package, on AlexNet's layers `trunk` (named as in torchvision); quiet, frozen."""
-    _ensure_torchvision_imports()
-    import lpips as package
-    import torch
-
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the random start must not cost a seed
-        warnings.simplefilter("ignore")
-        model = package.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)  # heads go to the CPU
-    # lpips cuts the trunk into slices: its "slice2.3.weight" is torchvision's "features.3.weight"
-    model.net.load_state_dict({name: trunk[f"features.{name.split('.', 1)[1]}"] for name in model.net.state_dict()})
-    return model.requires_grad_(False).eval()
-
-
-def lpips(real: np.ndarray, synthetic: np.ndarray, model: "torch.nn.Module", *, window: tuple[float, float]) -> float:
-    """Perceptual distance by `model`, the mean over slices; no unit, 0 for identical images (Zhang et al. 2018).
-
-    Stacks (n, H, W), clipped to the display window (low, high) in their unit, scaled to [-1, 1] and repeated to
-    three channels. Errors as for `mae`, and ValueError for an empty window.
-    """
-    import torch
-
-    real, synthetic, _ = _checked(real, synthetic)
-    low, high = window
-    _check_range("window", low, high)
-    device = next(model.parameters()).device
-    total = 0.0
-    for start in range(0, len(real), LPIPS_BATCH):
-        pair = np.stack([stack[start : start + LPIPS_BATCH, None] for stack in (real, synthetic)])  # (2, B, 1, H, W)
-        scaled = 2 * (np.clip(pair, low, high) - low) / (high - low) - 1
-        colour = torch.from_numpy(scaled.astype(np.float32)).to(device).expand(-1, -1, 3, -1, -1)  # (2, B, 3, H, W)
-        with torch.no_grad():
-            total += float(model(colour[0], colour[1]).sum())
-    return total / len(real)
 
 
 def score_patient(
@@ -263,21 +140,18 @@ def score_patient(
     data_range: float,
     unit: str,
     clip: tuple[float, float],
-    lpips_model: "torch.nn.Module | None" = None,
-    lpips_window: tuple[float, float] | None = None,
+    lpips: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> list[Row]:
     """Scores of one patient's stack (n, H, W) in the body: rows of region, metric, value and unit.
 
-    Both stacks are clipped to `clip` (low, high). `spectrum` and `lpips` need whole slices: they take those with
-    some body, everything outside it set to low in both stacks, so that air and couch do not count. `lpips` needs
-    the model and its display window. The mask is used for scoring only. Errors as for `mae`; no mask is one too.
+    Both stacks are clipped to `clip` (low, high). `spectrum` and `lpips` (of two stacks, see `perceptual.lpips`) need
+    whole slices: they take those with some body, everything outside it set to low in both stacks, so that air and
+    couch do not count. The mask is used for scoring only. Errors as for `mae`; no mask is one too.
     """
     if mask is None:
         raise ValueError("no mask: scores of the body would be swollen by air and couch")
-    if lpips_model is not None and lpips_window is None:
-        raise ValueError("lpips_model is given without lpips_window, its display window (low, high)")
-    real, synthetic, mask = _checked(real, synthetic, mask)
-    _check_range("clip", *clip)
+    real, synthetic, mask = checked(real, synthetic, mask)
+    check_range("clip", *clip)
     real, synthetic = np.clip(real, *clip), np.clip(synthetic, *clip)
     slices = mask.any(axis=(1, 2))
     real_body, synthetic_body = (np.where(mask, stack, clip[0])[slices] for stack in (real, synthetic))
@@ -289,8 +163,8 @@ def score_patient(
         ("ssim", ssim(real, synthetic, data_range=data_range, mask=mask), "1"),
         ("spectrum", spectrum_distance(real_body, synthetic_body), "1"),
     ]
-    if lpips_model is not None:
-        scores.append(("lpips", lpips(real_body, synthetic_body, lpips_model, window=lpips_window), "1"))
+    if lpips is not None:
+        scores.append(("lpips", lpips(real_body, synthetic_body), "1"))
     return [{"region": "body", "metric": metric, "value": value, "unit": unit} for metric, value, unit in scores]
 
 
@@ -310,16 +184,6 @@ def _check_rows(rows: Iterable[Row]) -> None:
             raise ValueError(f"{quantity} is in {units[quantity]} and in {row['unit']}")
 
 
-def _write_atomically(path: str | Path, text: str) -> None:
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_scores(rows: Sequence[Row], path: str | Path) -> None:
     """Write scores as csv, a row a score, under a temporary name first; ValueError for a repeated score."""
     _check_rows(rows)
@@ -327,7 +191,8 @@ def write_scores(rows: Sequence[Row], path: str | Path) -> None:
     writer = csv.DictWriter(text, SCORE_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "value": float(row["value"])} for row in rows)
-    _write_atomically(path, text.getvalue())
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8", newline="\n")
 
 
 def read_scores(path: str | Path) -> list[Row]:
@@ -340,7 +205,7 @@ def read_scores(path: str | Path) -> list[Row]:
 
 def write_metrics(rows: Sequence[Row], path: str | Path) -> None:
     """Write `aggregate(rows)` as JSON, under a temporary name first."""
-    _write_atomically(path, json.dumps(aggregate(rows), indent=2, allow_nan=False) + "\n")
+    write_json(aggregate(rows), Path(path))
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:

@@ -124,6 +124,8 @@ def _reference_time(headers: list[Dataset], half_life_s: float) -> tuple[datetim
 def _frame_offset(header: Dataset, half_life_s: float) -> timedelta:
     """FrameReferenceTime less the time of average count rate in the frame, both from the acquisition's start."""
     reference_s = _number(header, "FrameReferenceTime", "ms from the series' reference time") / 1000
+    if reference_s == 0:  # not the time of a mean: CPS scanners write 0 and correct to the earliest acquisition
+        return timedelta(0)
     duration_s = _positive(header, "ActualFrameDuration", "the frame's duration in ms") / 1000
     decay = math.log(2) / half_life_s
     x = decay * duration_s
@@ -144,7 +146,8 @@ def _uptake_s(injected: datetime, reference: datetime) -> float:
     uptake = reference - injected
     if uptake < timedelta(0) or uptake > MAX_UPTAKE:
         raise InputError(
-            f"PET injection is {uptake.total_seconds():.0f} s before the reference time: it must be between 0 and 24 h"
+            f"PET injection (RadiopharmaceuticalStartDateTime or StartTime) is {uptake.total_seconds():.0f} s before the "
+            "reference time: it must be between 0 and 24 h"
         )
     return uptake.total_seconds()
 
