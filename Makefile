@@ -41,8 +41,8 @@ figures: run  ## the README's pictures, from the run (made first if it is missin
 	cp $(SHOWN:%=runs/$(NAME)/figures/%.png) figures/
 
 notebooks: $(STAMP)  ## run the notebooks at their defaults and keep their outputs for the repository
-	$(BIN)/jupyter execute --inplace --timeout=900 notebooks/0*.ipynb
+	PETCT_PLAIN_PROGRESS=1 $(BIN)/jupyter execute --inplace --timeout=900 notebooks/0*.ipynb
 	$(BIN)/nbstripout --keep-output --keep-count notebooks/0*.ipynb
 
-clean:  ## remove the smoke run and caches (not .venv, not other runs)
-	rm -rf runs/smoke .pytest_cache .ruff_cache .coverage
+clean:  ## remove the notebooks' own run and caches (not .venv, not other runs)
+	rm -rf runs/notebooks .pytest_cache .ruff_cache .coverage

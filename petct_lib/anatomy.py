@@ -80,7 +80,7 @@ class Canvas:
 
 
 def draw_anatomy(c: Canvas, rng: np.random.Generator, sex: str, couch_below_mm: float | None) -> None:
-    """Everything but lesions, from the trunk inwards; the couch where `couch_below_mm` says how far below the centre."""
+    """Everything but lesions, from the trunk inwards; the couch if `couch_below_mm` says how far below the centre."""
     wall = _draw_trunk(c, rng, sex)
     _draw_chest(c, rng, wall)
     _draw_abdomen(c, rng)

@@ -39,7 +39,8 @@ def find_alexnet(path: str | Path | None = None) -> Path:
     named = path or os.environ.get("PETCT_ALEXNET")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     place = Path(named).expanduser() if named else folder / ALEXNET_FILE
-    help_text = f"put {ALEXNET_FILE} ({ALEXNET_URL}) into {folder}, or its path into PETCT_ALEXNET"
+    shown = str(folder).replace(str(Path.home()), "~")  # the message ends up in notebooks, the home folder should not
+    help_text = f"put {ALEXNET_FILE} ({ALEXNET_URL}) into {shown}, or its path into PETCT_ALEXNET"
     if named and not place.is_file():
         raise LpipsUnavailable(f"there is no file {place}; {help_text}")
     if not place.is_file():

@@ -23,6 +23,7 @@ from petct_lib.progress import PLAIN, bar
 
 NOTEBOOK_DIR = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = ("01_data_exploration", "02_cyclegan_training", "03_diffusion_refinement", "04_evaluation")
+DEFAULT_RUN = NOTEBOOK_DIR.parent / "runs" / "notebooks"  # the `run_dir` that the notebooks are committed with
 MAKES = {  # what each notebook leaves in the run folder for the next ones
     "01_data_exploration": "splits.json",
     "02_cyclegan_training": "checkpoints/cyclegan.pt",
@@ -197,14 +198,14 @@ def stage(run_dir: Path, name: str) -> Iterator[None]:
 def require(run_dir: Path, notebook: str) -> Path:
     """The absolute run folder, once everything that `notebook` reads is there.
 
-    In the smoke run, the notebooks that are missing before it are run first, at their defaults; anywhere else,
-    InputError says which notebook to run.
+    In the notebooks' own run folder, those that are missing before it are run first, at their defaults; anywhere
+    else, InputError says which notebook to run.
     """
     run_dir = Path(run_dir).resolve()
     for earlier in NOTEBOOKS[: NOTEBOOKS.index(notebook)]:
         if (run_dir / MAKES[earlier]).exists():
             continue
-        if run_dir != (NOTEBOOK_DIR.parent / "runs" / "smoke").resolve():
+        if run_dir != DEFAULT_RUN.resolve():
             raise InputError(f"{run_dir / MAKES[earlier]} is missing: run {earlier}.ipynb first, with this run_dir")
         print(f"{MAKES[earlier]} is missing here: running {earlier}.ipynb at its defaults first", file=sys.stderr)
         _execute(earlier, {}, run_dir)

@@ -65,12 +65,14 @@ def montage(images: Sequence[np.ndarray], unit: str, titles: Sequence[str], synt
     return fig
 
 
-def unpaired(pets_suv: np.ndarray, cts_hu: np.ndarray) -> Figure:
-    """PET slices of some patients above CT slices of others: what the CycleGAN learns from. Both (n, H, W)."""
-    fig, axes = _panels(2, len(pets_suv), side=1.7)
-    for k, (pet, ct) in enumerate(zip(pets_suv, cts_hu, strict=True)):
-        _show(axes[0, k], pet, "SUV", "PET" if k == 0 else "")
-        _show(axes[1, k], ct, "HU", "CT, other patients" if k == 0 else "")
+def two_rows(
+    top: np.ndarray, bottom: np.ndarray, units: tuple[str, str], titles: tuple[str, str], synthetic: bool = False
+) -> Figure:
+    """Slices above slices, each stack (n, H, W) in its own unit, such as PET above the CT of other patients."""
+    fig, axes = _panels(2, len(top), side=1.7, synthetic=synthetic)
+    for row, (stack, unit, title) in enumerate(zip((top, bottom), units, titles, strict=True)):
+        for k, image in enumerate(stack):
+            _show(axes[row, k], image, unit, title if k == 0 else "")
     return fig
 
 

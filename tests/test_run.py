@@ -33,7 +33,7 @@ def test_a_run_leaves_what_the_architecture_names(smoke_run):
         assert (smoke_run / name).exists(), name
     splits = read_json(smoke_run / "splits.json")
     assert list(splits) == list(ROLES)
-    assert len({p for members in splits.values() for p in members}) == 6
+    assert len({p for members in splits.values() for p in members}) == 8
     for patient in splits["test"]:
         for direction in ("pet2ct", "ct2pet"):
             assert any((smoke_run / "synthetic" / patient / direction / "refined").glob("*.dcm"))
@@ -56,7 +56,7 @@ def test_scores_hold_every_method_and_metric_for_every_test_patient(smoke_run):
 def test_manifest_says_what_was_run(smoke_run):
     manifest = read_json(smoke_run / "manifest.json")
     assert manifest["finished"]
-    assert manifest["parameters"]["02_cyclegan_training"]["steps"] == 40
+    assert manifest["parameters"]["02_cyclegan_training"]["steps"] == 200
     assert set(manifest["seconds"]) == set(NOTEBOOKS)
     assert manifest["stage_seconds"]["cyclegan training"] > 0
     assert manifest["peak_memory_mb"] > 100
@@ -218,7 +218,7 @@ def test_record_merges_and_stage_times(tmp_path):
 
 def test_summary_names_resolution_and_folder(smoke_run):
     text = summary(smoke_run)
-    assert "32×32" in text
+    assert "64×64" in text
     assert "peak memory" in text
 
 

@@ -22,8 +22,13 @@ def test_triptych_shows_pet_ct_and_both():
     assert np.array_equal(over, PET[0])
 
 
-def test_unpaired_has_a_row_for_each_modality():
-    assert len(images_of(view.unpaired(PET, CT))) == 8
+def test_two_rows_show_both_stacks_in_their_windows():
+    fig = view.two_rows(PET, CT, ("SUV", "HU"), ("PET", "CT"))
+    shown = images_of(fig)
+    assert np.array_equal(shown[3], PET[3])
+    assert np.array_equal(shown[4], CT[0])
+    windows = [image.get_clim() for axis in fig.axes for image in axis.get_images()]
+    assert windows == [(0, 6)] * 4 + [(-1000, 400)] * 4
 
 
 def test_translations_show_the_error():

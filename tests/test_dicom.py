@@ -1,0 +1,619 @@
+"""The reader: geometry, rescaling, pairing, what is left out and why, broken input, zips and pseudonyms."""
+
+import json
+import random
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+
+from petct_lib import InputError
+from petct_lib.dicom import (
+    HEADER_TAGS,
+    Series,
+    find_pairs,
+    geometry,
+    ingest,
+    list_files,
+    load_pair,
+    load_series,
+    pseudonym,
+    read_series,
+)
+from petct_lib.dicom_write import Subject, Tracer, make_uid, write_ct, write_pet
+from petct_lib.volume import Volume, axial_affine
+
+REAL_ZIP = Path(__file__).parents[2] / "shared" / "data" / "sts" / "STS_008.zip"
+MARKER = "ZQXMARKER"  # planted as the patient's name and ID: it may come out nowhere
+AXIAL = (1, 0, 0, 0, 1, 0)
+TURN = np.radians(15)
+ORIENTATIONS = {
+    "head first supine": AXIAL,
+    "feet first": (-1, 0, 0, 0, 1, 0),
+    "prone": (-1, 0, 0, 0, -1, 0),
+    "coronal": (1, 0, 0, 0, 0, -1),
+    "sagittal": (0, 1, 0, 0, 0, -1),
+    "oblique": (np.cos(TURN), np.sin(TURN), 0, -np.sin(TURN), np.cos(TURN), 0),
+    "doubly oblique": (np.cos(TURN), 0, -np.sin(TURN), 0.5 * np.sin(TURN), np.sqrt(0.75), 0.5 * np.cos(TURN)),
+}
+
+
+def affine_of(cosines: tuple, spacing_mm: tuple = (2.0, 3.0, 5.0), origin_mm: tuple = (-11.0, 7.0, -300.0)):
+    x, y = np.array(cosines[:3], float), np.array(cosines[3:], float)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([x, y, np.cross(x, y)], axis=1) * spacing_mm
+    affine[:3, 3] = origin_mm
+    return affine
+
+
+def ramp(points_mm: np.ndarray) -> np.ndarray:
+    """A value linear in patient space, (..., 3) → (...)."""
+    return 500.0 + np.asarray(points_mm) @ np.array([9.0, -7.0, 1.0])
+
+
+def ramp_volume(affine: np.ndarray, unit: str = "HU", size: tuple = (6, 5, 4)) -> Volume:
+    z, y, x = np.meshgrid(*(np.arange(n) for n in size[::-1]), indexing="ij")
+    points = np.stack([x, y, z], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+    values = ramp(points) if unit == "HU" else np.abs(ramp(points))
+    return Volume(values.astype(np.float32), affine, unit)
+
+
+def subject(patient: str = "A", study: str = "1") -> Subject:
+    return Subject(f"{MARKER}-{patient}", make_uid(patient, study), make_uid(patient, study, "frame"), "20190307", 70.0)
+
+
+def add_ct(folder: Path, who: Subject, name: str = "ct", affine: np.ndarray | None = None, slices: int = 6) -> Path:
+    affine = axial_affine((2, 3, 4), np.array([-6.0, -7.0, -100.0])) if affine is None else affine
+    write_ct(ramp_volume(affine, size=(7, 6, slices)), folder, who, make_uid(who.study_uid, name))
+    return folder
+
+
+def add_pet(folder: Path, who: Subject, name: str = "pet", slices: int = 4) -> Path:
+    """In Bq/ml; SUV = value × 70 000 g / 200 MBq, that is × 3.5e-4."""
+    affine = axial_affine((4, 4, 5), np.array([-5.0, -6.0, -98.0]))
+    tracer = Tracer(4e8, "090000", "100000", half_life_s=3600)
+    write_pet(ramp_volume(affine, "Bq/ml", (4, 4, slices)), folder, who, make_uid(who.study_uid, name), tracer)
+    return folder
+
+
+def add_patient(root: Path, patient: str = "A", study: str = "1") -> Path:
+    who, folder = subject(patient, study), root / f"{patient}{study}"
+    add_ct(folder / "CT", who)
+    add_pet(folder / "PT", who)
+    return folder
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Sets attributes in every file of a folder; None removes one."""
+    for path in folder.iterdir():
+        ds = pydicom.dcmread(path)
+        for keyword, value in changes.items():
+            if value is None:
+                delattr(ds, keyword)
+            else:
+                setattr(ds, keyword, value)
+        ds.save_as(path)
+
+
+def reasons(report: dict | str) -> str:
+    return report if isinstance(report, str) else "; ".join(item["reason"] for item in report["left_out"])
+
+
+def refusal(path: Path) -> str:
+    """The message with which `ingest` refuses a path; never with the patient's ID or name in it."""
+    with pytest.raises(InputError) as caught:
+        ingest(path)
+    assert MARKER not in str(caught.value)
+    return str(caught.value)
+
+
+def only_series(folder: Path) -> Series:
+    [series], _ = read_series(list_files(folder))
+    return series
+
+
+def slice_header(position: tuple, cosines: tuple = AXIAL, spacing: tuple = (3.0, 2.0)) -> Dataset:
+    ds = Dataset()
+    ds.ImagePositionPatient, ds.ImageOrientationPatient, ds.PixelSpacing = list(position), list(cosines), list(spacing)
+    return ds
+
+
+def stack(depths: list[float], **options: object) -> list[Dataset]:
+    return [slice_header((-10, -20, z), **options) for z in depths]
+
+
+# Geometry from headers alone
+
+
+def test_geometry_by_hand():
+    headers = stack([8.0, -2.0, 3.0])
+    for thickness, h in zip((3.75, 1.0, 9.0), headers, strict=True):
+        h.SliceThickness = thickness  # is not the spacing
+        h.InstanceNumber = 1  # is not the order
+    order, affine = geometry(headers)
+    assert order == [1, 2, 0]
+    # PixelSpacing is the distance of rows (y) first, then that of columns (x).
+    assert affine.tolist() == [[2, 0, 0, -10], [0, 3, 0, -20], [0, 0, 5, -2], [0, 0, 0, 1]]
+
+
+def test_feet_first_stacks_run_down():
+    order, affine = geometry(stack([8.0, -2.0, 3.0], cosines=(-1, 0, 0, 0, 1, 0)))
+    assert order == [0, 2, 1]
+    assert affine.tolist() == [[-2, 0, 0, -10], [0, 3, 0, -20], [0, 0, -5, 8], [0, 0, 0, 1]]
+
+
+def test_two_slices_make_a_stack():
+    assert geometry(stack([0.0, 7.0]))[1][2, 2] == 7.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        (stack([0.0]), "single slice"),
+        (stack([0, 5, 10, 20, 25]), r"1 gaps or uneven steps in z, before 20\.0 mm; the usual step is 5\.00 mm"),
+        (stack([0, 5, 10, 15.4, 20]), "2 gaps or uneven steps"),
+        (stack([0, 5, 5, 10]), r"1 duplicate slice positions, the first at 5\.0 mm"),
+        (stack([0, 5]) + stack([10], cosines=(1, 0, 0, 0, 0, -1)), "different orientations"),
+        (stack([0, 5]) + stack([10], spacing=(3.0, 2.1)), "different PixelSpacing"),
+        ([slice_header((0, 2 * k, 5 * k)) for k in range(4)], "tilted gantry"),
+        (stack([0, 5]) + [Dataset()], "missing or broken"),
+        (stack([0, float("nan"), 5]), "missing or broken"),
+        (stack([0, 5], spacing=(0.0, 2.0)), "missing or broken"),
+        ([slice_header((0, k)) for k in range(3)], "missing or broken"),
+    ],
+)
+def test_stacks_that_are_no_box_are_refused(headers, message):
+    with pytest.raises(InputError, match=message):
+        geometry(headers)
+
+
+def test_small_unevenness_is_rounding():
+    order, affine = geometry(stack([0, 3.27, 6.53, 9.8]))
+    assert order == [0, 1, 2, 3]
+    assert affine[2, 2] == pytest.approx(9.8 / 3)
+
+
+# Values at physical points
+
+
+@pytest.mark.parametrize("cosines", ORIENTATIONS.values(), ids=ORIENTATIONS.keys())
+def test_values_come_back_at_their_physical_points(tmp_path, cosines):
+    write_ct(ramp_volume(affine_of(cosines)), tmp_path, subject(), make_uid("ct"))
+    files = list(tmp_path.iterdir())
+    random.Random(4).shuffle(files)
+    for name, path in enumerate(files):  # neither the file's name nor its number gives the order
+        ds = pydicom.dcmread(path)
+        ds.InstanceNumber, ds.SliceThickness = name, 99
+        path.unlink()
+        ds.save_as(tmp_path / f"{name}.dcm")
+    volume = load_series(only_series(tmp_path), 1.0, "HU")
+    assert volume.array.shape == (4, 5, 6)
+    assert np.linalg.det(volume.affine[:3, :3]) == pytest.approx(30, rel=1e-4)
+    for path in tmp_path.iterdir():
+        ds = pydicom.dcmread(path)
+        row, column = 3, 4
+        # PS3.3 C.7.6.2.1.1: columns go along the first cosines, at the second PixelSpacing.
+        along, down = np.array(ds.ImageOrientationPatient[:3], float), np.array(ds.ImageOrientationPatient[3:], float)
+        point = np.array(ds.ImagePositionPatient, float) + along * 2.0 * column + down * 3.0 * row
+        x, y, z = (np.linalg.inv(volume.affine) @ [*point, 1])[:3].round(3)
+        assert (x, y) == (column, row)
+        assert volume.array[int(z), row, column] == pytest.approx(ramp(point), abs=0.51)
+
+
+def test_every_slice_has_its_own_slope_and_intercept(tmp_path):
+    write_ct(ramp_volume(affine_of(AXIAL)), tmp_path, subject(), make_uid("ct"))
+    for k, path in enumerate(sorted(tmp_path.iterdir())):
+        ds = pydicom.dcmread(path)
+        ds.PixelData = np.full((5, 6), 100, "<u2").tobytes()
+        ds.RescaleSlope, ds.RescaleIntercept = [0.5, 1, 2, 4][k], [0, -10, 0, 1][k]
+        ds.save_as(path)
+    volume = load_series(only_series(tmp_path), 10.0, "SUV")
+    assert volume.array[:, 2, 2].tolist() == [500, 900, 2000, 4010]
+    assert volume.array.dtype == np.float32
+
+
+def test_a_study_comes_back_in_suv_and_hu(tmp_path):
+    add_patient(tmp_path)
+    [pair], left_out, _ = find_pairs(tmp_path)
+    study = load_pair(pair)
+    assert not left_out
+    assert (study.pet.unit, study.ct.unit, study.units, study.source_files) == ("SUV", "HU", "BQML", 10)
+    assert study.suv.factor == pytest.approx(3.5e-4)
+    # The PET's voxel (1, 2, 3) lies at (−1, 2, −83): ramp 394; the CT's voxel (2, 3, 4) at (−2, 2, −84): 384.
+    assert study.pet.array[3, 2, 1] == pytest.approx(394 * 3.5e-4, rel=1e-3)
+    assert study.ct.array[4, 3, 2] == 384
+
+
+# Pairing
+
+
+def test_the_report_of_a_study(tmp_path):
+    add_patient(tmp_path)
+    report = json.loads(json.dumps(ingest(tmp_path)))
+    [row] = report["studies"]
+    assert set(row) >= {"id", "pet", "ct", "suv_factor", "suv_rule"}
+    assert row["pet"] == {"size": [4, 4, 4], "spacing_mm": [4, 4, 5], "extent_mm": [16, 16, 20], "units": "BQML"}
+    assert row["ct"] == {"size": [7, 6, 6], "spacing_mm": [2, 3, 4], "extent_mm": [14, 18, 24], "units": "HU"}
+    assert row["overlap_mm"] == [14.0, 16.0, 19.5]
+    assert row["suv_factor"] == pytest.approx(3.5e-4)
+    assert row["suv_rule"] == "BQML: dose decayed to the series time"
+    assert report["left_out"] == []
+
+
+def test_two_studies_of_one_patient_are_one_patient(tmp_path):
+    add_patient(tmp_path, "A", "1")
+    add_patient(tmp_path, "A", "2")
+    add_patient(tmp_path, "B")
+    pairs, _, salt = find_pairs(tmp_path)
+    mine, other = pseudonym(f"{MARKER}-A", salt), pseudonym(f"{MARKER}-B", salt)
+    assert sorted(p.id for p in pairs) == sorted([f"{mine}-1", f"{mine}-2", f"{other}-1"])
+    assert sorted(p.patient for p in pairs) == sorted([mine, mine, other])
+
+
+def test_the_frame_of_reference_decides(tmp_path):
+    who = subject()
+    add_pet(tmp_path / "pet", who)
+    add_ct(tmp_path / "good", who, "good")
+    add_ct(tmp_path / "foreign", who, "foreign", slices=20)
+    edit(tmp_path / "foreign", FrameOfReferenceUID=make_uid("elsewhere"))
+    [pair], left_out, _ = find_pairs(tmp_path)
+    assert pair.ct.uid == make_uid(who.study_uid, "good")
+    assert ["foreign" in item.what for item in left_out] == [True]
+    shutil.rmtree(tmp_path / "good")
+    assert "no CT of the same study and frame of reference" in refusal(tmp_path)
+
+
+def test_series_without_a_frame_of_reference_are_not_paired(tmp_path):
+    folder = add_patient(tmp_path)
+    for part in ("CT", "PT"):
+        edit(folder / part, FrameOfReferenceUID=None)
+    assert "no CT of the same study and frame of reference" in refusal(tmp_path)
+
+
+def test_studies_are_not_mixed(tmp_path):
+    add_pet(tmp_path / "pet", subject())
+    add_ct(tmp_path / "ct", subject())
+    edit(tmp_path / "ct", StudyInstanceUID=make_uid("another study"))
+    message = refusal(tmp_path)
+    assert "no CT of the same study" in message
+    assert "no usable PET of the same study" in message
+
+
+@pytest.mark.parametrize(("add", "reason"), [(add_pet, "no CT of the same"), (add_ct, "no usable PET of the same")])
+def test_one_modality_alone(tmp_path, add, reason):
+    add(tmp_path / "alone", subject())
+    assert reason in refusal(tmp_path)
+    add_patient(tmp_path, "B")
+    report = ingest(tmp_path)
+    assert len(report["studies"]) == 1
+    assert reason in reasons(report)
+
+
+def test_the_pet_with_more_slices_wins(tmp_path):
+    folder = add_patient(tmp_path)
+    add_pet(folder / "long", subject(), "long", slices=5)
+    [pair], left_out, _ = find_pairs(tmp_path)
+    assert pair.pet.uid == make_uid(subject().study_uid, "long")
+    assert ["another PET series" in item.reason for item in left_out] == [True]
+
+
+@pytest.mark.parametrize("fault", ["no dose", "gap"])
+def test_a_faulty_pet_gives_way_to_another(tmp_path, fault):
+    folder = add_patient(tmp_path)
+    add_pet(folder / "faulty", subject(), "faulty", slices=7)
+    if fault == "gap":
+        (folder / "faulty" / "0003.dcm").unlink()
+    else:
+        edit(folder / "faulty", RadiopharmaceuticalInformationSequence=None)
+    report = ingest(tmp_path)
+    assert report["studies"][0]["pet"]["size"] == [4, 4, 4]
+    assert {"no dose": "RadiopharmaceuticalInformationSequence", "gap": "gaps"}[fault] in reasons(report)
+
+
+def test_the_ct_that_covers_the_pet_wins(tmp_path):
+    """A diagnostic CT of thin slices has more of them, and shows a part of the body alone."""
+    folder = add_patient(tmp_path)
+    thin = axial_affine((2, 3, 1), np.array([-6.0, -7.0, -100.0]))
+    add_ct(folder / "thin", subject(), "thin", thin, slices=8)
+    assert find_pairs(tmp_path)[0][0].ct.uid == make_uid(subject().study_uid, "ct")
+    add_ct(folder / "both", subject(), "both", thin, slices=20)
+    assert find_pairs(tmp_path)[0][0].ct.uid == make_uid(subject().study_uid, "both")
+
+
+def test_a_ct_with_a_gap_gives_way_to_another(tmp_path):
+    folder = add_patient(tmp_path)
+    add_ct(folder / "faulty", subject(), "faulty", slices=12)
+    (folder / "faulty" / "0005.dcm").unlink()
+    assert find_pairs(tmp_path)[0][0].ct.uid == make_uid(subject().study_uid, "ct")
+
+
+def test_pet_and_ct_that_share_no_space(tmp_path):
+    folder = add_patient(tmp_path)
+    shutil.rmtree(folder / "CT")
+    add_ct(folder / "CT", subject(), affine=axial_affine((2, 3, 4), np.array([-6.0, -7.0, 900.0])))
+    report = ingest(tmp_path)
+    assert not report["studies"]
+    assert "PET and CT share no space" in reasons(report)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "reason"),
+    [
+        ("CT", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "ImageType holds LOCALIZER"),
+        ("PT", {"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "ImageType holds MIP"),
+        ("PT", {"CorrectedImage": ["DECY", "SCAT"]}, "not attenuation corrected"),
+        ("PT", {"CorrectedImage": "DECY"}, "not attenuation corrected"),
+        ("PT", {"NumberOfFrames": 3}, "multi-frame"),
+        ("CT", {"Modality": "SEG"}, "modality SEG is not used"),
+        ("CT", {"Rows": None}, "without an image"),
+        ("PT", {"PatientWeight": None}, "PatientWeight"),
+        ("PT", {"Units": "PROPCNTS"}, "PROPCNTS"),
+        ("PT", {"DecayCorrection": "NONE"}, "DecayCorrection"),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_with_a_reason(tmp_path, part, changes, reason):
+    add_patient(tmp_path, "A")
+    edit(add_patient(tmp_path, "B") / part, **changes)
+    report = ingest(tmp_path)
+    assert len(report["studies"]) == 1
+    assert reason in reasons(report)
+    assert all(f"B1/{part}" in i["what"] for i in report["left_out"] if reason in i["reason"])
+
+
+def test_the_nac_pet_beside_the_corrected_one(tmp_path):
+    folder = add_patient(tmp_path)
+    add_pet(folder / "NAC", subject(), "nac", slices=9)
+    edit(folder / "NAC", CorrectedImage=["DECY"])
+    report = ingest(tmp_path)
+    assert report["studies"][0]["pet"]["size"] == [4, 4, 4]
+    assert [i["reason"] for i in report["left_out"]] == [
+        "PET is not attenuation corrected (CorrectedImage has no ATTN)"
+    ]
+
+
+def test_ge_private_time_in_implicit_vr(tmp_path):
+    """Private values of implicit VR files have no type: they are read as bytes."""
+    folder = add_patient(tmp_path) / "PT"
+    for path in folder.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.SeriesTime = "113000"  # of the reconstruction, after the acquisition
+        ds.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20190307100000.00")
+        ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        ds.save_as(path, implicit_vr=True, little_endian=True)
+    [row] = ingest(tmp_path)["studies"]
+    assert "GE private" in row["suv_rule"]
+    assert row["suv_factor"] == pytest.approx(3.5e-4)
+
+
+# Broken input
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(random.Random(1).randbytes(3000))
+
+
+def cut_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def cut_pixels(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def drop_pixels(path: Path) -> None:
+    ds = pydicom.dcmread(path)
+    del ds.PixelData
+    ds.save_as(path)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def drop_slope(path: Path) -> None:
+    ds = pydicom.dcmread(path)
+    del ds.RescaleSlope
+    ds.save_as(path)
+
+
+@pytest.mark.parametrize("spoil", [garble, cut_header, cut_pixels, drop_pixels, empty, drop_slope])
+@pytest.mark.parametrize("part", ["CT", "PT"])
+def test_one_broken_file_costs_its_own_study_alone(tmp_path, spoil, part):
+    spoil(add_patient(tmp_path, "A") / part / "0004.dcm")  # the PET's last: no gap gives it away
+    add_patient(tmp_path, "B")
+    report = ingest(tmp_path)
+    [row] = report["studies"]
+    assert row["pet"]["size"] == [4, 4, 4]
+    assert row["patient"] == ingest(tmp_path)["studies"][0]["patient"]
+    assert "0004.dcm" in json.dumps(report["left_out"])
+    assert MARKER not in json.dumps(report)
+
+
+def test_a_broken_file_without_a_suffix_costs_its_series_too(tmp_path):
+    folder = add_patient(tmp_path)
+    for path in (folder / "PT").iterdir():
+        path.rename(path.with_suffix(""))
+    garble(folder / "PT" / "0004")
+    assert "unreadable file: A1/PT/0004" in refusal(tmp_path)
+
+
+def test_files_that_never_were_dicom_cost_nothing(tmp_path):
+    folder = add_patient(tmp_path)
+    names = ["Thumbs.db", "desktop.ini", "notes.docx", "broken.zip", "LICENSE", "truth.json"]
+    for name in names:
+        (folder / "PT" / name).write_bytes(b"nothing that a scanner has written" * 20)
+    report = ingest(tmp_path)
+    assert len(report["studies"]) == 1
+    assert sorted(i["what"] for i in report["left_out"]) == sorted(f"A1/PT/{name}" for name in names)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:Value length")
+@pytest.mark.parametrize("tag", HEADER_TAGS, ids=str)
+def test_nonsense_in_any_attribute_never_stops_the_run(tmp_path, tag):
+    """Bytes that are no number, no date and no text, of the attribute's own VR."""
+    good, bad = add_patient(tmp_path, "A"), add_patient(tmp_path, "B")
+    for path in [*(bad / "PT").iterdir(), *(bad / "CT").iterdir()]:
+        ds = pydicom.dcmread(path)
+        if tag not in ds:
+            continue
+        needle = ds[tag]
+        if needle.VR == "SQ":
+            del ds[tag]
+        raw = pydicom.dataelem.RawDataElement(needle.tag, needle.VR, 6, b"\xff?1x,\\", 0, False, True)
+        ds._dict[needle.tag] = raw
+        try:
+            ds.save_as(path)
+        except Exception:
+            pytest.skip("pydicom does not write it")
+    report = ingest(tmp_path)
+    assert good.exists()
+    assert 1 <= len(report["studies"]) <= 2
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_an_empty_folder(tmp_path):
+    assert "the folder is empty" in refusal(tmp_path)
+
+
+def test_a_missing_folder(tmp_path):
+    assert "no such file or folder" in refusal(tmp_path / "nowhere")
+
+
+def test_a_folder_without_dicom(tmp_path):
+    (tmp_path / "readme.txt").write_text("hello " * 100)
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    message = refusal(tmp_path)
+    assert "no readable DICOM in 2 files" in message
+    assert "not DICOM" in message
+
+
+def test_a_single_slice_file_is_no_study(tmp_path):
+    path = add_patient(tmp_path) / "PT" / "0001.dcm"
+    assert "no CT of the same study" in refusal(path)
+
+
+# Zips
+
+
+def zipped(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*.dcm")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def arrays(path: Path) -> list[np.ndarray]:
+    studies = sorted((load_pair(p) for p in find_pairs(path)[0]), key=lambda s: s.id)
+    return [v.array for s in studies for v in (s.pet, s.ct)]
+
+
+def test_folder_zip_and_folder_of_zips_are_the_same(tmp_path):
+    add_patient(tmp_path / "folder", "A")
+    add_patient(tmp_path / "folder", "B")
+    expected = arrays(tmp_path / "folder")
+    whole = zipped(tmp_path / "folder", tmp_path / "all.zip")
+    (tmp_path / "zips").mkdir()
+    for name in ("A1", "B1"):
+        zipped(tmp_path / "folder" / name, tmp_path / "zips" / f"{name}.ZIP")
+    assert len(expected) == 4
+    for path in (whole, tmp_path / "zips"):
+        found = arrays(path)
+        assert len(found) == 4
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_zip_that_is_not_one(tmp_path):
+    fake = tmp_path / "fake.zip"
+    fake.write_bytes(b"PK and then nothing of the kind" * 10)
+    assert "no readable DICOM in 1 files" in refusal(fake)
+    add_patient(tmp_path)
+    report = ingest(tmp_path)
+    assert len(report["studies"]) == 1
+    assert [i["what"] for i in report["left_out"]] == ["fake.zip"]
+
+
+def test_a_broken_member_costs_its_series_alone(tmp_path):
+    folder = add_patient(tmp_path / "in", "A")
+    add_patient(tmp_path / "in", "B")
+    garble(folder / "CT" / "0002.dcm")
+    report = ingest(zipped(tmp_path / "in", tmp_path / "all.zip"))
+    assert len(report["studies"]) == 1
+    assert "unreadable file: all.zip:A1/CT/0002.dcm" in reasons(report)
+
+
+def test_a_zip_cut_short(tmp_path):
+    whole = zipped(add_patient(tmp_path / "in"), tmp_path / "all.zip")
+    whole.write_bytes(whole.read_bytes()[:-200])
+    assert "no readable DICOM" in refusal(whole)
+
+
+def test_member_names_cannot_leave_the_folder(tmp_path):
+    source, inside = add_patient(tmp_path / "in"), tmp_path / "deep" / "er"
+    inside.mkdir(parents=True)
+    evil = inside / "evil.zip"
+    with zipfile.ZipFile(evil, "w") as archive:
+        for part in ("CT", "PT"):
+            for file in sorted((source / part).iterdir()):
+                archive.write(file, f"../../x/{part}/{file.name}")
+    before = sorted(tmp_path.rglob("*"))
+    assert len(ingest(evil)["studies"]) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# Pseudonyms
+
+
+def test_the_patient_never_comes_out(tmp_path):
+    good = add_patient(tmp_path, "A")
+    assert all(str(pydicom.dcmread(p).PatientName).startswith(MARKER) for p in (good / "PT").iterdir())
+    for k, changes in enumerate([{"PatientWeight": None}, {"CorrectedImage": ["DECY"]}, {"Units": "CNTS"}]):
+        edit(add_patient(tmp_path, f"bad{k}") / "PT", **changes)
+    cut_pixels(add_patient(tmp_path, "short") / "PT" / "0002.dcm")
+    report = ingest(tmp_path)
+    assert len(report["studies"]) == 1
+    assert len(report["left_out"]) == 7  # three PETs, their CTs, and the short one's study
+    assert MARKER not in json.dumps(report)
+    assert "2019" not in json.dumps(report), "nor a date"
+    shutil.rmtree(good)
+    shutil.rmtree(tmp_path / "short1")
+    refusal(tmp_path)
+
+
+def test_load_errors_do_not_name_the_patient(tmp_path):
+    drop_pixels(add_patient(tmp_path) / "CT" / "0002.dcm")
+    [pair], _, _ = find_pairs(tmp_path)
+    with pytest.raises(InputError, match=r"0002\.dcm: pixel data cannot be decoded") as caught:
+        load_pair(pair)
+    assert MARKER not in str(caught.value)
+
+
+def test_pseudonyms_are_stable_and_salted(tmp_path):
+    add_patient(tmp_path / "one", "A")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    first, second = (ingest(tmp_path / name)["studies"][0]["id"] for name in ("one", "two"))
+    assert first == second
+    add_patient(tmp_path / "two", "B")
+    assert first not in [row["id"] for row in ingest(tmp_path / "two")["studies"]]  # another collection, another name
+    assert pseudonym("A", "salt") == "p-40b4d3ad"
+
+
+# Real data
+
+
+@pytest.mark.skipif(not REAL_ZIP.exists(), reason="real study is not here: ../shared/data/sts")
+def test_a_real_zip():
+    report = ingest(REAL_ZIP)
+    [row] = report["studies"]
+    assert row["pet"]["units"] == "GML"
+    assert row["suv_factor"] == 1.0
+    assert row["ct"]["spacing_mm"] == pytest.approx([0.977, 0.977, 3.27], abs=0.01)
+    assert ["RTSTRUCT" in i["reason"] for i in report["left_out"]] == [True]
+    assert "STS" not in json.dumps(report["studies"])
+    study = load_pair(find_pairs(REAL_ZIP)[0][0])
+    assert -1100 < study.ct.array.min() < -900
+    assert 0 < study.pet.array.max() < 60
