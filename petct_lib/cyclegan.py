@@ -62,7 +62,7 @@ class ImagePool:
 
     def query(self, fakes: Tensor, rng: np.random.Generator) -> Tensor:
         """(B, 1, H, W) fakes in, (B, 1, H, W) fakes for the discriminator out."""
-        return torch.stack([self._swap(image, rng) for image in fakes.detach()])
+        return torch.stack([self._swap(image, rng).to(fakes.device) for image in fakes.detach()])
 
     def _swap(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         if self.size == 0:

@@ -190,7 +190,8 @@ def read_series(refs: Iterable[FileRef]) -> tuple[list[Series], list[LeftOut]]:
             header = read_header(ref)
         except InputError as error:
             left_out.append(LeftOut(ref.name, str(error)))
-            broken[ref.place] = ref.name
+            if not ref.name.endswith("DICOMDIR"):  # an index of the files beside it
+                broken[ref.place] = ref.name
             continue
         groups[str(header.SeriesInstanceUID)].append((ref, header))
         places[ref.place].add(str(header.SeriesInstanceUID))
@@ -219,9 +220,9 @@ def unusable(series: Series) -> str | None:
     kinds = {str(k).upper() for k in (series.get("ImageType") or [])}
     if kinds & {"LOCALIZER", "MIP", "PROJECTION IMAGE", "SCREEN SAVE"}:
         return f"not an axial image: ImageType holds {', '.join(sorted(kinds))}"
-    if any(int(h.get("NumberOfFrames") or 1) > 1 for h in series.headers):
+    if any((h.get("NumberOfFrames") or 1) != 1 for h in series.headers):
         return "multi-frame files are not supported: convert them to one file a slice"
-    if not all(h.get("Rows") and h.get("Columns") for h in series.headers):
+    if not all(isinstance(h.get(keyword), int) for h in series.headers for keyword in ("Rows", "Columns")):
         return "it has files without an image (Rows or Columns is missing)"
     corrected = series.get("CorrectedImage", None)
     if series.modality == "PT" and corrected and "ATTN" not in corrected:

@@ -146,8 +146,8 @@ def _uptake_s(injected: datetime, reference: datetime) -> float:
     uptake = reference - injected
     if uptake < timedelta(0) or uptake > MAX_UPTAKE:
         raise InputError(
-            f"PET injection (RadiopharmaceuticalStartDateTime or StartTime) is {uptake.total_seconds():.0f} s before the "
-            "reference time: it must be between 0 and 24 h"
+            f"PET injection (RadiopharmaceuticalStartDateTime or StartTime) is {uptake.total_seconds():.0f} s before "
+            "the reference time: it must be between 0 and 24 h"
         )
     return uptake.total_seconds()
 
