@@ -45,7 +45,7 @@ class Tracer:
 
 def make_uid(*parts: object) -> str:
     """A UID that depends on its parts only, so that the same seed writes the same files."""
-    return generate_uid(entropy_srcs=[str(p) for p in parts])
+    return generate_uid(entropy_srcs=["|".join(str(p) for p in parts)])
 
 
 def write_ct(volume: Volume, folder: Path, subject: Subject, series_uid: str, time: str = "100000") -> list[Path]:

@@ -438,6 +438,17 @@ def test_one_broken_file_costs_its_own_study_alone(tmp_path, spoil, part):
     assert MARKER not in json.dumps(report)
 
 
+def test_a_broken_file_between_two_series_costs_neither(tmp_path):
+    """It cannot be said whose it was; a gap would be found."""
+    folder = add_patient(tmp_path)
+    for path in (folder / "PT").iterdir():
+        path.rename(folder / "CT" / f"pt{path.name}")
+    garble(folder / "CT" / "0006.dcm")
+    report = ingest(tmp_path)
+    assert report["studies"][0]["ct"]["size"] == [7, 6, 5]
+    assert [i["what"] for i in report["left_out"]] == ["A1/CT/0006.dcm"]
+
+
 def test_a_broken_file_without_a_suffix_costs_its_series_too(tmp_path):
     folder = add_patient(tmp_path)
     for path in (folder / "PT").iterdir():

@@ -135,14 +135,16 @@ def test_coarser_grids_average_instead_of_aliasing():
     assert np.abs(out.array - 50).max() < 1.0
 
 
-@pytest.mark.parametrize("step", [3.0, 4.0])
+@pytest.mark.parametrize("step", [3.0, 5.0])
 def test_coarser_grids_keep_the_mean_and_lose_the_noise(step):
     array = np.random.default_rng(1).normal(40, 30, (48, 48, 48)).astype(np.float32)
     volume = Volume(array, axial_affine((1, 1, 1), np.zeros(3)), "HU")
     n = int(48 / step)
     out = resample(volume, Grid((n, n, n), axial_affine((step,) * 3, np.full(3, (step - 1) / 2))), 0.0)
     assert out.array.mean() == pytest.approx(array.mean(), abs=0.5)
-    assert out.array.std() < 0.3 * array.std()
+    # White noise after a Gaussian of σ voxels: the variance falls by 2 √π σ along each axis.
+    sigma = 0.42 * np.sqrt(step**2 - 1)
+    assert out.array.std() == pytest.approx(array.std() * (2 * np.sqrt(np.pi) * sigma) ** -1.5, rel=0.1)
 
 
 def test_the_blur_does_not_depend_on_how_the_image_is_stored():
@@ -188,8 +190,8 @@ def chest(hu: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     hu[(x / 180) ** 2 + (y / 110) ** 2 < 1] = 40
     for side in (-1, 1):
         hu[((x - side * 80) / 60) ** 2 + (y / 75) ** 2 < 1] = -850
-    hu[(y > 116) & (y < 122) & (np.abs(x) < 200)] = 150  # the couch's upper shell, 2 voxels below the back
-    hu[(y >= 122) & (y < 160) & (np.abs(x) < 200)] = -920  # its foam
+    hu[(y > 110) & (y < 116) & (np.abs(x) < 200)] = 150  # the couch's upper shell touches the back
+    hu[(y >= 116) & (y < 160) & (np.abs(x) < 200)] = -920  # its foam
     hu[(y >= 160) & (y < 166) & (np.abs(x) < 200)] = 150
 
 
@@ -202,8 +204,8 @@ def test_body_mask_has_the_lungs_and_not_the_couch(flip):
     truth = (x / 180) ** 2 + (y / 110) ** 2 < 1
     assert 2 * (body & truth).sum() / (body.sum() + truth.sum()) > 0.97
     assert body[ct.array < -700][truth[ct.array < -700]].all(), "the lungs are in"
-    assert not body[y > 122].any(), "the couch is out"
-    assert (body >= ndimage.binary_erosion(truth)).all()
+    assert not body[(y > 119) | (np.abs(x) > 186)].any(), "the couch is out"
+    assert body[truth].mean() > 0.999, "the skin is in"
 
 
 def test_body_mask_keeps_both_legs():
@@ -232,4 +234,4 @@ def test_body_mask_is_coarse_for_fine_cts():
     mask = body_mask(Volume(hu, axial_affine((1.0, 1.0, 3.0), np.zeros(3)), "HU"))
     assert mask.spacing_mm.tolist() == [3.0, 3.0, 3.0]
     assert mask.array[4, 20, 20]
-    assert abs(mask.array[4].sum() * 9 - 3600) < 900  # 60 × 60 mm and at most a voxel more on each side
+    assert 440 < mask.array[4].sum() <= 480  # 20 × 20 voxels, less the corners, and the skin: one on each side
