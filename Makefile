@@ -38,6 +38,7 @@ lab: $(STAMP)  ## JupyterLab at the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 figures: run  ## the README's pictures, from the run (made first if it is missing)
+	mkdir -p figures
 	cp $(SHOWN:%=runs/$(NAME)/figures/%.png) figures/
 
 notebooks: $(STAMP)  ## run the notebooks at their defaults and keep their outputs for the repository

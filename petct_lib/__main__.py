@@ -50,7 +50,7 @@ def _add_ingest(commands: argparse._SubParsersAction) -> None:
 def _add_phantom(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("phantom", help="the thorax phantom as DICOM, with truth.json")
     p.add_argument("folder", type=Path)
-    p.add_argument("--patients", type=int, default=20, help="how many (%(default)s)")
+    p.add_argument("--patients", type=_positive, default=20, help="how many (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels (%(default)s)")
     p.set_defaults(command=_phantom)
 
@@ -61,9 +61,15 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     p.add_argument("--direction", choices=("pet2ct", "ct2pet"), required=True)
     p.add_argument("--out", type=Path, required=True, help="new or empty folder for the results")
-    p.add_argument("--samples", type=int, default=2, help="samples averaged (%(default)s)")
+    p.add_argument("--samples", type=_positive, default=2, help="samples averaged (%(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(command=_translate)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -98,8 +104,6 @@ def _ingest_text(report: dict) -> str:
 def _phantom(args: argparse.Namespace) -> int:
     from petct_lib.phantom import write_phantom
 
-    if args.patients < 1:
-        raise InputError(f"--patients {args.patients}: at least 1")
     if args.folder.exists() and any(args.folder.iterdir()):
         raise InputError(f"{args.folder}: is not empty; name another folder")
     write_phantom(args.folder, args.patients, args.seed, progress=lambda items: bar(items, "phantom"))

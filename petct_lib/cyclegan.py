@@ -68,12 +68,12 @@ class ImagePool:
         if self.size == 0:
             return image
         if len(self.images) < self.size:
-            self.images.append(image)
+            self.images.append(image.clone())  # not a view, which would keep its whole batch
             return image
         if rng.random() < 0.5:
             return image
         k = int(rng.integers(self.size))
-        old, self.images[k] = self.images[k], image
+        old, self.images[k] = self.images[k], image.clone()
         return old
 
 

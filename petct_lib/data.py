@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from petct_lib import InputError
-from petct_lib.dicom import LeftOut, Pair, Study, find_pairs, geometry, list_files, load_pair
+from petct_lib.dicom import Pair, Study, find_pairs, geometry, load_pair, reasons
+from petct_lib.dicom_files import LeftOut, list_files
 from petct_lib.files import read_json, replacing, write_json
 from petct_lib.intensity import DECODE, ENCODE, Intensity
 from petct_lib.volume import AIR_HU, Volume, axial_grid, body_mask, inside, overlap_mm, resample
@@ -33,6 +34,14 @@ class SliceSettings:
     size: int = 256  # pixels along x and y
     fov_mm: float | None = None  # None: the largest PET/CT overlap among the studies, at most 500 mm
     slice_mm: float = 3.0  # distance of slices
+
+    def __post_init__(self) -> None:
+        if self.size < 32 or self.size % 16:
+            raise InputError(
+                f"size {self.size}: the networks halve it up to four times; take a multiple of 16, 32 or more"
+            )
+        if self.slice_mm <= 0 or (self.fov_mm is not None and self.fov_mm <= 0):
+            raise InputError(f"slice_mm {self.slice_mm} and fov_mm {self.fov_mm} must be above 0")
 
 
 class Prepared:
@@ -71,19 +80,22 @@ class Prepared:
         return next(s for s in self.index["studies"] if s["id"] == study)
 
 
-def prepare(path: Path, folder: Path, settings: SliceSettings, *, progress: Callable = iter) -> Prepared:
+def prepare(
+    path: Path, folder: Path, settings: SliceSettings, *, found: tuple | None = None, progress: Callable = iter
+) -> Prepared:
     """DICOM in `path` → prepared slices in `folder`; where they are there already, they are only opened.
 
-    Studies that cannot be read are left out with a reason. Raises InputError where the folder holds slices of other
-    data or settings, or where nothing can be used.
+    found: what `find_pairs(path)` gave, where it was called already. Studies that cannot be read are left out with a
+    reason. Raises InputError where the folder holds slices of other data or settings, or where nothing can be used.
     """
-    key = _input_key(path, settings)
+    key = hashlib.sha256(json.dumps([input_key(path), asdict(settings)]).encode()).hexdigest()
     if (folder / "index.json").exists():
         prepared = Prepared(folder)
         if prepared.index["input_key"] != key:
             raise InputError(f"{folder}: holds slices of other data or settings; use another run folder or remove it")
         return prepared
-    pairs, left_out, salt = find_pairs(path, progress)
+    pairs, left_out = found or find_pairs(path, progress)
+    left_out = list(left_out)
     fov_mm = settings.fov_mm or _largest_overlap_mm(pairs)
     rows, digest = [], hashlib.sha256()
     with replacing(folder) as temporary:
@@ -93,21 +105,21 @@ def prepare(path: Path, folder: Path, settings: SliceSettings, *, progress: Call
             except InputError as error:
                 left_out.append(LeftOut(pair.id, str(error)))
         if not rows:
-            raise InputError(f"{path}: no study could be used; the first reason: {left_out[0].reason}")
+            raise InputError(f"{path}: no usable PET/CT pair; {reasons(left_out)}")
         index = {
-            "input_key": key, "fingerprint": digest.hexdigest(), "salt": salt,
+            "input_key": key, "fingerprint": digest.hexdigest(),
             "grid": {**asdict(settings), "fov_mm": fov_mm, "pixel_mm": fov_mm / settings.size},
-            "studies": rows, "left_out": [vars(item) for item in left_out],
+            "studies": rows, "left_out": [item.stored() for item in left_out],
         }  # fmt: skip
         write_json(index, temporary / "index.json")
     return Prepared(folder)
 
 
-def _input_key(path: Path, settings: SliceSettings) -> str:
-    """Changes when a file is added, removed or rewritten, or a setting changes. Reads no file's content."""
+def input_key(path: Path) -> str:
+    """Changes when a file of the input is added, removed or rewritten. Reads no file's content."""
     files = {(ref.path, ref.path.stat().st_size, ref.path.stat().st_mtime_ns) for ref in list_files(path)}
     listing = sorted((str(p.relative_to(path) if p != path else p.name), size, time) for p, size, time in files)
-    return hashlib.sha256(json.dumps([listing, asdict(settings)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def _largest_overlap_mm(pairs: list[Pair]) -> float:
@@ -131,8 +143,9 @@ def _extent(headers: list) -> Volume:
 def align(study: Study, settings: SliceSettings, fov_mm: float) -> tuple[Volume, Volume, Volume]:
     """PET, CT and body mask of a study on one axial grid over their overlap."""
     grid = axial_grid(*overlap_mm([study.pet, study.ct]), settings.size, fov_mm, settings.slice_mm)
-    pet, ct = resample(study.pet, grid, FILL["pet"]), resample(study.ct, grid, FILL["ct"])
-    body = resample(body_mask(study.ct), grid, 0.0)
+    padded = Volume(np.maximum(study.ct.array, AIR_HU), study.ct.affine, "HU")  # scanners pad with −2000 or −3024
+    pet, ct = resample(study.pet, grid, FILL["pet"]), resample(padded, grid, FILL["ct"])
+    body = resample(body_mask(padded), grid, 0.0)
     seen = inside(study.pet, grid) & inside(study.ct, grid)
     return pet, ct, Volume(body.array & seen, grid.affine, "1")
 
@@ -176,7 +189,8 @@ def refiner_patients(splits: dict[str, list[str]], direction: str) -> list[str]:
     """Who trains the refiner of a direction: `refine`, and those whose source images the CycleGAN never saw.
 
     PET→CT: the patients of `train_ct`, whose PET no generator was fitted on, and the other way round. So the coarse
-    images that the refiner learns to mend are out-of-fold, as they are for a new patient.
+    images that the refiner learns to mend are out-of-fold, as they are for a new patient; the CycleGAN did see the
+    targets of these patients, unpaired.
     """
     return splits["refine"] + splits["train_" + TARGET[direction]]
 
@@ -218,7 +232,8 @@ class UnpairedBatches:
         return self(np.random.default_rng(0))
 
     def describe(self) -> dict:
-        return {"pet": self.pet.studies, "ct": self.ct.studies, "size": self.size, "shift": self.shift}
+        studies = {"pet": self.pet.studies, "ct": self.ct.studies}
+        return {**studies, "size": self.size, "shift": self.shift, "window": asdict(self.pet.window)}
 
 
 class PairedBatches:
@@ -240,7 +255,11 @@ class PairedBatches:
         return self(np.random.default_rng(0))
 
     def describe(self) -> dict:
-        return {"studies": self.slices.studies, "size": self.size, "shift": self.shift, "direction": self.direction}
+        return {
+            "studies": self.slices.studies, "size": self.size, "shift": self.shift, "direction": self.direction,
+            "window": asdict(self.slices.window),
+            "coarse": hashlib.sha256(self.coarse.numpy().tobytes()).hexdigest(),
+        }  # fmt: skip
 
 
 class _Joined(Dataset):

@@ -1,89 +1,22 @@
 """A DICOM folder, zip or folder of zips → studies of PET (SUV) and CT (HU), with reasons for what is left out."""
 
 import hashlib
-import io
-import os
 import warnings
-import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom import Dataset
 
 from petct_lib import InputError
-from petct_lib.suv import GE_SCAN_TIME, PHILIPS_ACTIVITY_FACTOR, PHILIPS_SUV_FACTOR, SuvFactor, suv_factor
+from petct_lib.dicom_files import FileRef, LeftOut, Series, list_files, read_dataset, read_series
+from petct_lib.suv import SuvFactor, suv_factor
 from petct_lib.volume import Volume, overlap_mm
 
-MAX_MEMBER_BYTES = 2 * 1024**3  # no slice is larger: a zip member that unpacks to more is refused
 GAP_TOLERANCE = 0.05  # slice distances may differ by this share of the median
 SHEAR_TOLERANCE_MM = 0.5  # slices may be off the stack's axis by this much; a tilted gantry is off by far more
-HEADER_TAGS = [
-    "SOPClassUID", "Modality", "ImageType", "PatientID", "PatientWeight", "StudyInstanceUID", "SeriesInstanceUID",
-    "SeriesNumber", "FrameOfReferenceUID", "Manufacturer", "SeriesDate", "SeriesTime", "AcquisitionDate",
-    "AcquisitionTime", "StudyDate", "FrameReferenceTime", "ActualFrameDuration", "DecayCorrection", "CorrectedImage",
-    "Units", "SUVType", "RadiopharmaceuticalInformationSequence", "ImagePositionPatient", "ImageOrientationPatient",
-    "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-    GE_SCAN_TIME, PHILIPS_SUV_FACTOR, PHILIPS_ACTIVITY_FACTOR,
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Something in the input that is not used, and why."""
-
-    what: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class FileRef:
-    """A file on disk, or a member of a zip (never unpacked to disk, so that no path can leave its folder)."""
-
-    path: Path
-    name: str  # relative to what the user named
-    member: str | None = None
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Folder and suffix, which the files of a series share; in a UID as the name, no suffix."""
-        folder = f"{self.path}:{os.path.dirname(self.member)}" if self.member else str(self.path.parent)
-        suffix = Path(self.member or self.path).suffix.lower()
-        return folder, "" if suffix[1:].isdigit() else suffix
-
-    def open(self) -> io.BytesIO | str:
-        """What `pydicom.dcmread` takes. Raises InputError for a zip member that is too large."""
-        if self.member is None:
-            return str(self.path)
-        archive = _archive(self.path, self.path.stat().st_mtime_ns)
-        if archive.getinfo(self.member).file_size > MAX_MEMBER_BYTES:
-            raise InputError(f"{self.name}: unpacks to more than {MAX_MEMBER_BYTES >> 30} GiB")
-        return io.BytesIO(archive.read(self.member))
-
-
-@lru_cache(maxsize=4)
-def _archive(path: Path, _mtime: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
-
-
-@dataclass(frozen=True)
-class Series:
-    """The files of one series with their headers (pixel data not read yet), in no particular order."""
-
-    uid: str
-    files: list[FileRef]
-    headers: list[Dataset]
-
-    @property
-    def modality(self) -> str:
-        return str(self.headers[0].get("Modality", ""))
-
-    def get(self, keyword: str, default: object = "") -> object:
-        return self.headers[0].get(keyword, default)
 
 
 @dataclass(frozen=True)
@@ -129,90 +62,6 @@ def _grid_row(volume: Volume) -> dict:
     }
 
 
-def pseudonym(patient_id: str, salt: str) -> str:
-    """A name that stands for a patient: the first 8 hex digits of SHA-256 over salt and ID."""
-    return "p-" + hashlib.sha256(f"{salt}|{patient_id}".encode()).hexdigest()[:8]
-
-
-def list_files(path: Path) -> list[FileRef]:
-    """All files of a folder, a zip, or a folder with zips, sorted. Raises InputError where there are none."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    paths = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    base = path.parent if path.is_file() else path
-    refs = []
-    for p in paths:
-        name = str(p.relative_to(base))
-        refs.extend(_members(p, name) if p.suffix.lower() == ".zip" else [FileRef(p, name)])
-    if not refs:
-        raise InputError(f"{path}: the folder is empty")
-    return refs
-
-
-def _members(path: Path, name: str) -> list[FileRef]:
-    try:
-        infos = _archive(path, path.stat().st_mtime_ns).infolist()
-    except (zipfile.BadZipFile, OSError):
-        return [FileRef(path, name)]  # reported later as not DICOM
-    return [FileRef(path, f"{name}:{i.filename}", i.filename) for i in infos if not i.is_dir()]
-
-
-def read_header(ref: FileRef) -> Dataset:
-    """The header attributes that this module needs. Raises InputError where the file is not readable DICOM."""
-    header = _read(ref, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-    for tag in list(header.keys()):
-        try:
-            header[tag]  # pydicom decodes a value when it is asked for
-        except Exception:  # whatever the decoder raises: a broken attribute counts as missing
-            del header[tag]
-    if not header.get("SeriesInstanceUID") or not header.get("Modality"):
-        raise InputError("not DICOM, or without SeriesInstanceUID and Modality")
-    return header
-
-
-def _read(ref: FileRef, **options: object) -> Dataset:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may identify a patient
-        try:
-            return pydicom.dcmread(ref.open(), force=True, **options)
-        except InputError:
-            raise
-        except Exception as error:  # a stranger's file may break any part of the parser; it costs its series only
-            raise InputError(f"cannot be read as DICOM ({type(error).__name__})") from None
-
-
-def read_series(refs: Iterable[FileRef]) -> tuple[list[Series], list[LeftOut]]:
-    """Headers of all files, grouped by series. A broken file costs the series that shares its place alone."""
-    groups, left_out, places, broken = defaultdict(list), [], defaultdict(set), {}
-    for ref in refs:
-        try:
-            header = read_header(ref)
-        except InputError as error:
-            left_out.append(LeftOut(ref.name, str(error)))
-            if not ref.name.endswith("DICOMDIR"):  # an index of the files beside it
-                broken[ref.place] = ref.name
-            continue
-        groups[str(header.SeriesInstanceUID)].append((ref, header))
-        places[ref.place].add(str(header.SeriesInstanceUID))
-    lost = {uid: broken[p] for p, uids in places.items() if p in broken and len(uids) == 1 for uid in uids}
-    series = []
-    for uid, members in groups.items():
-        one = Series(uid, [m[0] for m in members], [m[1] for m in members])
-        if uid in lost:
-            left_out.append(LeftOut(_label(one), f"its folder holds an unreadable file: {lost[uid]}"))
-        else:
-            series.append(one)
-    return series, left_out
-
-
-def _label(series: Series, patient: str = "") -> str:
-    """Names a series without identifying anyone: where its files lie, its modality and number."""
-    place = os.path.dirname(series.files[0].name) or series.files[0].name
-    owner = f"{patient}: " if patient else ""
-    return f"{owner}{series.modality} series {series.get('SeriesNumber', '?')} in {place} ({len(series.files)} files)"
-
-
 def unusable(series: Series) -> str | None:
     """Why a series can be neither PET nor CT of a pair, or None."""
     if series.modality not in ("PT", "CT"):
@@ -230,52 +79,66 @@ def unusable(series: Series) -> str | None:
     return None
 
 
-def find_pairs(path: Path, progress: Callable = iter) -> tuple[list[Pair], list[LeftOut], str]:
-    """PET/CT pairs in `path`, what was left out, and the salt of the pseudonyms.
+def find_pairs(path: Path, progress: Callable = iter) -> tuple[list[Pair], list[LeftOut]]:
+    """PET/CT pairs in `path`, by patient and date, and what was left out.
 
     A PET is paired with a CT of the same study and frame of reference; among several PETs the one with most slices is
-    taken, among several CTs the one that covers most of the PET.
-    The salt comes from the series UIDs, so that the same data gives the same pseudonyms, and only who has the data can
-    make them. Raises InputError where nothing is there, nothing is DICOM, or no PET/CT pair can be used.
+    taken, among several CTs the one that covers most of the PET. Raises InputError where nothing is there, or nothing
+    is DICOM.
     """
     refs = list_files(path)
     all_series, left_out = read_series(progress(refs))
     if not all_series:
-        raise InputError(f"{path}: no readable DICOM in {len(refs)} files; {_reasons(left_out)}")
-    salt = hashlib.sha256("|".join(sorted(s.uid for s in all_series)).encode()).hexdigest()[:16]
-    groups = defaultdict(lambda: {"PT": [], "CT": []})
-    for series in all_series:
-        reason = unusable(series)
-        if reason:
-            left_out.append(LeftOut(_label(series, pseudonym(patient_of(series), salt)), reason))
-        else:
-            key = (patient_of(series), str(series.get("StudyDate")), str(series.get("StudyInstanceUID")))
-            groups[key][series.modality].append(series)
-    pairs = _pair_up(groups, salt, left_out)
-    if not pairs:
-        raise InputError(f"{path}: no usable PET/CT pair; {_reasons(left_out)}")
-    return pairs, left_out, salt
-
-
-def patient_of(series: Series) -> str:
-    """The patient's real ID (the study's UID where there is none): to group by, never to print."""
-    return str(series.get("PatientID") or series.get("StudyInstanceUID"))
-
-
-def _reasons(left_out: list[LeftOut]) -> str:
-    common = Counter(item.reason for item in left_out).most_common(3)
-    return "; ".join(f"{count} × {reason}" for reason, count in common)
-
-
-def _pair_up(groups: dict, salt: str, left_out: list[LeftOut]) -> list[Pair]:
+        raise InputError(f"{path}: no readable DICOM in {len(refs)} files; {reasons(left_out)}")
+    salt = hashlib.sha256("|".join(sorted(s.uid for s in all_series)).encode()).hexdigest()
     pairs, studies = [], Counter()
-    for (patient_id, _, _), found in sorted(groups.items()):
+    for patient_id, members in _by_study(all_series):
         patient = pseudonym(patient_id, salt)
         studies[patient] += 1
-        pair, rest = _best_pair(found["PT"], found["CT"], patient, f"{patient}-{studies[patient]}")
+        usable = {"PT": [], "CT": []}
+        for series in members:
+            reason = unusable(series)
+            if reason:
+                left_out.append(LeftOut(f"{patient}: {series.label}", reason, series.where))
+            else:
+                usable[series.modality].append(series)
+        pair, rest = _best_pair(usable["PT"], usable["CT"], patient, f"{patient}-{studies[patient]}")
         pairs.extend([pair] if pair else [])
-        left_out.extend(LeftOut(_label(s, patient), reason) for s, reason in rest)
-    return pairs
+        left_out.extend(LeftOut(f"{patient}: {s.label}", reason, s.where) for s, reason in rest)
+    return pairs, left_out
+
+
+def pseudonym(patient_id: str, salt: str) -> str:
+    """A name that stands for a patient: the first 8 hex digits of SHA-256 over salt and ID.
+
+    `find_pairs` makes the salt from all series UIDs of the input and stores it nowhere: the same data gives the same
+    pseudonyms, and who has only the pseudonyms cannot try IDs.
+    """
+    return "p-" + hashlib.sha256(f"{salt}|{patient_id}".encode()).hexdigest()[:8]
+
+
+def _by_study(all_series: list[Series]) -> list[tuple[str, list[Series]]]:
+    """(patient's ID, series) of each study, sorted by patient and date. Only the study's UID makes a study."""
+    groups = defaultdict(list)
+    for series in all_series:
+        groups[str(series.get("StudyInstanceUID"))].append(series)
+    dated = [(study_patient(m), _first(m, "StudyDate"), uid, m) for uid, m in groups.items()]
+    return [(patient, members) for patient, _, _, members in sorted(dated, key=lambda row: row[:3])]
+
+
+def study_patient(members: list[Series]) -> str:
+    """The real ID of a study's patient (the study's UID where no series has one): to group by, never to print."""
+    return _first(members, "PatientID") or str(members[0].get("StudyInstanceUID"))
+
+
+def _first(members: list[Series], keyword: str) -> str:
+    return next((str(s.get(keyword)) for s in members if s.get(keyword)), "")
+
+
+def reasons(left_out: list[LeftOut]) -> str:
+    """The three commonest reasons, with how often each was given."""
+    common = Counter(item.reason for item in left_out).most_common(3)
+    return "; ".join(f"{count} × {reason}" for reason, count in common)
 
 
 def _best_pair(pets: list[Series], cts: list[Series], patient: str, study_id: str) -> tuple[Pair | None, list]:
@@ -333,7 +196,7 @@ def load_pair(pair: Pair) -> Study:
     try:
         overlap_mm([pet, ct])
     except ValueError as error:
-        raise InputError(f"{_label(pair.pet, pair.patient)}: PET and CT share no space; {error}") from None
+        raise InputError(f"{pair.pet.label}: PET and CT share no space; {error}") from None
     return study
 
 
@@ -343,14 +206,14 @@ def load_series(series: Series, factor: float, unit: str) -> Volume:
         order, affine = geometry(series.headers)
         slices = [_load_slice(series.files[i], series.headers[i], factor) for i in order]
     except InputError as error:
-        raise InputError(f"{_label(series)}: {error}") from None
+        raise InputError(f"{series.label}: {error}") from None
     if len({s.shape for s in slices}) > 1:
-        raise InputError(f"{_label(series)}: slices of different sizes {sorted({s.shape for s in slices})}")
+        raise InputError(f"{series.label}: slices of different sizes {sorted({s.shape for s in slices})}")
     return Volume(np.stack(slices), affine, unit)
 
 
 def _load_slice(ref: FileRef, header: Dataset, factor: float) -> np.ndarray:
-    ds = _read(ref)
+    ds = read_dataset(ref)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -427,11 +290,11 @@ def ingest(path: Path, progress: Callable = iter) -> dict:
 
     Raises InputError as `find_pairs` does.
     """
-    pairs, left_out, _ = find_pairs(path, progress)
+    pairs, left_out = find_pairs(path, progress)
     rows = []
     for pair in progress(pairs):
         try:
             rows.append(load_pair(pair).row())
         except InputError as error:
-            left_out.append(LeftOut(pair.id, str(error)))
-    return {"studies": rows, "left_out": [vars(item) for item in left_out]}
+            left_out.append(LeftOut(pair.id, str(error), pair.pet.where))
+    return {"studies": rows, "left_out": [item.shown() for item in left_out]}

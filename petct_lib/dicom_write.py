@@ -73,7 +73,9 @@ def write_pet(volume: Volume, folder: Path, subject: Subject, series_uid: str, t
     return [_save(_pet_slice(base, volume, k), folder, k) for k in range(volume.array.shape[0])]
 
 
-def write_derived(volume: Volume, folder: Path, subject: Subject, *, description: str, seed: str) -> list[Path]:
+def write_derived(
+    volume: Volume, folder: Path, subject: Subject, *, description: str, seed: str, number: int = 1
+) -> list[Path]:
     """A synthetic series (HU as CT, SUV as PET in GML): DERIVED\\SECONDARY, new UIDs, the warning in every file.
 
     description: what the series is ("synthetic CT from PET"); the warning is added to it. seed: makes the UIDs.
@@ -83,6 +85,7 @@ def write_derived(volume: Volume, folder: Path, subject: Subject, *, description
     is_ct = volume.unit == "HU"
     sop_class = CTImageStorage if is_ct else PositronEmissionTomographyImageStorage
     base = _base(subject, make_uid(seed, description), sop_class, "CT" if is_ct else "PT", "000000")
+    base.SeriesNumber = number
     base.ImageType = ["DERIVED", "SECONDARY", "AXIAL"] if is_ct else ["DERIVED", "SECONDARY"]
     base.SeriesDescription = f"{description[: 63 - len(WARNING)]} {WARNING}"  # 64 characters at most, the warning whole
     base.DerivationDescription = f"{description} by petct_lib {__version__}. {WARNING}"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from petct_lib import InputError
 from petct_lib.nets import Denoiser, tile
 
 
@@ -32,6 +33,13 @@ class RefinerSettings:
     beta1: float = 0.9
     beta2: float = 0.999
     ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.sigma < 0 or not 0 <= self.on_policy <= 1:
+            raise InputError(
+                f"refiner: steps {self.steps} must be at least 1, sigma {self.sigma} at least 0, "
+                f"on_policy {self.on_policy} between 0 and 1"
+            )
 
 
 def time_grid(steps: int) -> tuple[float, ...]:
@@ -102,7 +110,7 @@ class Refiner:
 
     def preview(self, batch: dict[str, Tensor]) -> Tensor:
         """Rows: source, coarse, refined, target; (1, 4 · H, B · W) in [0, 1]."""
-        x, c, y = (batch[key].to(self.device) for key in ("source", "coarse", "target"))
+        x, c, y = (batch[key] for key in ("source", "coarse", "target"))
         return tile([x, c, self.sample(x, c, torch.Generator().manual_seed(0))[-1], y])
 
     @torch.no_grad()
@@ -111,6 +119,7 @@ class Refiner:
 
         generator: on the CPU, so that every device draws the same noise.
         """
+        x, c = x.to(self.device), c.to(self.device)
         start = c + self.settings.sigma * torch.randn(c.shape, generator=generator).to(c)
         net = self.ema["denoiser"].module.eval()
         return walk(self._predictor(net, x, c), start, time_grid(steps or self.settings.steps))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from pathlib import Path
 import yaml
 
 from petct_lib import InputError, __version__
-from petct_lib.data import ROLES
-from petct_lib.dicom import find_pairs
+from petct_lib.data import ROLES, Prepared, input_key
+from petct_lib.dicom import find_pairs, reasons
 from petct_lib.files import read_json, write_json
 from petct_lib.metrics import format_table, read_scores
 from petct_lib.progress import PLAIN, bar
@@ -45,7 +46,7 @@ def load_params(profile: str) -> dict[str, dict]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (NOTEBOOK_DIR / "params").glob("*.yaml")))
         raise InputError(f"{path}: no such profile; there are {known}, or name a .yaml file")
-    params = yaml.safe_load(path.read_text()) or {}
+    params = _read_yaml(path)
     for notebook, values in params.items():
         if notebook not in NOTEBOOKS:
             raise InputError(f"{path}: {notebook!r} is not one of {', '.join(NOTEBOOKS)}")
@@ -58,6 +59,16 @@ def load_params(profile: str) -> dict[str, dict]:
     return {notebook: dict(params.get(notebook) or {}) for notebook in NOTEBOOKS}
 
 
+def _read_yaml(path: Path) -> dict[str, dict]:
+    try:
+        params = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not YAML ({error})") from None
+    if not isinstance(params, dict) or not all(isinstance(v, dict | None) for v in params.values()):
+        raise InputError(f"{path}: must hold, for each notebook, its parameters as `name: value`")
+    return params
+
+
 def run_all(profile: str, data: str, out: Path, *, resume: bool = False, force: bool = False) -> None:
     """The four notebooks in order into the run folder `out`; prints the table, the seconds by stage and the folder.
 
@@ -66,7 +77,9 @@ def run_all(profile: str, data: str, out: Path, *, resume: bool = False, force: 
     """
     params = load_params(profile)
     data = data if data == "phantom" else str(Path(data).resolve())
-    asked = {"profile": profile, "data_source": data if data == "phantom" else Path(data).name, "parameters": params}
+    asked = {"profile": profile, "parameters": params, "data_source": data, "data_key": None}
+    if data != "phantom":
+        asked |= {"data_source": Path(data).name, "data_key": input_key(Path(data))}
     manifest = _open_run(out, asked, resume, force)
     if not manifest["finished"]:
         if data != "phantom":
@@ -77,7 +90,9 @@ def run_all(profile: str, data: str, out: Path, *, resume: bool = False, force: 
 
 def check_input(path: Path) -> None:
     """Headers only: raises InputError where `path` holds no usable PET/CT pair or too few patients for the splits."""
-    pairs, left_out, _ = find_pairs(path, lambda items: bar(items, "reading headers"))
+    pairs, left_out = find_pairs(path, lambda items: bar(items, "reading headers"))
+    if not pairs:
+        raise InputError(f"{path}: no usable PET/CT pair; {reasons(left_out)}")
     patients = {pair.patient for pair in pairs}
     if len(patients) < len(ROLES):
         raise InputError(
@@ -115,11 +130,16 @@ def _run_notebooks(params: dict, data: str, out: Path, manifest: dict) -> None:
         start = time.monotonic()
         _execute(notebook, {**params[notebook], **_from_command(notebook, out, data)}, out)
         manifest["seconds"][notebook] = round(time.monotonic() - start, 1)
+        manifest["peak_memory_mb"] = max(_peak_mb(), manifest.get("peak_memory_mb", 0))
         manifest["done"].append(notebook)
     manifest["finished"] = True
-    peak_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    manifest["peak_memory_mb"] = max(round(peak_kb / 1024), manifest.get("peak_memory_mb", 0))
     write_json({**manifest, **_provenance(out)}, out / "manifest.json")
+
+
+def _peak_mb() -> int:
+    """Largest resident size so far of this process or of any one kernel that it started (they run one at a time)."""
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(max(peaks) / 1024)
 
 
 def _from_command(notebook: str, out: Path, data: str) -> dict:
@@ -150,17 +170,21 @@ def _execute(notebook: str, parameters: dict, out: Path) -> None:
 
 def _provenance(out: Path) -> dict:
     """Versions, commit, machine, and what the notebooks recorded so far."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=NOTEBOOK_DIR, capture_output=True, text=True, check=False)
-    changed = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=NOTEBOOK_DIR, capture_output=True, text=True, check=False
-    )
-    recorded = read_json(out / "stages.json") if (out / "stages.json").exists() else {}
+    changes = _git("status", "--porcelain")
     return {
-        "petct_lib": __version__, "python": platform.python_version(), "versions": versions,
-        "commit": git.stdout.strip() or None, "uncommitted_changes": bool(changed.stdout.strip()),
-        "cores": os.cpu_count(), **recorded,
+        "petct_lib": __version__, "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _git("rev-parse", "HEAD"), "uncommitted_changes": None if changes is None else bool(changes),
+        "cores": os.cpu_count(), **(read_json(out / "stages.json") if (out / "stages.json").exists() else {}),
     }  # fmt: skip
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=NOTEBOOK_DIR, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def fresh_folder(run_dir: Path, resume: bool) -> Path:
@@ -189,10 +213,14 @@ def record(run_dir: Path, **values: object) -> None:
 
 @contextmanager
 def stage(run_dir: Path, name: str) -> Iterator[None]:
-    """Times a block and records its seconds under `stage_seconds`."""
+    """Adds the seconds of a block to those under `stage_seconds` (a resumed stage goes on counting)."""
     start = time.monotonic()
-    yield
-    record(run_dir, stage_seconds={name: round(time.monotonic() - start, 1)})
+    try:
+        yield
+    finally:
+        path = Path(run_dir) / "stages.json"
+        before = read_json(path).get("stage_seconds", {}).get(name, 0.0) if path.exists() else 0.0
+        record(run_dir, stage_seconds={name: round(before + time.monotonic() - start, 1)})
 
 
 def require(run_dir: Path, notebook: str) -> Path:
@@ -208,13 +236,15 @@ def require(run_dir: Path, notebook: str) -> Path:
         if run_dir != DEFAULT_RUN.resolve():
             raise InputError(f"{run_dir / MAKES[earlier]} is missing: run {earlier}.ipynb first, with this run_dir")
         print(f"{MAKES[earlier]} is missing here: running {earlier}.ipynb at its defaults first", file=sys.stderr)
-        _execute(earlier, {}, run_dir)
+        _execute(earlier, {"resume": True}, run_dir)
     return run_dir
 
 
 def summary(out: Path) -> str:
     """The table of scores, seconds by stage, peak memory, and the folder, as text for a terminal."""
     manifest = read_json(out / "manifest.json")
+    left_out = Counter(item["reason"] for item in Prepared(out / "prepared").index["left_out"])
+    omitted = "\n".join(f"  {count} × {reason}" for reason, count in left_out.most_common(10))
     table = format_table(read_scores(out / "scores.csv"))
     grid = manifest.get("grid", {})
     seconds = "\n".join(f"  {name:<28}{value:8.1f} s" for name, value in manifest.get("stage_seconds", {}).items())
@@ -223,6 +253,7 @@ def summary(out: Path) -> str:
         f"\n{table}\n\n"
         f"resolution {grid.get('size')}×{grid.get('size')}, {grid.get('pixel_mm', 0):.2f} mm pixels, "
         f"slices every {grid.get('slice_mm')} mm; LPIPS: {manifest.get('lpips', 'n/a')}\n"
+        f"left out of the input, and why\n{omitted}\n"
         f"seconds by stage\n{seconds}\n  {'all four notebooks':<28}{total:8.1f} s\n"
         f"peak memory {manifest['peak_memory_mb']} MB\neverything lies in {out}"
     )

@@ -43,10 +43,16 @@ class FitSettings:
     checkpoint_every: int = 250
     mixed_precision: str = "no"  # "bf16" on a GPU that has it
 
+    def __post_init__(self) -> None:
+        if min(self.steps, self.log_every, self.preview_every, self.checkpoint_every) < 1:
+            raise InputError(f"steps and intervals of a training must be at least 1: {self}")
 
-def steps_of(epochs: int, slices: int, batch_size: int) -> int:
-    """Steps in so many passes over the larger of the two sets of slices (an epoch, as in Zhu et al. 2017)."""
-    return epochs * max(1, slices // batch_size)
+
+def steps_of(steps: int | None, epochs: int | None, slices: int, batch_size: int) -> int:
+    """`steps`, or those in so many passes over the slices, for unpaired data the larger set (as in Zhu et al. 2017)."""
+    if (steps is None) == (epochs is None) or batch_size < 1:
+        raise InputError(f"give either steps or epochs, and a batch size: steps {steps}, epochs {epochs}, {batch_size}")
+    return steps if epochs is None else epochs * max(1, slices // batch_size)
 
 
 def linear_decay(step: int, steps: int, decay_from: float) -> float:

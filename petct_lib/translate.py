@@ -1,6 +1,6 @@
 """Slices and volumes through generator and refiner, with uncertainty; a trained run applied to a DICOM study."""
 
-from collections.abc import Iterator
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from petct_lib import InputError, dicom, dicom_write
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
 from petct_lib.data import FILL, SOURCE, TARGET, Prepared, Slices
+from petct_lib.dicom_files import LeftOut, Series, list_files, read_series
 from petct_lib.diffusion import Refiner, RefinerSettings
 from petct_lib.files import read_json
 from petct_lib.intensity import DECODE, ENCODE, Intensity
@@ -63,27 +64,32 @@ def coarse_for(slices: Slices, generator: nn.Module, kind: str) -> Tensor:
     return coarse_images(generator, torch.stack([slices[i][kind] for i in range(len(slices))]))
 
 
-@torch.no_grad()
-def refine(
-    refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed: int, steps: int | None = None
-) -> Tensor:
+def refine(refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed: int) -> Tensor:
     """Samples of the refiner, (samples, n, 1, H, W), encoded. Sample k depends on seed and k, not on the batch."""
+    if samples < 1:
+        raise InputError(f"samples {samples}: at least 1 is needed")
     out = []
     for k in range(samples):
         generator = torch.Generator().manual_seed(seed * 1000 + k)
-        parts = [(x.to(refiner.device), c.to(refiner.device)) for x, c in _in_batches(source, coarse)]
-        out.append(torch.cat([refiner.sample(x, c, generator, steps)[-1].clamp(-1, 1).cpu() for x, c in parts]))
+        parts = zip(source.split(BATCH), coarse.split(BATCH), strict=True)
+        out.append(torch.cat([refiner.sample(x, c, generator)[-1].clamp(-1, 1).cpu() for x, c in parts]))
     return torch.stack(out)
+
+
+def encoded(image: np.ndarray, kind: str, window: Intensity) -> Tensor:
+    """(n, H, W) in SUV or HU → (n, 1, H, W) as the networks take it."""
+    return torch.from_numpy(ENCODE[kind](np.array(image), window))[:, None].float()
+
+
+def decoded(image: Tensor, kind: str, window: Intensity) -> np.ndarray:
+    """(…, 1, H, W) from a network → (…, H, W) in SUV or HU."""
+    return DECODE[kind](image.cpu(), window)[..., 0, :, :].numpy()
 
 
 def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
     """The generator alone on (n, H, W) in SUV or HU; the result in the target's unit."""
-    x = torch.from_numpy(ENCODE[SOURCE[direction]](np.array(source), window))[:, None].float()
-    return DECODE[TARGET[direction]](coarse_images(cyclegan.generator(direction), x), window)[:, 0].numpy()
-
-
-def _in_batches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(tensor.split(BATCH) for tensor in tensors), strict=True)
+    x = encoded(source, SOURCE[direction], window)
+    return decoded(coarse_images(cyclegan.generator(direction), x), TARGET[direction], window)
 
 
 def best_device() -> torch.device:
@@ -95,32 +101,40 @@ class Translator:
     """Both directions of a run: checkpoints, window and grid loaded from its folder."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.checkpoints = Path(run_dir) / "checkpoints"
+        run_dir = Path(run_dir)
+        self.checkpoints = run_dir / "checkpoints"
         self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
         self.refiners = {d: load_refiner(self.checkpoints / f"refiner_{d}.pt") for d in DIRECTIONS}
-        self.window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
-        self.grid = Prepared(Path(run_dir) / "prepared").index["grid"]
+        self.window = Intensity(**read_json(run_dir / "intensity.json"))
+        self.grid = read_json(run_dir / "stages.json")["grid"]
 
-    def __call__(
-        self, source: np.ndarray, direction: str, *, samples: int, seed: int, refiner: Refiner | None = None
-    ) -> Translation:
-        """source: (n, H, W) in SUV or HU, on the run's pixel size. refiner: another one (a control) in the run's place.
+    def __call__(self, source: np.ndarray, direction: str, *, samples: int, seed: int) -> Translation:
+        """source: (n, H, W) in SUV or HU, on the run's pixel size.
 
         Network evaluations a slice: 1 for the generator, and samples × steps.
         """
-        x, coarse = self.encoded(source, direction)
-        refined = refine(refiner or self.refiners[direction], x, coarse, samples, seed)
-        images = self.decoded(refined, direction)  # (samples, n, H, W)
-        return Translation(self.decoded(coarse, direction), images.mean(axis=0), images.std(axis=0))
+        x, coarse = self.start(source, direction)
+        return self.refined(x, coarse, direction, samples=samples, seed=seed)
 
-    def encoded(self, source: np.ndarray, direction: str) -> tuple[Tensor, Tensor]:
+    def start(self, source: np.ndarray, direction: str) -> tuple[Tensor, Tensor]:
         """Source (n, H, W) in SUV or HU → source and coarse image as the refiner takes them, (n, 1, H, W)."""
-        x = torch.from_numpy(ENCODE[SOURCE[direction]](np.array(source), self.window))[:, None].float()
+        x = encoded(source, SOURCE[direction], self.window)
         return x, coarse_images(self.cyclegan.generator(direction), x)
 
-    def decoded(self, image: Tensor, direction: str) -> np.ndarray:
-        """(…, 1, H, W) in [−1, 1] → (…, H, W) in the target's unit."""
-        return DECODE[TARGET[direction]](image.cpu(), self.window)[..., 0, :, :].numpy()
+    def refined(
+        self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, refiner: Refiner | None = None
+    ) -> Translation:
+        """From source and coarse image on. refiner: another one (a control) in the place of the run's own."""
+        kind = TARGET[direction]
+        images = decoded(refine(refiner or self.refiners[direction], x, coarse, samples, seed), kind, self.window)
+        return Translation(decoded(coarse, kind, self.window), images.mean(axis=0), images.std(axis=0))
+
+    def identity(self, direction: str) -> str:
+        """SHA-256 over the checkpoints of a direction: other weights, another identity (and other UIDs)."""
+        digest = hashlib.sha256()
+        for name in ("cyclegan.pt", f"refiner_{direction}.pt"):
+            digest.update((self.checkpoints / name).read_bytes())
+        return digest.hexdigest()
 
 
 def export(
@@ -128,49 +142,53 @@ def export(
 ) -> None:
     """Writes `refined/` and `uncertainty/` as derived DICOM series under `folder`, marked as synthetic."""
     kind = TARGET[direction]
-    name = f"Synthetic {kind.upper()} from {SOURCE[direction].upper()}"
-    for part, array, what in (
-        ("refined", translation.refined, name),
-        ("uncertainty", translation.std, f"Uncertainty (SD), {name}"),
+    name = f"{kind.upper()} from {SOURCE[direction].upper()}"
+    for number, (part, array, what) in enumerate(
+        (("refined", translation.refined, name), ("uncertainty", translation.std, f"SD of {name}")), start=1
     ):
         volume = Volume(array, affine, UNIT[kind])
-        dicom_write.write_derived(volume, folder / part, subject, description=what, seed=seed)
+        dicom_write.write_derived(volume, folder / part, subject, description=what, seed=seed, number=number)
 
 
-def export_patient(run_dir: Path, prepared: Prepared, patient: str, result: Translation, direction: str) -> None:
-    """A patient's translation, study by study, to `run_dir/synthetic/<patient>/<direction>/`."""
+def export_patient(
+    run_dir: Path, prepared: Prepared, patient: str, result: Translation, direction: str, made_by: str
+) -> None:
+    """A patient's translation, study by study, to `run_dir/synthetic/<patient>/<direction>/`.
+
+    made_by: all that the pixels depend on beside the study (weights, samples, seed): it goes into the UIDs.
+    """
     folder, first = Path(run_dir) / "synthetic" / patient / direction, 0
     studies = prepared.studies([patient])
     for study in studies:
         row = prepared.row(study)
         part = slice(first, first + row["slices"])
         one = Translation(result.coarse[part], result.refined[part], result.std[part])
-        seed = f"{prepared.fingerprint}|{study}|{direction}"
+        seed = f"{prepared.fingerprint}|{study}|{direction}|{made_by}"
         subject = dicom_write.Subject(patient, dicom_write.make_uid("study", seed), row["frame_of_reference_uid"])
         place = folder / study if len(studies) > 1 else folder
         export(one, np.array(row["affine"]), direction, place, subject, seed)
         first = part.stop
 
 
-def read_source(path: Path, direction: str) -> tuple[Volume, str, str, str]:
-    """The source volume of a study, its frame of reference UID, the patient's pseudonym, and its series' UID.
+def read_source(path: Path, direction: str) -> tuple[Volume, Series]:
+    """The source volume of a study and its series; only the source modality has to be there.
 
-    Only the source modality has to be there. Raises InputError where there is none, or several patients.
+    Of several series the one with most slices is taken that can be read. Raises InputError where there is none, or
+    where `path` holds several studies.
     """
-    kind = SOURCE[direction]
-    all_series, left_out = dicom.read_series(dicom.list_files(path))
-    modality = {"pet": "PT", "ct": "CT"}[kind]
+    modality = {"pet": "PT", "ct": "CT"}[SOURCE[direction]]
+    all_series, left_out = read_series(list_files(path))
     usable = [s for s in all_series if s.modality == modality and not dicom.unusable(s)]
-    if not usable:
-        reasons = "; ".join(item.reason for item in left_out[:3]) or f"{len(all_series)} series of other kinds"
-        raise InputError(f"{path}: no usable {modality} series for {direction} ({reasons})")
-    if len({dicom.patient_of(s) for s in usable}) > 1:
-        raise InputError(f"{path}: holds {modality} series of several patients; name the folder of one study")
-    series = max(usable, key=lambda s: (len(s.files), s.uid))
-    factor = suv_factor(series.headers).factor if kind == "pet" else 1.0
-    volume = dicom.load_series(series, factor, UNIT[kind])
-    patient = dicom.pseudonym(dicom.patient_of(series), series.uid)
-    return volume, str(series.get("FrameOfReferenceUID")), patient, series.uid
+    if len({s.get("StudyInstanceUID") for s in usable}) > 1:
+        raise InputError(f"{path}: holds {modality} series of several studies; name the folder of one study")
+    for series in sorted(usable, key=lambda s: (-len(s.files), s.uid)):
+        try:
+            factor = suv_factor(series.headers).factor if modality == "PT" else 1.0
+            return dicom.load_series(series, factor, UNIT[SOURCE[direction]]), series
+        except InputError as error:
+            left_out.append(LeftOut(series.label, str(error)))
+    why = dicom.reasons(left_out) or f"{len(all_series)} series of other kinds"
+    raise InputError(f"{path}: no usable {modality} series for {direction} ({why})")
 
 
 def translate_study(
@@ -187,13 +205,15 @@ def translate_study(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; name another folder")
     translator = Translator(run_dir)
-    volume, frame, patient, series_uid = read_source(path, direction)
+    volume, series = read_source(path, direction)
     corners = volume.corners_mm()
     g = translator.grid
     grid = axial_grid(corners.min(axis=0), corners.max(axis=0), g["size"], g["fov_mm"], g["slice_mm"])
     source = resample(volume, grid, FILL[SOURCE[direction]]).array
     translation = translator(source, direction, samples=samples, seed=seed)
-    made_from = f"{series_uid}|{translator.cyclegan.settings}|{seed}"
+    made_from = f"{series.uid}|{translator.identity(direction)}|{samples}|{seed}"
+    patient = dicom.pseudonym(dicom.study_patient([series]), series.uid)
+    frame = str(series.get("FrameOfReferenceUID"))
     subject = dicom_write.Subject(patient, dicom_write.make_uid("study", made_from), frame)
     export(translation, grid.affine, direction, out, subject, made_from)
     return source, translation

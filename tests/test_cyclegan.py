@@ -46,6 +46,12 @@ def test_pool_hands_out_new_images_until_full_then_old_ones_half_of_the_time():
     assert len(pool.images) == 3
 
 
+def test_pool_keeps_images_and_not_their_batches():
+    pool = ImagePool(2)
+    pool.query(torch.ones(2, 1, 4, 4), np.random.default_rng(0))
+    assert all(image.untyped_storage().nbytes() == 16 * 4 for image in pool.images)
+
+
 def test_pool_of_size_0_hands_every_image_through():
     pool = ImagePool(0)
     out = pool.query(torch.ones(1, 1, 2, 2), np.random.default_rng(0))

@@ -15,6 +15,7 @@ from petct_lib.data import (
     Slices,
     SliceSettings,
     UnpairedBatches,
+    align,
     copied,
     mean_atlas,
     prepare,
@@ -22,7 +23,10 @@ from petct_lib.data import (
     split_patients,
     spread_slices,
 )
+from petct_lib.dicom import Study
 from petct_lib.intensity import Intensity
+from petct_lib.suv import SuvFactor
+from petct_lib.volume import Volume, axial_affine
 
 SETTINGS = SliceSettings(32, None, 16.0)
 
@@ -69,6 +73,34 @@ def test_a_broken_series_costs_its_patient_only_and_nothing_half_written_stays(p
     assert len(made.patients) == 4
     assert any(victim.name in item["reason"] for item in made.index["left_out"])
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_padding_of_the_ct_does_not_darken_the_body(prepared):
+    y, x = np.ogrid[:64, :64]
+    disc = np.broadcast_to((y - 31.5) ** 2 + (x - 31.5) ** 2 < 30**2, (8, 64, 64))
+    affine = axial_affine((4, 4, 4), np.zeros(3))
+    pet = Volume(disc.astype(np.float32), affine, "SUV")
+    bodies = []
+    for padding in (-1024.0, -3024.0):
+        ct = Volume(np.where(disc, 40.0, padding).astype(np.float32), affine, "HU")
+        study = Study("s", "p", pet, ct, SuvFactor(1.0, ""), "GML", "", "1.2", 0)
+        bodies.append(align(study, SliceSettings(32, None, 4.0), 256.0)[1].array)
+    assert np.array_equal(*bodies)
+
+
+def test_a_training_knows_its_window_and_its_coarse_images(prepared):
+    slices = [Slices(prepared, prepared.patients[:1], ("pet", "ct"), w) for w in (Intensity(), Intensity(suv_cap=9))]
+    zeros = torch.zeros(len(slices[0]), 1, 32, 32)
+    given = ((slices[0], zeros), (slices[1], zeros), (slices[0], zeros + 1))
+    first, other, recoarsed = (PairedBatches(s, c, "pet2ct", 2).describe() for s, c in given)
+    assert first != other
+    assert first != recoarsed
+
+
+@pytest.mark.parametrize("bad", [{"size": 100}, {"size": 16}, {"slice_mm": 0}, {"fov_mm": -1}])
+def test_impossible_grids_are_refused(bad):
+    with pytest.raises(InputError, match=r"size|slice_mm"):
+        SliceSettings(**bad)
 
 
 def test_missing_slices_say_what_to_run(tmp_path):

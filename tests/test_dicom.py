@@ -16,18 +16,8 @@ from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian
 
 from petct_lib import InputError
-from petct_lib.dicom import (
-    HEADER_TAGS,
-    Series,
-    find_pairs,
-    geometry,
-    ingest,
-    list_files,
-    load_pair,
-    load_series,
-    pseudonym,
-    read_series,
-)
+from petct_lib.dicom import find_pairs, geometry, ingest, load_pair, load_series, pseudonym
+from petct_lib.dicom_files import HEADER_TAGS, Series, list_files, read_series
 from petct_lib.dicom_write import Subject, Tracer, make_uid, write_ct, write_pet
 from petct_lib.volume import Volume, axial_affine
 
@@ -108,11 +98,15 @@ def reasons(report: dict | str) -> str:
 
 
 def refusal(path: Path) -> str:
-    """The message with which `ingest` refuses a path; never with the patient's ID or name in it."""
-    with pytest.raises(InputError) as caught:
-        ingest(path)
-    assert MARKER not in str(caught.value)
-    return str(caught.value)
+    """Why `ingest` finds nothing to use in a path; never with the patient's ID or name in it."""
+    try:
+        report = ingest(path)
+        assert report["studies"] == []
+        text = reasons(report)
+    except InputError as error:
+        text = str(error)
+    assert MARKER not in text
+    return text
 
 
 def only_series(folder: Path) -> Series:
@@ -222,7 +216,7 @@ def test_every_slice_has_its_own_slope_and_intercept(tmp_path):
 
 def test_a_study_comes_back_in_suv_and_hu(tmp_path):
     add_patient(tmp_path)
-    [pair], left_out, _ = find_pairs(tmp_path)
+    [pair], left_out = find_pairs(tmp_path)
     study = load_pair(pair)
     assert not left_out
     assert (study.pet.unit, study.ct.unit, study.units, study.source_files) == ("SUV", "HU", "BQML", 10)
@@ -252,10 +246,11 @@ def test_two_studies_of_one_patient_are_one_patient(tmp_path):
     add_patient(tmp_path, "A", "1")
     add_patient(tmp_path, "A", "2")
     add_patient(tmp_path, "B")
-    pairs, _, salt = find_pairs(tmp_path)
-    mine, other = pseudonym(f"{MARKER}-A", salt), pseudonym(f"{MARKER}-B", salt)
-    assert sorted(p.id for p in pairs) == sorted([f"{mine}-1", f"{mine}-2", f"{other}-1"])
-    assert sorted(p.patient for p in pairs) == sorted([mine, mine, other])
+    pairs, _ = find_pairs(tmp_path)
+    mine, other = pairs[0].patient, pairs[2].patient
+    assert mine != other
+    assert [p.id for p in pairs] == [f"{mine}-1", f"{mine}-2", f"{other}-1"]
+    assert [p.patient for p in pairs] == [mine, mine, other]
 
 
 def test_the_frame_of_reference_decides(tmp_path):
@@ -264,9 +259,9 @@ def test_the_frame_of_reference_decides(tmp_path):
     add_ct(tmp_path / "good", who, "good")
     add_ct(tmp_path / "foreign", who, "foreign", slices=20)
     edit(tmp_path / "foreign", FrameOfReferenceUID=make_uid("elsewhere"))
-    [pair], left_out, _ = find_pairs(tmp_path)
+    [pair], left_out = find_pairs(tmp_path)
     assert pair.ct.uid == make_uid(who.study_uid, "good")
-    assert ["foreign" in item.what for item in left_out] == [True]
+    assert [item.where for item in left_out] == ["foreign"]
     shutil.rmtree(tmp_path / "good")
     assert "no CT of the same study and frame of reference" in refusal(tmp_path)
 
@@ -300,7 +295,7 @@ def test_one_modality_alone(tmp_path, add, reason):
 def test_the_pet_with_more_slices_wins(tmp_path):
     folder = add_patient(tmp_path)
     add_pet(folder / "long", subject(), "long", slices=5)
-    [pair], left_out, _ = find_pairs(tmp_path)
+    [pair], left_out = find_pairs(tmp_path)
     assert pair.pet.uid == make_uid(subject().study_uid, "long")
     assert ["another PET series" in item.reason for item in left_out] == [True]
 
@@ -446,7 +441,7 @@ def test_a_broken_file_between_two_series_costs_neither(tmp_path):
     garble(folder / "CT" / "0006.dcm")
     report = ingest(tmp_path)
     assert report["studies"][0]["ct"]["size"] == [7, 6, 5]
-    assert [i["what"] for i in report["left_out"]] == ["A1/CT/0006.dcm"]
+    assert [i["what"] for i in report["left_out"]] == ["0006.dcm in A1/CT"]
 
 
 def test_a_broken_file_without_a_suffix_costs_its_series_too(tmp_path):
@@ -454,7 +449,7 @@ def test_a_broken_file_without_a_suffix_costs_its_series_too(tmp_path):
     for path in (folder / "PT").iterdir():
         path.rename(path.with_suffix(""))
     garble(folder / "PT" / "0004")
-    assert "unreadable file: A1/PT/0004" in refusal(tmp_path)
+    assert "unreadable file: 0004" in refusal(tmp_path)
 
 
 def test_an_index_beside_the_slices_costs_nothing(tmp_path):
@@ -467,6 +462,34 @@ def test_an_index_beside_the_slices_costs_nothing(tmp_path):
     assert row["pet"]["size"] == [4, 4, 3]
 
 
+def test_hidden_files_do_not_count(tmp_path):
+    folder = add_patient(tmp_path)
+    for path in (folder / "PT").iterdir():
+        path.rename(path.with_suffix(""))
+    for name in (".DS_Store", "._0001.dcm", "README"):
+        (folder / "PT" / name).write_bytes(b"nothing that a scanner has written" * 20)
+    report = ingest(tmp_path)
+    assert len(report["studies"]) == 1
+    assert [i["what"] for i in report["left_out"]] == ["README in A1/PT"]
+
+
+def test_copies_of_images_are_left_out(tmp_path):
+    zipped(add_patient(tmp_path / "in"), tmp_path / "in" / "again.zip")
+    report = ingest(tmp_path)
+    assert len(report["studies"]) == 1
+    assert {i["reason"] for i in report["left_out"]} == {"a copy of an image that is there already"}
+    assert len(report["left_out"]) == 10
+
+
+def test_a_study_whose_series_differ_in_id_and_date_is_one_study(tmp_path):
+    edit(add_patient(tmp_path, "A", "1") / "CT", PatientID="", StudyDate=None)
+    edit(add_patient(tmp_path, "A", "2") / "PT", PatientID="", StudyDate=None)
+    pairs, left_out = find_pairs(tmp_path)
+    assert left_out == []
+    assert len(pairs) == 2
+    assert len({pair.patient for pair in pairs}) == 1
+
+
 def test_files_that_never_were_dicom_cost_nothing(tmp_path):
     folder = add_patient(tmp_path)
     names = ["Thumbs.db", "desktop.ini", "notes.docx", "broken.zip", "LICENSE", "truth.json"]
@@ -474,7 +497,7 @@ def test_files_that_never_were_dicom_cost_nothing(tmp_path):
         (folder / "PT" / name).write_bytes(b"nothing that a scanner has written" * 20)
     report = ingest(tmp_path)
     assert len(report["studies"]) == 1
-    assert sorted(i["what"] for i in report["left_out"]) == sorted(f"A1/PT/{name}" for name in names)
+    assert sorted(i["what"] for i in report["left_out"]) == sorted(f"{name} in A1/PT" for name in names)
 
 
 def scribble(path: Path, tag: str | tuple[int, int], value: bytes) -> None:
@@ -483,6 +506,22 @@ def scribble(path: Path, tag: str | tuple[int, int], value: bytes) -> None:
     vr = "UN" if number.is_private else dictionary_VR(number)
     ds[number] = RawDataElement(number, vr, len(value), value, 0, False, True)
     ds.save_as(path)
+
+
+@pytest.mark.parametrize("keyword", ["RadionuclideTotalDose", "RadiopharmaceuticalStartDateTime"])
+def test_nonsense_in_the_dose_costs_its_study_and_is_not_repeated(tmp_path, keyword, recwarn):
+    add_patient(tmp_path, "A")
+    for path in (add_patient(tmp_path, "B") / "PT").iterdir():
+        ds = pydicom.dcmread(path)
+        tag = Tag(keyword)
+        value = b"20190307090000 and more"
+        ds.RadiopharmaceuticalInformationSequence[0][tag] = RawDataElement(tag, "FL", len(value), value, 0, False, True)
+        ds.save_as(path)
+    recwarn.clear()
+    report = ingest(tmp_path)
+    assert len(report["studies"]) >= 1
+    assert "20190307" not in json.dumps(report)
+    assert not recwarn.list
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:Value length")
@@ -565,7 +604,7 @@ def test_a_broken_member_costs_its_series_alone(tmp_path):
     garble(folder / "CT" / "0002.dcm")
     report = ingest(zipped(tmp_path / "in", tmp_path / "all.zip"))
     assert len(report["studies"]) == 1
-    assert "unreadable file: all.zip:A1/CT/0002.dcm" in reasons(report)
+    assert "unreadable file: 0002.dcm" in reasons(report)
 
 
 def test_a_zip_cut_short(tmp_path):
@@ -590,6 +629,19 @@ def test_member_names_cannot_leave_the_folder(tmp_path):
 # Pseudonyms
 
 
+def test_folder_names_are_shown_to_the_owner_and_never_stored(tmp_path):
+    garble(add_patient(tmp_path / "DOE_JOHN") / "CT" / "0002.dcm")
+    pairs, left_out = find_pairs(tmp_path)
+    assert pairs == []
+    assert all("DOE_JOHN" in item.shown()["what"] for item in left_out)
+    assert "DOE_JOHN" not in json.dumps([item.stored() for item in left_out])
+    cut_pixels(add_patient(tmp_path / "ROE_JANE", "B") / "CT" / "0002.dcm")
+    [pair], _ = find_pairs(tmp_path)
+    with pytest.raises(InputError) as caught:
+        load_pair(pair)
+    assert "ROE_JANE" not in str(caught.value)
+
+
 def test_the_patient_never_comes_out(tmp_path):
     good = add_patient(tmp_path, "A")
     assert all(str(pydicom.dcmread(p).PatientName).startswith(MARKER) for p in (good / "PT").iterdir())
@@ -608,7 +660,7 @@ def test_the_patient_never_comes_out(tmp_path):
 
 def test_load_errors_do_not_name_the_patient(tmp_path):
     drop_pixels(add_patient(tmp_path) / "CT" / "0002.dcm")
-    [pair], _, _ = find_pairs(tmp_path)
+    [pair], _ = find_pairs(tmp_path)
     with pytest.raises(InputError, match=r"0002\.dcm: pixel data cannot be decoded") as caught:
         load_pair(pair)
     assert MARKER not in str(caught.value)

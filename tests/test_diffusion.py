@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from petct_lib import InputError
 from petct_lib.diffusion import Refiner, RefinerSettings, bridge, time_grid, walk
 
 TINY = RefinerSettings(width=8, multipliers=(1, 2), steps=2, sigma=0.1, lr=3e-3, ema_decay=0.5)
@@ -112,6 +113,19 @@ def test_refiner_learns_to_mend_a_constant_error():
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     sample = stage.sample(x, pairs["coarse"], torch.Generator().manual_seed(0))[-1]
     assert (sample - y).abs().mean() < 0.5 * (pairs["coarse"] - y).abs().mean()
+
+
+def test_sampling_takes_its_inputs_to_the_networks_device():
+    _, x, c = images()
+    stage = Refiner(TINY)
+    stage.ema["denoiser"].to("meta")
+    assert stage.sample(x, c, torch.Generator())[-1].device.type == "meta"
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"sigma": -0.1}, {"on_policy": 1.5}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(InputError, match="refiner"):
+        RefinerSettings(**bad)
 
 
 def test_the_control_is_the_same_network_without_noise_or_walk():

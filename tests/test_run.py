@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,12 +11,15 @@ from conftest import ROOT, petct
 
 from petct_lib import InputError
 from petct_lib.cyclegan import CycleGANSettings
-from petct_lib.data import ROLES
+from petct_lib.data import ROLES, input_key
 from petct_lib.files import read_json, write_json
 from petct_lib.metrics import read_scores
 from petct_lib.run import (
+    MAKES,
     NOTEBOOK_DIR,
     NOTEBOOKS,
+    _open_run,
+    _provenance,
     fresh_folder,
     load_params,
     record,
@@ -160,6 +164,10 @@ def test_unknown_parameters_profiles_and_notebooks_are_errors(tmp_path):
     path.write_text("05_else: {seed: 1}")
     with pytest.raises(InputError, match="05_else"):
         load_params(str(path))
+    for text, message in (("a: [", "is not YAML"), ("[1, 2]", "must hold"), ("02_cyclegan_training: 5", "must hold")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_params(str(path))
     with pytest.raises(InputError, match="there are full, quick, smoke"):
         load_params("fast")
 
@@ -195,6 +203,36 @@ def test_notebooks_say_what_to_run_first(tmp_path):
         require(tmp_path, "04_evaluation")
 
 
+def test_a_notebook_opened_alone_has_the_earlier_ones_run_first(tmp_path, monkeypatch):
+    def as_papermill(notebook, out, parameters, **_):
+        folder = fresh_folder(parameters.get("run_dir", tmp_path / "run"), parameters["resume"])
+        (folder / MAKES[Path(notebook).stem]).parent.mkdir(exist_ok=True)
+        (folder / MAKES[Path(notebook).stem]).write_text(Path(out).stem)
+
+    monkeypatch.setattr("papermill.execute_notebook", as_papermill)
+    monkeypatch.setattr("petct_lib.run.DEFAULT_RUN", tmp_path / "run")
+    assert require(tmp_path / "run", "04_evaluation") == tmp_path / "run"
+    assert all((tmp_path / "run" / name).exists() for name in MAKES.values())
+
+
+def test_other_data_under_the_same_name_is_not_taken_for_the_finished_run(tmp_path):
+    def asked(text):
+        (tmp_path / "dicom" / "slice").write_text(text)
+        return {"profile": "p", "data_source": "dicom", "data_key": input_key(tmp_path / "dicom"), "parameters": {}}
+
+    (tmp_path / "dicom").mkdir()
+    first = asked("first")
+    write_json({**first, "finished": True}, tmp_path / "out" / "manifest.json")
+    assert _open_run(tmp_path / "out", first, False, False)["finished"]
+    with pytest.raises(InputError, match="other data_key"):
+        _open_run(tmp_path / "out", asked("second, and longer"), False, False)
+
+
+def test_provenance_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _provenance(tmp_path)["commit"] is None
+
+
 def test_fresh_folder_empties_notebook_runs_only(tmp_path):
     folder = fresh_folder(tmp_path / "r", False)
     (folder / "old").write_text("x")
@@ -214,6 +252,10 @@ def test_record_merges_and_stage_times(tmp_path):
     assert held["a"] == {"x": 1, "y": 2}
     assert held["b"] == 2
     assert held["stage_seconds"]["nap"] >= 0
+    record(tmp_path, stage_seconds={"nap": 5.0})
+    with stage(tmp_path, "nap"):
+        pass
+    assert read_json(tmp_path / "stages.json")["stage_seconds"]["nap"] >= 5  # a resumed stage goes on counting
 
 
 def test_summary_names_resolution_and_folder(smoke_run):

@@ -65,8 +65,20 @@ def test_linear_decay():
 
 
 def test_an_epoch_is_one_pass_over_the_larger_set():
-    assert steps_of(200, 1000, 4) == 50_000
-    assert steps_of(3, 2, 4) == 3
+    assert steps_of(None, 200, 1000, 4) == 50_000
+    assert steps_of(None, 3, 2, 4) == 3
+    assert steps_of(7, None, 1000, 4) == 7
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(None, None), (5, 5)])
+def test_steps_or_epochs_but_one_of_them(steps, epochs):
+    with pytest.raises(InputError, match="either steps or epochs"):
+        steps_of(steps, epochs, 10, 2)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(InputError, match="at least 1"):
+        FitSettings(0)
 
 
 def tensors_of(state):
