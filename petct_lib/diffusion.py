@@ -49,8 +49,8 @@ def time_grid(steps: int) -> tuple[float, ...]:
     return tuple(1 - k / steps for k in range(steps))
 
 
-def bridge(y: Tensor, start: Tensor, t: float) -> Tensor:
-    """z_t = (1 − t)·y + t·z_1, with z_1 = `start` = c + σ·ε."""
+def bridge(y: Tensor, start: Tensor, t: float | Tensor) -> Tensor:
+    """z_t = (1 − t)·y + t·z_1, with z_1 = `start` = c + σ·ε. t: one time, or (B, 1, 1, 1)."""
     return (1 - t) * y + t * start
 
 
@@ -82,26 +82,32 @@ class Refiner:
     def step(
         self, batch: dict[str, Tensor], rng: np.random.Generator, backward: Callable[[Tensor], None]
     ) -> dict[str, Tensor]:
-        """One update: L1 of the prediction at one random time of the grid. batch: "source", "coarse", "target"."""
+        """One update: L1, each image at a random time of the grid. batch: "source", "coarse", "target"."""
         x, c, y = batch["source"], batch["coarse"], batch["target"]
-        net, times = self.nets["denoiser"], time_grid(self.settings.steps)
-        k, walked = int(rng.integers(len(times))), rng.random() < self.settings.on_policy
+        predict, times = self._predictor(self.nets["denoiser"], x, c), np.array(time_grid(self.settings.steps))
+        k = rng.integers(len(times), size=len(y))
         start = c + self.settings.sigma * torch.from_numpy(rng.standard_normal(c.shape, dtype=np.float32)).to(c)
-        clean = y
-        if walked and k > 0:
-            with torch.no_grad():
-                clean = walk(self._predictor(net, x, c), start, times[:k])[-1]
-        z = bridge(clean, start, times[k])
-        loss = (self._predictor(net, x, c)(z, times[k]) - y).abs().mean()
+        clean = self._walked(predict, y, start, times, k) if rng.random() < self.settings.on_policy else y
+        t = torch.from_numpy(times[k]).to(y)
+        loss = (predict(bridge(clean, start, t.view(-1, 1, 1, 1)), t) - y).abs().mean()
         self.optimisers["denoiser"].zero_grad(set_to_none=True)
         backward(loss)
         self.optimisers["denoiser"].step()
-        self.ema["denoiser"].update_parameters(net)
+        self.ema["denoiser"].update_parameters(self.nets["denoiser"])
         return {"l1": loss}
 
     @staticmethod
-    def _predictor(net: nn.Module, x: Tensor, c: Tensor) -> Callable[[Tensor, float], Tensor]:
-        return lambda z, t: net(torch.cat([z, x, c], dim=1), torch.full((len(z),), t, dtype=z.dtype, device=z.device))
+    @torch.no_grad()
+    def _walked(predict: Callable, y: Tensor, start: Tensor, times: np.ndarray, k: np.ndarray) -> Tensor:
+        """What sampling has in y's place when it comes to time number k (one for each image): the prediction before."""
+        predictions = [y, *walk(predict, start, times[: k.max()].tolist())]  # at k = 0, t = 1, y has no weight
+        return torch.stack([predictions[j][i] for i, j in enumerate(k)])
+
+    @staticmethod
+    def _predictor(net: nn.Module, x: Tensor, c: Tensor) -> Callable[[Tensor, float | Tensor], Tensor]:
+        return lambda z, t: net(
+            torch.cat([z, x, c], dim=1), torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(len(z))
+        )
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,23 +17,32 @@ CT_WINDOW_HU = (-1000, 400)  # lung and soft tissue both visible
 PET_WINDOW_SUV = (0, 6)
 ERROR_WINDOW = {"HU": (0, 400), "SUV": (0, 2)}
 DPI = 72
+PIXELS = {"interpolation": "nearest"}  # show the pixels that there are
 STYLE = {
-    "SUV": {"cmap": "gray_r", "vmin": PET_WINDOW_SUV[0], "vmax": PET_WINDOW_SUV[1]},
-    "HU": {"cmap": "gray", "vmin": CT_WINDOW_HU[0], "vmax": CT_WINDOW_HU[1]},
+    "SUV": {**PIXELS, "cmap": "gray_r", "vmin": PET_WINDOW_SUV[0], "vmax": PET_WINDOW_SUV[1]},
+    "HU": {**PIXELS, "cmap": "gray", "vmin": CT_WINDOW_HU[0], "vmax": CT_WINDOW_HU[1]},
 }
 METHOD_COLOURS = ("#999999", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: colour-blind safe
 
 
 def save(fig: Figure, run_dir: Path, name: str, alt: str) -> Image:
     """Writes `run_dir/figures/name.png` and returns it for display, with a text alternative."""
-    data = io.BytesIO()
-    fig.savefig(data, format="png", dpi=DPI)
+    data = _png(fig)
     with replacing(Path(run_dir) / "figures" / f"{name}.png") as temporary:
-        temporary.write_bytes(data.getvalue())
-    return Image(data=data.getvalue(), format="png", alt=alt)
+        temporary.write_bytes(data)
+    return Image(data=data, format="png", alt=alt)
 
 
-def _panels(rows: int, columns: int, side: float = 2.1, synthetic: bool = False) -> tuple[Figure, np.ndarray]:
+def _png(fig: Figure) -> bytes:
+    """The figure as a PNG of 128 colours: half of the size, so that notebooks keep their pictures and stay small."""
+    full, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(full, format="png", dpi=DPI)
+    picture = PIL.Image.open(full).convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE)
+    picture.save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def _panels(rows: int, columns: int, side: float = 1.9, synthetic: bool = False) -> tuple[Figure, np.ndarray]:
     fig = Figure(figsize=(side * columns, side * rows + 0.35), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel():
@@ -53,7 +63,7 @@ def triptych(pet_suv: np.ndarray, ct_hu: np.ndarray, alpha: float = 0.5) -> Figu
     _show(axes[0, 0], pet_suv, "SUV", f"PET, SUV {PET_WINDOW_SUV[0]} to {PET_WINDOW_SUV[1]}")
     _show(axes[0, 1], ct_hu, "HU", f"CT, {CT_WINDOW_HU[0]} to {CT_WINDOW_HU[1]} HU")
     _show(axes[0, 2], ct_hu, "HU", "fused")
-    axes[0, 2].imshow(pet_suv, cmap="hot", vmin=PET_WINDOW_SUV[0], vmax=PET_WINDOW_SUV[1], alpha=alpha)
+    axes[0, 2].imshow(pet_suv, cmap="hot", vmin=PET_WINDOW_SUV[0], vmax=PET_WINDOW_SUV[1], alpha=alpha, **PIXELS)
     return fig
 
 
@@ -95,7 +105,7 @@ def translations(rows: Sequence[dict[str, np.ndarray]], source_unit: str, target
         _show(axes[k, 0], row["source"], source_unit, "source" if k == 0 else "")
         for column, name in enumerate(("coarse", "refined", "real"), start=1):
             _show(axes[k, column], row[name], target_unit, name if k == 0 else "")
-        axes[k, 4].imshow(np.abs(row["refined"] - row["real"]), cmap="magma", vmin=low, vmax=high)
+        axes[k, 4].imshow(np.abs(row["refined"] - row["real"]), cmap="magma", vmin=low, vmax=high, **PIXELS)
         axes[k, 4].set_title(f"error, {low} to {high} {target_unit}" if k == 0 else "", fontsize=9)
     return fig
 
@@ -105,7 +115,7 @@ def preview(source: np.ndarray, refined: np.ndarray, std: np.ndarray, source_uni
     fig, axes = _panels(1, 3, side=2.6, synthetic=True)
     _show(axes[0, 0], source, source_unit, "source")
     _show(axes[0, 1], refined, target_unit, "translation")
-    axes[0, 2].imshow(std, cmap="magma", vmin=0)
+    axes[0, 2].imshow(std, cmap="magma", vmin=0, **PIXELS)
     axes[0, 2].set_title(f"spread, 0 to {std.max():.2g} {target_unit}", fontsize=9)
     return fig
 
@@ -122,10 +132,10 @@ def uncertainty(std: np.ndarray, error: np.ndarray, body: np.ndarray, k: int, un
     left, middle, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.3])
     fig.supxlabel(WARNING, fontsize=7, color="#B00000")
     top = float(np.percentile(std[body], 99.5)) or 1.0
-    left.imshow(std[k], cmap="magma", vmin=0, vmax=top)
+    left.imshow(std[k], cmap="magma", vmin=0, vmax=top, **PIXELS)
     left.set_title(f"spread, 0 to {top:.2g} {unit}", fontsize=9)
     low, high = ERROR_WINDOW[unit]
-    middle.imshow(error[k], cmap="magma", vmin=low, vmax=high)
+    middle.imshow(error[k], cmap="magma", vmin=low, vmax=high, **PIXELS)
     middle.set_title(f"|error|, {low} to {high} {unit}", fontsize=9)
     for axis in (left, middle):
         axis.set_axis_off()
@@ -157,9 +167,9 @@ def slice_viewer(pet_suv: np.ndarray, ct_hu: np.ndarray) -> "object":
     import ipywidgets
 
     def show(k: int, alpha: float) -> Image:
-        data = io.BytesIO()
-        triptych(pet_suv[k], ct_hu[k], alpha).savefig(data, format="png", dpi=DPI)
-        return Image(data=data.getvalue(), format="png", alt=f"PET, CT and fused image of slice {k}")
+        return Image(
+            data=_png(triptych(pet_suv[k], ct_hu[k], alpha)), format="png", alt=f"PET, CT and fused image of slice {k}"
+        )
 
     k = ipywidgets.IntSlider(len(pet_suv) // 2, 0, len(pet_suv) - 1, description="slice")
     alpha = ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="PET share")

@@ -80,30 +80,41 @@ def test_noise_comes_from_the_generator_alone():
 
 
 def states_seen(on_policy, monkeypatch):
-    """The (z, t) that the network is trained on in 40 steps from one pair, with the pair."""
-    y, x, c = images(n=1)
+    """The (z, t, y, c) that the network is trained on in 20 steps from two pairs."""
+    y, x, c = images(n=2)
     stage, seen = Refiner(replace(TINY, on_policy=on_policy, sigma=0.0, lr=0.0)), []
     net = stage.nets["denoiser"]
     forward = net.forward
-    monkeypatch.setattr(net, "forward", lambda inputs, t: seen.append((inputs[:, :1], t, torch.is_grad_enabled())) or
-                        forward(inputs, t))  # fmt: skip
-    for k in range(40):
+
+    def watched(inputs, t):
+        if torch.is_grad_enabled():
+            seen.extend((inputs[i, :1], t[i].item(), y[i], c[i]) for i in range(len(t)))
+        return forward(inputs, t)
+
+    monkeypatch.setattr(net, "forward", watched)
+    for k in range(20):
         stage.step({"source": x, "coarse": c, "target": y}, np.random.default_rng(k), backward)
-    return [(z, t.item()) for z, t, trained in seen if trained], y, c
+    assert {t for _, t, _, _ in seen} == {0.5, 1.0}
+    return seen
 
 
 def test_off_policy_training_sees_the_textbook_bridge(monkeypatch):
-    states, y, c = states_seen(0.0, monkeypatch)
-    assert {t for _, t in states} == {0.5, 1.0}
-    assert all(torch.allclose(z, bridge(y, c, t), atol=1e-6) for z, t in states)
+    for z, t, y, c in states_seen(0.0, monkeypatch):
+        assert torch.allclose(z, bridge(y, c, t), atol=1e-6)
 
 
 def test_on_policy_training_sees_what_sampling_sees_and_never_the_target(monkeypatch):
-    states, y, c = states_seen(1.0, monkeypatch)
     # An untrained denoiser predicts c, so the walk stays at c; the target is nowhere in the state.
-    assert {t for _, t in states} == {0.5, 1.0}
-    assert all(torch.allclose(z, c, atol=1e-6) for z, _ in states)
-    assert not torch.allclose(y, c)
+    for z, _, y, c in states_seen(1.0, monkeypatch):
+        assert torch.allclose(z, c, atol=1e-6)
+        assert not torch.allclose(y, c)
+
+
+def test_walked_states_take_each_image_to_its_own_time():
+    y, start, _ = images(n=3)
+    clean = Refiner._walked(lambda z, t: z + t, y, start, np.array([1.0, 0.5]), np.array([0, 1, 1]))
+    assert torch.equal(clean[0], y[0])
+    assert torch.equal(clean[1:], start[1:] + 1.0)
 
 
 def test_refiner_learns_to_mend_a_constant_error():
