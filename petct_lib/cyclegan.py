@@ -148,5 +148,6 @@ class CycleGAN:
         return {"settings": asdict(self.settings), "pools": {k: list(p.images) for k, p in self.pools.items()}}
 
     def load_extra_state(self, state: dict) -> None:
+        """The image pools of a checkpoint; its settings `train.fit` has compared already."""
         for key, images in state["pools"].items():
             self.pools[key].images = list(images)

@@ -232,6 +232,7 @@ class UnpairedBatches:
         return self(np.random.default_rng(0))
 
     def describe(self) -> dict:
+        """What would change the batches; see `train.Batches`."""
         studies = {"pet": self.pet.studies, "ct": self.ct.studies}
         return {**studies, "size": self.size, "shift": self.shift, "window": asdict(self.pet.window)}
 
@@ -255,6 +256,7 @@ class PairedBatches:
         return self(np.random.default_rng(0))
 
     def describe(self) -> dict:
+        """What would change the batches; see `train.Batches`."""
         return {
             "studies": self.slices.studies, "size": self.size, "shift": self.shift, "direction": self.direction,
             "window": asdict(self.slices.window),

@@ -93,6 +93,7 @@ class Series:
 
     @property
     def modality(self) -> str:
+        """Modality of the first header: PT, CT, or another."""
         return str(self.headers[0].get("Modality", ""))
 
     @property

@@ -304,13 +304,3 @@ def format_table(rows: Sequence[Row]) -> str:
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         tables.append("\n".join([title, *text]))
     return "\n\n".join(tables)
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The same as `format_table`, as GitHub Markdown."""
-    tables = []
-    for title, (header, *lines) in _tables(rows):
-        rule = ["---"] * len(header)
-        text = [f"| {' | '.join(line)} |" for line in (header, rule, *lines)]
-        tables.append("\n".join([f"**{title}**", "", *text]))
-    return "\n\n".join(tables)

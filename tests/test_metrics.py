@@ -429,17 +429,7 @@ def test_plain_table(table_rows):
     assert "777" not in first
 
 
-def test_markdown_table_has_the_same_cells(table_rows):
-    plain = metrics.format_table(table_rows).replace("\n\n", "\n").splitlines()
-    markdown = [line for line in metrics.markdown_table(table_rows).splitlines() if line and "---" not in line]
-    assert len(plain) == len(markdown) == 7
-    for text, marked in zip(plain, markdown, strict=True):
-        assert text.split() == marked.replace("|", " ").replace("**", "").split()
-        assert marked.startswith(("**", "| "))
-    assert metrics.markdown_table(table_rows).splitlines()[3] == "|" + " --- |" * 7
-
-
 def test_the_table_says_when_methods_have_unequal_numbers_of_patients():
     rows = scores() + scores(method="copy", values=(1.0, 2.0))
     assert "n = 2 to 3 patients" in metrics.format_table(rows)
-    assert metrics.format_table([]) == metrics.markdown_table([]) == ""
+    assert metrics.format_table([]) == ""
