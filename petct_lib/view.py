@@ -43,7 +43,7 @@ def _png(fig: Figure) -> bytes:
 
 
 def _panels(rows: int, columns: int, side: float = 1.9, synthetic: bool = False) -> tuple[Figure, np.ndarray]:
-    fig = Figure(figsize=(side * columns, side * rows + 0.35), layout="constrained")
+    fig = Figure(figsize=(side * columns, side * rows + 0.55), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_axis_off()
