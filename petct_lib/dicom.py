@@ -42,7 +42,6 @@ class Study:
     units: str
     vendor: str
     frame_of_reference_uid: str
-    source_files: int
 
     def row(self) -> dict:
         """What `ingest` reports of a usable study: JSON-able, no identifying value."""
@@ -191,7 +190,7 @@ def load_pair(pair: Pair) -> Study:
     pet = load_series(pair.pet, pair.suv.factor, "SUV")
     study = Study(
         pair.id, pair.patient, pet, ct, pair.suv, str(pair.pet.get("Units")), str(pair.pet.get("Manufacturer")),
-        str(pair.pet.get("FrameOfReferenceUID")), len(pair.pet.files) + len(pair.ct.files),
+        str(pair.pet.get("FrameOfReferenceUID")),
     )  # fmt: skip
     try:
         overlap_mm([pet, ct])

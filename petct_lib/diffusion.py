@@ -120,15 +120,15 @@ class Refiner:
         return tile([x, c, self.sample(x, c, torch.Generator().manual_seed(0))[-1], y])
 
     @torch.no_grad()
-    def sample(self, x: Tensor, c: Tensor, generator: torch.Generator, steps: int | None = None) -> list[Tensor]:
-        """Predictions of y along one walk, the last one being the sample. `steps`: default as trained.
+    def sample(self, x: Tensor, c: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Predictions of y along one walk, the last one being the sample.
 
         generator: on the CPU, so that every device draws the same noise.
         """
         x, c = x.to(self.device), c.to(self.device)
         start = c + self.settings.sigma * torch.randn(c.shape, generator=generator).to(c)
         net = self.ema["denoiser"].module.eval()
-        return walk(self._predictor(net, x, c), start, time_grid(steps or self.settings.steps))
+        return walk(self._predictor(net, x, c), start, time_grid(self.settings.steps))
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimiser: the settings."""

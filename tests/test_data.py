@@ -83,7 +83,7 @@ def test_padding_of_the_ct_does_not_darken_the_body(prepared):
     bodies = []
     for padding in (-1024.0, -3024.0):
         ct = Volume(np.where(disc, 40.0, padding).astype(np.float32), affine, "HU")
-        study = Study("s", "p", pet, ct, SuvFactor(1.0, ""), "GML", "", "1.2", 0)
+        study = Study("s", "p", pet, ct, SuvFactor(1.0, ""), "GML", "", "1.2")
         bodies.append(align(study, SliceSettings(32, None, 4.0), 256.0)[1].array)
     assert np.array_equal(*bodies)
 

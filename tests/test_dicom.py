@@ -219,7 +219,7 @@ def test_a_study_comes_back_in_suv_and_hu(tmp_path):
     [pair], left_out = find_pairs(tmp_path)
     study = load_pair(pair)
     assert not left_out
-    assert (study.pet.unit, study.ct.unit, study.units, study.source_files) == ("SUV", "HU", "BQML", 10)
+    assert (study.pet.unit, study.ct.unit, study.units) == ("SUV", "HU", "BQML")
     assert study.suv.factor == pytest.approx(3.5e-4)
     # The PET's voxel (1, 2, 3) lies at (−1, 2, −83): ramp 394; the CT's voxel (2, 3, 4) at (−2, 2, −84): 384.
     assert study.pet.array[3, 2, 1] == pytest.approx(394 * 3.5e-4, rel=1e-3)
