@@ -1,4 +1,4 @@
-"""`python -m petct_lib run|ingest|phantom|translate`: exit code 0 when done, 2 for input that cannot be used."""
+"""`python -m petct_lib run|ingest|phantom|translate|download`: exit code 0 when done, 2 for unusable input."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from petct_lib import WARNING, InputError, __version__
 from petct_lib.progress import bar
+from petct_lib.suv import KINDS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return args.command(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}" + (f" ({error.where})" if error.where else ""), file=sys.stderr)
         return 2
 
 
@@ -27,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ingest(commands)
     _add_phantom(commands)
     _add_translate(commands)
+    _add_download(commands)
     return parser
 
 
@@ -44,6 +46,10 @@ def _add_ingest(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("ingest", help="what is in a folder, a zip or a folder of zips, and what is left out")
     p.add_argument("path", type=Path)
     p.add_argument("--json", action="store_true", help="JSON on standard output, and nothing else there")
+    p.add_argument(
+        "--suv", choices=list(KINDS), default="bw", help="what SUV is normalised by (%(default)s)"
+    )
+    p.add_argument("--jobs", type=_positive, help="studies read at a time (default: one a core)")
     p.set_defaults(command=_ingest)
 
 
@@ -66,6 +72,17 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
     p.set_defaults(command=_translate)
 
 
+def _add_download(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("download", help="Anti-PD-1_Lung from the NCI Imaging Data Commons: its PET/CT pairs")
+    p.add_argument(
+        "folder", type=Path, nargs="?", help="where to; what is there already is not fetched again"
+    )
+    p.add_argument("--patients", type=_positive, help="the first N patients only")
+    p.add_argument("--seg", action="store_true", help="the AI-made masks of lung, nodules and tumours too")
+    p.add_argument("--list", action="store_true", help="what would be fetched: works without a network")
+    p.set_defaults(command=_download)
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -83,7 +100,8 @@ def _run(args: argparse.Namespace) -> int:
 def _ingest(args: argparse.Namespace) -> int:
     from petct_lib.dicom import ingest
 
-    report = ingest(args.path, lambda items: bar(items, "reading", file=sys.stderr))
+    progress = lambda items: bar(items, "reading", file=sys.stderr)  # noqa: E731
+    report = ingest(args.path, progress, suv_kind=args.suv, jobs=args.jobs)
     print(json.dumps(report, indent=1) if args.json else _ingest_text(report))
     return 0 if report["studies"] else 2
 
@@ -92,6 +110,7 @@ def _ingest_text(report: dict) -> str:
     lines = [f"{len(report['studies'])} usable studies"]
     for s in report["studies"]:
         lines.append(f"{s['id']}  {s['vendor']}  SUV factor {s['suv_factor']:.6g} ({s['suv_rule']})")
+        lines.append(f"    {s['chosen']}; PET and CT share {s['pet_length_in_ct']:.0%} of the PET's length")
         for kind in ("pet", "ct"):
             g = s[kind]
             size, spacing = ("×".join(f"{v:g}" for v in g[key]) for key in ("size", "spacing_mm"))
@@ -108,6 +127,22 @@ def _phantom(args: argparse.Namespace) -> int:
         raise InputError(f"{args.folder}: is not empty; name another folder")
     write_phantom(args.folder, args.patients, args.seed, progress=lambda items: bar(items, "phantom"))
     print(f"{args.patients} patients in {args.folder}")
+    return 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    from petct_lib import download
+
+    if args.list:
+        print(download.listing(download.pairs(download.read_index(), patients=args.patients, seg=args.seg)))
+        return 0
+    if args.folder is None:
+        raise InputError("download needs a folder (or --list)")
+    done = download.download(args.folder, patients=args.patients, seg=args.seg)
+    print(
+        f"{done['fetched']} series fetched ({done['fetched_bytes'] / 1e6:.0f} MB), {done['there']} were there already"
+    )
+    print(f"next: python -m petct_lib ingest {args.folder}")
     return 0
 
 

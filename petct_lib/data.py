@@ -1,11 +1,7 @@
-"""Prepared slices on disk (written once, memory-mapped), patient splits, unpaired and paired datasets."""
+"""Patient splits, unpaired and paired datasets of prepared slices, and the controls that need no network."""
 
 import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -13,160 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from petct_lib import InputError
-from petct_lib.dicom import Pair, Study, find_pairs, geometry, load_pair, reasons
-from petct_lib.dicom_files import LeftOut, list_files
-from petct_lib.files import read_json, replacing, write_json
 from petct_lib.intensity import DECODE, ENCODE, Intensity
-from petct_lib.volume import AIR_HU, Volume, axial_grid, body_mask, inside, overlap_mm, resample
+from petct_lib.prepare import Prepared
 
-FILL = {"ct": AIR_HU, "pet": 0.0}  # outside a volume's extent
-MIN_BODY_SHARE = 0.02  # slices with less body than this are left out: there is nothing to learn or to score
-MAX_FOV_MM = 500.0
 ROLES = ("train_pet", "train_ct", "refine", "test")
 SOURCE = {"pet2ct": "pet", "ct2pet": "ct"}
 TARGET = {"pet2ct": "ct", "ct2pet": "pet"}
-
-
-@dataclass(frozen=True)
-class SliceSettings:
-    """The grid that every study is resampled to."""
-
-    size: int = 256  # pixels along x and y
-    fov_mm: float | None = None  # None: the largest PET/CT overlap among the studies, at most 500 mm
-    slice_mm: float = 3.0  # distance of slices
-
-    def __post_init__(self) -> None:
-        if self.size < 32 or self.size % 16:
-            raise InputError(
-                f"size {self.size}: the networks halve it up to four times; take a multiple of 16, 32 or more"
-            )
-        if self.slice_mm <= 0 or (self.fov_mm is not None and self.fov_mm <= 0):
-            raise InputError(f"slice_mm {self.slice_mm} and fov_mm {self.fov_mm} must be above 0")
-
-
-class Prepared:
-    """Prepared studies in a folder: aligned PET (SUV), CT (HU) and body mask as memory-mapped (n, H, W) arrays."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        if not (self.folder / "index.json").exists():
-            raise InputError(f"{self.folder}: no prepared slices; run 01_data_exploration first")
-        self.index = read_json(self.folder / "index.json")
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over all arrays: the same data and settings give the same one."""
-        return self.index["fingerprint"]
-
-    @cached_property
-    def patients(self) -> list[str]:
-        """Pseudonyms in the order of the input (the order does not depend on the pseudonyms)."""
-        return list(dict.fromkeys(study["patient"] for study in self.index["studies"]))
-
-    def studies(self, patients: list[str] | None = None) -> list[str]:
-        """Ids of the studies of some patients, or of all."""
-        return [s["id"] for s in self.index["studies"] if patients is None or s["patient"] in patients]
-
-    def array(self, study: str, kind: str) -> np.ndarray:
-        """kind: "pet" (SUV), "ct" (HU) or "body" (bool, for scoring only); (n, H, W), read-only, memory-mapped."""
-        return np.load(self.folder / study / f"{kind}.npy", mmap_mode="r")
-
-    def of_patient(self, patient: str, kind: str) -> np.ndarray:
-        """All slices of a patient, the studies one after the other, (n, H, W)."""
-        return np.concatenate([self.array(study, kind) for study in self.studies([patient])])
-
-    def row(self, study: str) -> dict:
-        """What the index says of a study."""
-        return next(s for s in self.index["studies"] if s["id"] == study)
-
-
-def prepare(
-    path: Path, folder: Path, settings: SliceSettings, *, found: tuple | None = None, progress: Callable = iter
-) -> Prepared:
-    """DICOM in `path` → prepared slices in `folder`; where they are there already, they are only opened.
-
-    found: what `find_pairs(path)` gave, where it was called already. Studies that cannot be read are left out with a
-    reason. Raises InputError where the folder holds slices of other data or settings, or where nothing can be used.
-    """
-    key = hashlib.sha256(json.dumps([input_key(path), asdict(settings)]).encode()).hexdigest()
-    if (folder / "index.json").exists():
-        prepared = Prepared(folder)
-        if prepared.index["input_key"] != key:
-            raise InputError(f"{folder}: holds slices of other data or settings; use another run folder or remove it")
-        return prepared
-    pairs, left_out = found or find_pairs(path, progress)
-    left_out = list(left_out)
-    fov_mm = settings.fov_mm or _largest_overlap_mm(pairs)
-    rows, digest = [], hashlib.sha256()
-    with replacing(folder) as temporary:
-        for pair in progress(pairs):
-            try:
-                rows.append(_prepare_study(load_pair(pair), temporary, settings, fov_mm, digest))
-            except InputError as error:
-                left_out.append(LeftOut(pair.id, str(error)))
-        if not rows:
-            raise InputError(f"{path}: no usable PET/CT pair; {reasons(left_out)}")
-        index = {
-            "input_key": key, "fingerprint": digest.hexdigest(),
-            "grid": {**asdict(settings), "fov_mm": fov_mm, "pixel_mm": fov_mm / settings.size},
-            "studies": rows, "left_out": [item.stored() for item in left_out],
-        }  # fmt: skip
-        write_json(index, temporary / "index.json")
-    return Prepared(folder)
-
-
-def input_key(path: Path) -> str:
-    """Changes when a file of the input is added, removed or rewritten. Reads no file's content."""
-    files = {(ref.path, ref.path.stat().st_size, ref.path.stat().st_mtime_ns) for ref in list_files(path)}
-    listing = sorted((str(p.relative_to(path) if p != path else p.name), size, time) for p, size, time in files)
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def _largest_overlap_mm(pairs: list[Pair]) -> float:
-    """Largest in-plane side of the PET/CT overlaps, from the headers alone; pairs that cannot be read are skipped."""
-    sides = []
-    for pair in pairs:
-        try:
-            low, high = overlap_mm([_extent(series.headers) for series in (pair.pet, pair.ct)])
-            sides.append(float((high - low)[:2].max()))
-        except (InputError, ValueError):
-            continue
-    return round(min(max(sides, default=MAX_FOV_MM), MAX_FOV_MM), 2)
-
-
-def _extent(headers: list) -> Volume:
-    order, affine = geometry(headers)
-    shape = (len(order), int(headers[0].Rows), int(headers[0].Columns))
-    return Volume(np.broadcast_to(np.float32(0), shape), affine, "1")
-
-
-def align(study: Study, settings: SliceSettings, fov_mm: float) -> tuple[Volume, Volume, Volume]:
-    """PET, CT and body mask of a study on one axial grid over their overlap."""
-    grid = axial_grid(*overlap_mm([study.pet, study.ct]), settings.size, fov_mm, settings.slice_mm)
-    padded = Volume(np.maximum(study.ct.array, AIR_HU), study.ct.affine, "HU")  # scanners pad with −2000 or −3024
-    pet, ct = resample(study.pet, grid, FILL["pet"]), resample(padded, grid, FILL["ct"])
-    body = resample(body_mask(padded), grid, 0.0)
-    seen = inside(study.pet, grid) & inside(study.ct, grid)
-    return pet, ct, Volume(body.array & seen, grid.affine, "1")
-
-
-def _prepare_study(study: Study, folder: Path, settings: SliceSettings, fov_mm: float, digest: object) -> dict:
-    pet, ct, body = align(study, settings, fov_mm)
-    keep = np.flatnonzero(body.array.mean(axis=(1, 2)) > MIN_BODY_SHARE)
-    if len(keep) == 0:
-        raise InputError("no slice shows a body in the CT")
-    first, last = int(keep[0]), int(keep[-1]) + 1  # a contiguous block, so that it stays a volume
-    (folder / study.id).mkdir(parents=True)
-    for kind, volume in (("pet", pet), ("ct", ct), ("body", body)):
-        array = np.ascontiguousarray(volume.array[first:last])
-        digest.update(array.tobytes())
-        np.save(folder / study.id / f"{kind}.npy", array)
-    affine = pet.affine.copy()
-    affine[:3, 3] = (affine @ [0, 0, first, 1])[:3]
-    return {
-        **study.row(), "slices": last - first, "affine": affine.tolist(),
-        "frame_of_reference_uid": study.frame_of_reference_uid,
-    }  # fmt: skip
 
 
 def split_patients(patients: list[str], seed: int) -> dict[str, list[str]]:

@@ -1,203 +1,278 @@
-"""Files of a folder, a zip, or a folder of zips → DICOM series with their headers. Pixel data is not read here."""
+"""DICOM files → series of images with their headers, and the stored values of an image."""
 
-import io
+import struct
 import warnings
-import zipfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property
+from io import BytesIO
 
+import numpy as np
 import pydicom
 from pydicom import Dataset
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    RLELossless,
+)
 
 from petct_lib import InputError
+from petct_lib.archives import FileRef, is_zip, refused
+from petct_lib.enhanced import FUNCTIONAL_GROUPS, frame_headers
 from petct_lib.suv import GE_SCAN_TIME, PHILIPS_ACTIVITY_FACTOR, PHILIPS_SUV_FACTOR
 
-MAX_MEMBER_BYTES = 2 * 1024**3  # no slice is larger: a zip member that unpacks to more is refused
+HEAD_BYTES = 64 * 1024  # holds the header of nearly every slice; longer ones are read a second time, whole
+MAX_SIDE = 4096  # pixels; no PET or CT scanner makes larger images
 NOT_SLICES = {"DICOMDIR", "README", "LICENSE", "VERSION"}  # what lies, without a suffix, beside slices without one
-HEADER_TAGS = [
-    "SOPInstanceUID", "Modality", "ImageType", "PatientID", "PatientWeight", "StudyInstanceUID", "SeriesInstanceUID",
-    "SeriesNumber", "FrameOfReferenceUID", "Manufacturer", "SeriesDate", "SeriesTime", "AcquisitionDate",
-    "AcquisitionTime", "StudyDate", "FrameReferenceTime", "ActualFrameDuration", "DecayCorrection", "CorrectedImage",
-    "Units", "SUVType", "RadiopharmaceuticalInformationSequence", "ImagePositionPatient", "ImageOrientationPatient",
-    "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-    GE_SCAN_TIME, PHILIPS_SUV_FACTOR, PHILIPS_ACTIVITY_FACTOR,
+PIXEL_TAGS = [
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
+    "HighBit", "PixelRepresentation",
 ]  # fmt: skip
+HEADER_TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "PatientWeight", "PatientSize", "PatientSex",
+    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "Manufacturer", "SeriesDate",
+    "SeriesTime", "AcquisitionDate", "AcquisitionTime", "StudyDate", "TimezoneOffsetFromUTC", "FrameReferenceTime",
+    "ActualFrameDuration", "DecayCorrection", "DecayCorrected", "DecayCorrectionDateTime", "CorrectedImage",
+    "AttenuationCorrected", "Units", "SUVType", "RadiopharmaceuticalInformationSequence", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "DerivationDescription",
+    "SeriesDescription", *FUNCTIONAL_GROUPS, *PIXEL_TAGS, GE_SCAN_TIME, PHILIPS_SUV_FACTOR, PHILIPS_ACTIVITY_FACTOR,
+]  # fmt: skip
+# GDCM crashes on damaged JPEG-LS and JPEG 2000, these do not; only JPEG lossless is left to it.
+DECODERS = {
+    **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
+    **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),
+    RLELossless: "pydicom",
+}
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something in the input that is not used, and why. `where`, a folder, may name a patient: it is never stored."""
+    """Something in the input that is not used, and why. `where`, folder or file, may name a patient: never stored."""
 
     what: str
     reason: str
     where: str = ""
 
     def shown(self) -> dict[str, str]:
-        """For the person who owns the files: with the folder."""
-        return {"what": f"{self.what} in {self.where}" if self.where else self.what, "reason": self.reason}
+        """For the person who owns the files: with folder and file."""
+        return {"what": f"{self.what} ({self.where})" if self.where else self.what, "reason": self.reason}
 
     def stored(self) -> dict[str, str]:
-        """For files that may be passed on: without the folder."""
+        """For files that may be passed on: without."""
         return {"what": self.what, "reason": self.reason}
 
 
 @dataclass(frozen=True)
-class FileRef:
-    """A file on disk, or a member of a zip (never unpacked to disk, so that no path can leave its folder)."""
+class Image:
+    """One slice: its header, and where its pixel data lies."""
 
-    path: Path
-    shown: str  # relative to what the user named
-    member: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The last part, without folders."""
-        return Path(self.member or self.path).name
-
-    @property
-    def where(self) -> str:
-        """The folder, relative to what the user named."""
-        return self.shown[: -len(self.name)].rstrip("/:")
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Folder and suffix, which the files of a series share; in a UID as the name, no suffix."""
-        suffix = Path(self.name).suffix.lower()
-        return f"{self.path if self.member else self.path.parent}:{self.where}", "" if suffix[1:].isdigit() else suffix
-
-    def open(self) -> io.BytesIO | str:
-        """What `pydicom.dcmread` takes. Raises InputError for a zip member that is too large."""
-        if self.member is None:
-            return str(self.path)
-        archive = _archive(self.path, self.path.stat().st_mtime_ns)
-        if archive.getinfo(self.member).file_size > MAX_MEMBER_BYTES:
-            raise InputError(f"{self.name}: unpacks to more than {MAX_MEMBER_BYTES >> 30} GiB")
-        return io.BytesIO(archive.read(self.member))
-
-
-@lru_cache(maxsize=4)
-def _archive(path: Path, _mtime: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+    file: FileRef
+    header: Dataset
+    syntax: str  # the transfer syntax of the pixel data
+    offset: int  # of the pixel data element in the file
+    frame: int = 0  # in a multi-frame file
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series with their headers (pixel data not read yet), in no particular order."""
+    """The images of one series (pixel data not read yet), in no particular order."""
 
     uid: str
-    files: list[FileRef]
-    headers: list[Dataset]
+    images: list[Image]
+
+    @cached_property
+    def headers(self) -> list[Dataset]:
+        """Their headers."""
+        return [image.header for image in self.images]
 
     @property
     def modality(self) -> str:
         """Modality of the first header: PT, CT, or another."""
-        return str(self.headers[0].get("Modality", ""))
+        return str(self.get("Modality"))
 
     @property
     def where(self) -> str:
         """The folder of its first file, relative to what the user named."""
-        return self.files[0].where
+        return self.images[0].file.where
 
     @property
     def label(self) -> str:
         """Names the series without identifying anyone."""
-        return f"{self.modality} series {self.get('SeriesNumber', '?')} ({len(self.files)} files)"
+        return f"{self.modality} series {self.get('SeriesNumber', '?')} ({len(self.images)} images)"
 
     def get(self, keyword: str, default: object = "") -> object:
         """An attribute of the first header."""
         return self.headers[0].get(keyword, default)
 
 
-def list_files(path: Path) -> list[FileRef]:
-    """All files of a folder, a zip, or a folder with zips, sorted; hidden ones (.DS_Store, ._x) do not count.
+def read_images(ref: FileRef, memo: dict | None = None) -> list[Image]:
+    """The images of a file: one, or one a frame. Raises InputError where the file is not readable DICOM.
 
-    Raises InputError where there are none.
+    memo: decoded values shared between files (nearly all of a series' headers is the same in every slice).
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    paths = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    base = path.parent if path.is_file() else path
-    refs = []
-    for p in paths:
-        shown = str(p.relative_to(base))
-        refs.extend(_members(p, shown) if p.suffix.lower() == ".zip" else [FileRef(p, shown)])
-    refs = [ref for ref in refs if not ref.name.startswith(".")]
-    if not refs:
-        raise InputError(f"{path}: the folder is empty")
-    return refs
-
-
-def _members(path: Path, shown: str) -> list[FileRef]:
-    try:
-        infos = _archive(path, path.stat().st_mtime_ns).infolist()
-    except (zipfile.BadZipFile, OSError):
-        return [FileRef(path, shown)]  # reported later as not DICOM
-    return [FileRef(path, f"{shown}:{i.filename}", i.filename) for i in infos if not i.is_dir()]
-
-
-def read_header(ref: FileRef) -> Dataset:
-    """The header attributes that this package needs. Raises InputError where the file is not readable DICOM."""
-    header = read_dataset(ref, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+    if is_zip(ref):
+        raise InputError(refused(ref))
+    header, offset, syntax = _read_header(ref)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _drop_broken(header)
-    if not header.get("SeriesInstanceUID") or not header.get("Modality"):
-        raise InputError("not DICOM, or without SeriesInstanceUID and Modality")
-    return header
+        _decode(header, {} if memo is None else memo)
+        if not header.get("SeriesInstanceUID") or not header.get("Modality"):
+            raise InputError("not DICOM, or without SeriesInstanceUID and Modality")
+        frames = frame_headers(header)
+    return [Image(ref, one, syntax, offset, k) for k, one in enumerate(frames)]
 
 
-def _drop_broken(header: Dataset) -> None:
-    """Deletes what cannot be decoded, in sequences too: a broken attribute counts as missing."""
+def _read_header(ref: FileRef) -> tuple[Dataset, int, str]:
+    """The attributes of HEADER_TAGS, not decoded yet, the offset of the pixel data, and the transfer syntax."""
+    try:
+        head = ref.read(0, HEAD_BYTES)
+        try:
+            found, offset = _parse(head)
+            complete = offset < len(head) or len(head) < HEAD_BYTES
+        except Exception:  # cut in the middle of a sequence, perhaps: the whole file decides
+            complete = False
+        if not complete:
+            found, offset = _parse(ref.read())
+    except InputError:
+        raise
+    except Exception as error:  # a stranger's file may break any part of the parser; it costs its series only
+        raise InputError(f"cannot be read as DICOM ({type(error).__name__})") from None
+    header = Dataset({tag: found.get_item(tag) for tag in found.keys()})  # noqa: SIM118 (iteration would decode)
+    return header, offset, _syntax(found)
+
+
+def _parse(content: bytes) -> tuple[pydicom.FileDataset, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may identify a patient
+        file = BytesIO(content)
+        return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=HEADER_TAGS), file.tell()
+
+
+def _syntax(found: pydicom.FileDataset) -> str:
+    """As the file says; for files without meta information, as they were read."""
+    named = str(getattr(found, "file_meta", {}).get("TransferSyntaxUID", ""))
+    if named:
+        return named
+    implicit, little = found.original_encoding
+    return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
+
+
+def _decode(header: Dataset, memo: dict) -> None:
+    """Decodes all values; deletes what cannot be decoded, in sequences too: a broken attribute counts as missing."""
     for tag in list(header.keys()):
         try:
-            element = header[tag]  # pydicom decodes a value when it is asked for
+            element = _decoded(header, tag, memo)
             for item in element.value if element.VR == "SQ" else ():
-                _drop_broken(item)
+                _decode(item, {})
         except Exception:  # whatever the decoder raises
             del header[tag]
 
 
-def read_dataset(ref: FileRef, **options: object) -> Dataset:
-    """`pydicom.dcmread`, silent. Raises InputError where it fails."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may identify a patient
-        try:
-            return pydicom.dcmread(ref.open(), force=True, **options)
-        except InputError:
-            raise
-        except Exception as error:  # a stranger's file may break any part of the parser; it costs its series only
-            raise InputError(f"cannot be read as DICOM ({type(error).__name__})") from None
+def _decoded(header: Dataset, tag: int, memo: dict) -> DataElement:
+    raw = header.get_item(tag)
+    if not isinstance(raw, RawDataElement):
+        return header[tag]
+    key = (raw.tag, raw.VR, raw.value, raw.is_little_endian)
+    element = memo[key] if key in memo else convert_raw_data_element(raw, ds=header)
+    if element.VR != "SQ":
+        memo[key] = element
+    header[tag] = element
+    return element
 
 
 def read_series(refs: Iterable[FileRef]) -> tuple[list[Series], list[LeftOut]]:
-    """Headers of all files, grouped by series. A broken file costs the series that shares its place alone.
+    """The images of all files, grouped by series. A broken file costs the series that shares its place alone.
 
     Copies of an image (the same SOPInstanceUID again) are left out.
     """
-    groups, left_out, places, broken, seen = defaultdict(list), [], defaultdict(set), {}, set()
+    groups, left_out, places, broken, seen, memo = defaultdict(list), [], defaultdict(set), {}, set(), {}
     for ref in refs:
         try:
-            header = read_header(ref)
-            image = str(header.get("SOPInstanceUID") or ref.shown)
-            if image in seen:
-                left_out.append(LeftOut(ref.name, "a copy of an image that is there already", ref.where))
-                continue
+            images = read_images(ref, memo)
         except InputError as error:
-            left_out.append(LeftOut(ref.name, str(error), ref.where))
-            if ref.name not in NOT_SLICES:
-                broken[ref.place] = ref.name
+            left_out.append(LeftOut("a file", str(error), ref.shown))
+            if ref.name not in NOT_SLICES and not is_zip(ref):
+                broken[ref.place] = ref.shown
             continue
-        seen.add(image)
-        groups[str(header.SeriesInstanceUID)].append((ref, header))
-        places[ref.place].add(str(header.SeriesInstanceUID))
+        name, uid = (str(images[0].header.get(k) or ref.shown) for k in ("SOPInstanceUID", "SeriesInstanceUID"))
+        if name in seen:
+            left_out.append(LeftOut("a file", "a copy of an image that is there already", ref.shown))
+            continue
+        seen.add(name)
+        groups[uid].extend(images)
+        places[ref.place].add(uid)
     lost = {uid: broken[p] for p, uids in places.items() if p in broken and len(uids) == 1 for uid in uids}
-    series = [Series(uid, *map(list, zip(*members, strict=True))) for uid, members in groups.items()]
-    for one in series:
-        if one.uid in lost:
-            reason = f"its folder holds an unreadable file: {lost[one.uid]}"
-            left_out.append(LeftOut(one.label, reason, one.where))
-    return [one for one in series if one.uid not in lost], left_out
+    series = [Series(uid, images) for uid, images in groups.items()]
+    left_out.extend(
+        LeftOut(s.label, "its folder holds an unreadable file", lost[s.uid]) for s in series if s.uid in lost
+    )
+    return [s for s in series if s.uid not in lost], left_out
+
+
+def read_stored(images: list[Image]) -> Iterator[tuple[int, np.ndarray]]:
+    """(index into `images`, stored values (rows, columns)), file by file. Raises InputError where one has none."""
+    files = defaultdict(list)
+    for k, image in enumerate(images):
+        files[image.file].append(k)
+    for ref, members in files.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                yield from zip(members, _frames([images[k] for k in members]), strict=True)
+            except InputError as error:
+                raise InputError(f"image {members[0] + 1} of {len(images)}: {error}", ref.shown) from None
+            except Exception as error:  # missing, short or undecodable pixel data: whatever the decoder raises
+                why = f"pixel data cannot be decoded ({type(error).__name__})"
+                raise InputError(f"image {members[0] + 1} of {len(images)}: {why}", ref.shown) from None
+
+
+def _frames(images: list[Image]) -> Iterator[np.ndarray]:
+    """The frames of one file that are asked for, in their order."""
+    first = images[0]
+    if first.syntax == DeflatedExplicitVRLittleEndian:  # offsets in the file mean nothing
+        dataset = pydicom.dcmread(BytesIO(first.file.read()), force=True)
+        stack = dataset.pixel_array.reshape(-1, first.header.Rows, first.header.Columns)
+        yield from (stack[image.frame] for image in images)
+        return
+    decoder, value = get_decoder(first.syntax), _pixel_value(first)
+    options = {**_pixel_options(first.header), "decoding_plugin": DECODERS.get(first.syntax, "")}
+    for image in images:
+        yield decoder.as_array(value, index=image.frame, raw=True, **options)[0]
+
+
+def _pixel_value(image: Image) -> memoryview:
+    """The value of the pixel data element."""
+    content = image.file.read(image.offset)
+    if len(content) < 12:
+        raise InputError("there is no pixel data")
+    endian = ">" if image.syntax == ExplicitVRBigEndian else "<"
+    group, element = struct.unpack_from(f"{endian}HH", content)
+    if (group, element) != (0x7FE0, 0x0010):
+        raise InputError("there is no pixel data")
+    long_form = image.syntax == ImplicitVRLittleEndian or content[4:6] not in (b"OW", b"OB", b"UN")
+    start = 8 if long_form else 12
+    (length,) = struct.unpack_from(f"{endian}L", content, start - 4)
+    stop = len(content) if length == 0xFFFFFFFF else start + length
+    return memoryview(content)[start:stop]
+
+
+def _pixel_options(header: Dataset) -> dict:
+    """The Image Pixel module as pydicom's decoders want it. Raises InputError for anything but one grey image."""
+    rows, columns = int(header.Rows), int(header.Columns)
+    if int(header.get("SamplesPerPixel") or 1) != 1:
+        raise InputError("a grey image is expected, not one in colour")
+    if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
+        raise InputError(f"an image of {rows}×{columns} pixels is no PET or CT slice")
+    return {
+        "rows": rows, "columns": columns, "samples_per_pixel": 1, "number_of_frames": header.get("NumberOfFrames") or 1,
+        "photometric_interpretation": str(header.get("PhotometricInterpretation", "MONOCHROME2")),
+        "bits_allocated": int(header.BitsAllocated), "bits_stored": int(header.get("BitsStored", header.BitsAllocated)),
+        "pixel_representation": int(header.get("PixelRepresentation", 0)), "pixel_keyword": "PixelData",
+    }  # fmt: skip

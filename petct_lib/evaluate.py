@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 
 from petct_lib import metrics, perceptual
-from petct_lib.data import SOURCE, TARGET, Prepared, copied, mean_atlas
+from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
 from petct_lib.intensity import Intensity
+from petct_lib.prepare import Prepared
 from petct_lib.translate import UNIT, Translator, load_refiner
 
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
@@ -24,9 +25,15 @@ class Case:
     patient: str
     source: np.ndarray
     real: np.ndarray
-    body: np.ndarray  # bool, for scoring only
+    masks: dict[str, np.ndarray]  # bool by region, for scoring only
+    sources: dict[str, str]  # where each mask comes from: SEG or HU threshold
     images: dict[str, np.ndarray]  # translations by method
     std: np.ndarray  # spread of the samples of `refined`
+
+    @property
+    def body(self) -> np.ndarray:
+        """The body mask."""
+        return self.masks["body"]
 
 
 def translate_patient(
@@ -39,7 +46,9 @@ def translate_patient(
     `refiner_l1` the refiner's network trained as a one-step regression on the same pairs.
     """
     kind = TARGET[direction]
-    source, real, body = (np.array(prepared.of_patient(patient, k)) for k in (SOURCE[direction], kind, "body"))
+    source, real = (np.array(prepared.of_patient(patient, k)) for k in (SOURCE[direction], kind))
+    sources = prepared.regions(patient)
+    masks = {region: np.array(prepared.of_patient(patient, region)) for region in sources}
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     control = load_refiner(Path(run_dir) / "checkpoints" / f"refiner_l1_{direction}.pt")
     x, coarse = translator.start(source, direction)
@@ -51,19 +60,22 @@ def translate_patient(
         "refiner_l1": translator.refined(x, coarse, direction, samples=1, seed=seed, refiner=control).refined,
         "refined": refined.refined,
     }
-    return Case(patient, source, real, body, images, refined.std)
+    return Case(patient, source, real, masks, sources, images, refined.std)
 
 
 def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch.nn.Module | None = None) -> list[dict]:
-    """One row a score: each method, all slices of the patient together, over the body of the real CT."""
+    """One row a score: each method, all slices of the patient together, over body, lung, soft tissue, bone, lesions."""
     kind = TARGET[direction]
     low, high = CT_RANGE_HU if kind == "ct" else (0.0, window.suv_cap)
     lpips = lpips_model and partial(perceptual.lpips, model=lpips_model, window=LPIPS_WINDOW[kind])
+    fixed = {"data_range": high - low, "unit": UNIT[kind], "clip": (low, high)}
     rows = []
     for method, image in case.images.items():
-        scores = metrics.score_patient(
-            case.real, image, case.body, data_range=high - low, unit=UNIT[kind], clip=(low, high), lpips=lpips
-        )
+        scores = metrics.score_patient(case.real, image, case.body, source=case.sources["body"], lpips=lpips, **fixed)
+        for region in (name for name in case.masks if name != "body"):
+            scores += metrics.score_region(
+                case.real, image, case.masks[region], region=region, source=case.sources[region], **fixed
+            )
         rows.extend({"direction": direction, "method": method, "patient": case.patient, **row} for row in scores)
     return rows
 

@@ -19,7 +19,7 @@ from skimage.metrics import structural_similarity
 
 from petct_lib.files import replacing, write_json
 
-SCORE_COLUMNS = ("direction", "method", "patient", "region", "metric", "value", "unit")
+SCORE_COLUMNS = ("direction", "method", "patient", "region", "metric", "value", "unit", "mask")  # mask: its source
 KEY_COLUMNS = SCORE_COLUMNS[:5]  # they name one score; a second row with the same five is an error
 TABLE_COLUMNS = {"mae": "MAE", "rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "spectrum": "spectrum", "lpips": "LPIPS"}
 INTERVAL_COLUMNS = ("mae", "ssim")  # the table shows the interval of these two, and has no room for more
@@ -140,9 +140,10 @@ def score_patient(
     data_range: float,
     unit: str,
     clip: tuple[float, float],
+    source: str,
     lpips: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> list[Row]:
-    """Scores of one patient's stack (n, H, W) in the body: rows of region, metric, value and unit.
+    """Scores of one patient's stack (n, H, W) in the body: rows of region, metric, value, unit and mask (`source`).
 
     Both stacks are clipped to `clip` (low, high). `spectrum` and `lpips` (of two stacks, see `perceptual.lpips`) need
     whole slices: they take those with some body, everything outside it set to low in both stacks, so that air and
@@ -156,16 +157,52 @@ def score_patient(
     slices = mask.any(axis=(1, 2))
     real_body, synthetic_body = (np.where(mask, stack, clip[0])[slices] for stack in (real, synthetic))
     scores = [
-        ("mae", mae(real, synthetic, mask), unit),
-        ("mse", mse(real, synthetic, mask), f"{unit}^2"),
-        ("rmse", rmse(real, synthetic, mask), unit),
-        ("psnr", psnr(real, synthetic, data_range=data_range, mask=mask), "dB"),
+        *_voxel_scores(real, synthetic, mask, data_range, unit),
         ("ssim", ssim(real, synthetic, data_range=data_range, mask=mask), "1"),
         ("spectrum", spectrum_distance(real_body, synthetic_body), "1"),
     ]
     if lpips is not None:
         scores.append(("lpips", lpips(real_body, synthetic_body), "1"))
-    return [{"region": "body", "metric": metric, "value": value, "unit": unit} for metric, value, unit in scores]
+    return [_row("body", source, *score) for score in scores]
+
+
+def score_region(
+    real: np.ndarray,
+    synthetic: np.ndarray,
+    mask: np.ndarray,
+    *,
+    region: str,
+    data_range: float,
+    unit: str,
+    clip: tuple[float, float],
+    source: str,
+) -> list[Row]:
+    """Scores of one patient's stack in a region other than the body: those that are sums over voxels.
+
+    SSIM, spectrum and LPIPS look at neighbourhoods, which in a lesion or a rib are mostly something else. No rows for
+    an empty mask: a patient may have no lung in the field. Shapes, clip and errors as for `score_patient`.
+    """
+    if not np.any(mask):
+        return []
+    real, synthetic, mask = checked(real, synthetic, mask)
+    check_range("clip", *clip)
+    real, synthetic = np.clip(real, *clip), np.clip(synthetic, *clip)
+    return [_row(region, source, *score) for score in _voxel_scores(real, synthetic, mask, data_range, unit)]
+
+
+def _voxel_scores(
+    real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, data_range: float, unit: str
+) -> list[tuple[str, float, str]]:
+    return [
+        ("mae", mae(real, synthetic, mask), unit),
+        ("mse", mse(real, synthetic, mask), f"{unit}^2"),
+        ("rmse", rmse(real, synthetic, mask), unit),
+        ("psnr", psnr(real, synthetic, data_range=data_range, mask=mask), "dB"),
+    ]
+
+
+def _row(region: str, source: str, metric: str, value: float, unit: str) -> Row:
+    return {"region": region, "metric": metric, "value": value, "unit": unit, "mask": source}
 
 
 def _check_rows(rows: Iterable[Row]) -> None:
@@ -286,6 +323,30 @@ def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[list[str]]]]:
         yield f"{direction}, body, n = {n} patients, mean [95 % interval]", [header, *lines]
 
 
+def format_regions(rows: Sequence[Row], metric: str = "mae") -> str:
+    """One score by method and region as plain text: mean over n patients, and the masks' source."""
+    tables = []
+    for direction, methods in aggregate(rows).items():
+        mine = [row for row in rows if row["direction"] == direction and row["metric"] == metric]
+        regions = list(dict.fromkeys(row["region"] for row in mine))
+        heads = {region: _region_head(region, [row for row in mine if row["region"] == region]) for region in regions}
+        lines = [["method", *heads.values()]]
+        for method, cells in methods.items():
+            lines.append([method, *(_cell(cells.get(region, {}).get(metric), False) for region in regions)])
+        tables.append(_text(f"{direction}, {metric} ({mine[0]['unit']}) by region, mean", lines))
+    return "\n\n".join(tables)
+
+
+def _region_head(region: str, rows: Sequence[Row]) -> str:
+    sources = " or ".join(sorted({row["mask"] for row in rows}))
+    return f"{region} (n = {len({row['patient'] for row in rows})}, {sources})"
+
+
+def _text(title: str, lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join([title, *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)])
+
+
 def _cell(score: Row | None, with_interval: bool) -> str:
     if score is None:
         return "n/a"
@@ -298,9 +359,4 @@ def _cell(score: Row | None, with_interval: bool) -> str:
 
 def format_table(rows: Sequence[Row]) -> str:
     """Scores of the body as plain text for a terminal: a table a direction, a line a method in first-seen order."""
-    tables = []
-    for title, lines in _tables(rows):
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        tables.append("\n".join([title, *text]))
-    return "\n\n".join(tables)
+    return "\n\n".join(_text(title, lines) for title, lines in _tables(rows))

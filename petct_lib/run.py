@@ -16,10 +16,11 @@ from pathlib import Path
 import yaml
 
 from petct_lib import InputError, __version__
-from petct_lib.data import ROLES, Prepared, input_key
+from petct_lib.data import ROLES
 from petct_lib.dicom import find_pairs, reasons
 from petct_lib.files import read_json, write_json
 from petct_lib.metrics import format_table, read_scores
+from petct_lib.prepare import Prepared, input_key
 from petct_lib.progress import PLAIN, bar
 
 NOTEBOOK_DIR = Path(__file__).parent.parent / "notebooks"
@@ -90,7 +91,7 @@ def run_all(profile: str, data: str, out: Path, *, resume: bool = False, force: 
 
 def check_input(path: Path) -> None:
     """Headers only: raises InputError where `path` holds no usable PET/CT pair or too few patients for the splits."""
-    pairs, left_out = find_pairs(path, lambda items: bar(items, "reading headers"))
+    pairs, left_out, _ = find_pairs(path, lambda items: bar(items, "reading headers"))
     if not pairs:
         raise InputError(f"{path}: no usable PET/CT pair; {reasons(left_out)}")
     patients = {pair.patient for pair in pairs}

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from petct_lib import InputError, dicom, dicom_write
+from petct_lib.archives import list_files
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
-from petct_lib.data import FILL, SOURCE, TARGET, Prepared, Slices
-from petct_lib.dicom_files import LeftOut, Series, list_files, read_series
+from petct_lib.data import SOURCE, TARGET, Slices
+from petct_lib.dicom_files import LeftOut, Series, read_series
 from petct_lib.diffusion import Refiner, RefinerSettings
 from petct_lib.files import read_json
 from petct_lib.intensity import DECODE, ENCODE, Intensity
+from petct_lib.prepare import FILL, Prepared
 from petct_lib.suv import suv_factor
 from petct_lib.train import load_checkpoint, restore
 from petct_lib.volume import Volume, axial_grid, resample
@@ -178,10 +180,12 @@ def read_source(path: Path, direction: str) -> tuple[Volume, Series]:
     """
     modality = {"pet": "PT", "ct": "CT"}[SOURCE[direction]]
     all_series, left_out = read_series(list_files(path))
-    usable = [s for s in all_series if s.modality == modality and not dicom.unusable(s)]
+    usable = [
+        s for s, _ in map(dicom.without_localizers, all_series) if s.modality == modality and not dicom.unusable(s)
+    ]
     if len({s.get("StudyInstanceUID") for s in usable}) > 1:
         raise InputError(f"{path}: holds {modality} series of several studies; name the folder of one study")
-    for series in sorted(usable, key=lambda s: (-len(s.files), s.uid)):
+    for series in sorted(usable, key=lambda s: (-len(s.images), s.uid)):
         try:
             factor = suv_factor(series.headers).factor if modality == "PT" else 1.0
             return dicom.load_series(series, factor, UNIT[SOURCE[direction]]), series

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 AIR_HU = -1024.0
 BODY_THRESHOLD_HU = -300.0  # between lung or fat and air; lungs are filled in afterwards
 MASK_SPACING_MM = 3.0  # masks are made at about this spacing: fine enough for a body outline, fast enough for laptops
+PARALLEL_VOXELS = 0.01  # axes that drift apart by less than this over the whole grid count as parallel
+EDGE_VOXELS = 1e-6  # rounding at a volume's edge
 COUCH_RADIUS_MM = 9.0  # an opening of this radius removes couch shells and cables, and keeps limbs
 
 
@@ -79,42 +81,98 @@ def axial_grid(low_mm: np.ndarray, high_mm: np.ndarray, size: int, fov_mm: float
 
 def to_sitk(volume: Volume) -> sitk.Image:
     """The same image for SimpleITK; origin, spacing and direction from the affine."""
-    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
-    image = sitk.GetImageFromArray(array)
-    _set_geometry(image, volume.affine)
+    image = sitk.GetImageFromArray(volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array)
+    image.SetSpacing(volume.spacing_mm.tolist())
+    image.SetOrigin(volume.affine[:3, 3].tolist())
+    image.SetDirection((volume.affine[:3, :3] / volume.spacing_mm).ravel().tolist())
     return image
-
-
-def _set_geometry(image: sitk.Image, affine: np.ndarray) -> None:
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
 
 
 def resample(volume: Volume, grid: Grid, fill: float) -> Volume:
     """The volume on another grid, in patient space; `fill` outside it.
 
     Linear interpolation, after a Gaussian blur where the new grid is coarser (σ = 0.42 × the ratio, in old voxels, the
-    usual rule against aliasing). Boolean volumes are interpolated as 0 and 1 and cut at one half.
+    usual rule against aliasing). Boolean volumes are interpolated as 0 and 1 and cut at one half. Grids whose axes are
+    parallel, as nearly all are, are resampled axis by axis, any others by SimpleITK; both give the same values.
     """
-    is_mask = volume.array.dtype == bool
-    values = volume.array.astype(np.float32)
+    to_index = np.linalg.inv(volume.affine) @ grid.affine  # new index → old index, (4, 4), in x, y, z
     # How far the new grid's steps reach along each old axis, in old voxels, whatever way either of them points.
-    ratio = np.linalg.norm(np.linalg.inv(volume.affine[:3, :3]) @ grid.affine[:3, :3], axis=1)
-    sigma = 0.42 * np.sqrt(np.where(ratio > 1 + 1e-3, ratio**2 - 1, 0))[::-1]
-    values = ndimage.gaussian_filter(values, sigma, truncate=3.0, mode="nearest") if sigma.any() else values
-    reference = sitk.Image([int(n) for n in grid.size], sitk.sitkUInt8)
-    _set_geometry(reference, grid.affine)
-    image = to_sitk(Volume(values, volume.affine, volume.unit))
-    out = sitk.GetArrayFromImage(sitk.Resample(image, reference, sitk.Transform(), sitk.sitkLinear, float(fill)))
-    return Volume(out > 0.5 if is_mask else out, grid.affine, volume.unit)
+    ratio = np.linalg.norm(to_index[:3, :3], axis=1)
+    sigma = 0.42 * np.sqrt(np.where(ratio > 1 + 1e-3, ratio**2 - 1, 0))
+    values = np.asarray(volume.array, np.float32)
+    parallel = np.abs(to_index[:3, :3] - np.diag(np.diag(to_index[:3, :3]))) * np.array(grid.size) < PARALLEL_VOXELS
+    transform = _by_axis if parallel.all() else _by_sitk
+    out = transform(values, to_index, grid.size, sigma, fill)
+    return Volume(out > 0.5 if volume.array.dtype == bool else out, grid.affine, volume.unit)
+
+
+def _by_axis(values: np.ndarray, to_index: np.ndarray, size: tuple, sigma: np.ndarray, fill: float) -> np.ndarray:
+    """One matrix an axis, the axis that shrinks most first; (z, y, x) in and out."""
+    at = [to_index[a, 3] + to_index[a, a] * np.arange(size[a]) for a in range(3)]  # in old voxels
+    matrices = [_weights(at[a], values.shape[2 - a], sigma[a]) for a in range(3)]
+    for a in sorted(range(3), key=lambda a: size[a] / values.shape[2 - a]):
+        values = _along(matrices[a], values, 2 - a)
+    for a, n in enumerate(values.shape[::-1]):
+        outside = ~_within(at[a], matrices[a].shape[1])
+        if outside.any() and n:
+            values[(slice(None),) * (2 - a) + (outside,)] = fill
+    return values
+
+
+def _weights(at: np.ndarray, count: int, sigma: float) -> sparse.csr_array:
+    """Blur, then linear interpolation at the positions `at`, (len(at), count); beyond the ends the last value holds."""
+    rows = np.arange(len(at))
+    low = np.floor(at)
+    interpolate = sparse.csr_array((len(at), count))
+    for index, weight in ((low, 1 - (at - low)), (low + 1, at - low)):
+        column = np.clip(index, 0, count - 1).astype(int)
+        interpolate = interpolate + sparse.csr_array((weight, (rows, column)), (len(at), count))
+    if not sigma:
+        return interpolate.astype(np.float32)
+    reach = int(3 * sigma + 0.5)
+    taps = np.arange(-reach, reach + 1)
+    kernel = np.exp(-0.5 * (taps / sigma) ** 2)
+    from_index = np.clip(np.arange(count)[:, None] + taps, 0, count - 1)
+    indices = np.repeat(np.arange(count), len(taps)), from_index.ravel()
+    blur = sparse.csr_array((np.tile(kernel / kernel.sum(), count), indices), (count, count))
+    return (interpolate @ blur).astype(np.float32).tocsr()
+
+
+def _along(matrix: sparse.csr_array, values: np.ndarray, axis: int) -> np.ndarray:
+    """The matrix (new, old) applied to one axis of (z, y, x)."""
+    if axis == 0:
+        return (matrix @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
+    if axis == 2:
+        return values @ matrix.toarray().T
+    out = np.empty((len(values), matrix.shape[0], values.shape[2]), np.float32)
+    for new, old in zip(out, values, strict=True):
+        new[:] = matrix @ old
+    return out
+
+
+def _within(at: np.ndarray, count: int) -> np.ndarray:
+    """Where positions (in voxels) lie inside an axis of `count` voxels, as ITK has it: the upper edge is outside."""
+    return (at >= -0.5 - EDGE_VOXELS) & (at < count - 0.5 - EDGE_VOXELS)
+
+
+def _by_sitk(values: np.ndarray, to_index: np.ndarray, size: tuple, sigma: np.ndarray, fill: float) -> np.ndarray:
+    """Any two grids, turned or slanted: SimpleITK interpolates in the old grid's index space."""
+    blurred = ndimage.gaussian_filter(values, sigma[::-1], truncate=3.0, mode="nearest") if sigma.any() else values
+    transform = sitk.AffineTransform(to_index[:3, :3].ravel().tolist(), to_index[:3, 3].tolist())
+    reference = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
+    image = sitk.Resample(sitk.GetImageFromArray(blurred), reference, transform, sitk.sitkLinear, float(fill))
+    return sitk.GetArrayFromImage(image)
 
 
 def inside(volume: Volume, grid: Grid) -> np.ndarray:
     """True where a voxel of the grid lies in the volume's extent, (z, y, x) bool."""
-    ones = Volume(np.ones(volume.array.shape, np.float32), volume.affine, "1")
-    return resample(ones, grid, 0.0).array > 0.5
+    to_index = np.linalg.inv(volume.affine) @ grid.affine
+    x, y, z = (np.arange(n) for n in grid.size)
+    within = [
+        _within(m[0] * x + m[1] * y[:, None] + m[2] * z[:, None, None] + m[3], n)
+        for m, n in zip(to_index, volume.size, strict=False)
+    ]
+    return within[0] & within[1] & within[2]
 
 
 def coarse_grid(volume: Volume, spacing_mm: float) -> Grid:

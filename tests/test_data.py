@@ -1,7 +1,4 @@
-"""Prepared slices, splits by patient, datasets."""
-
-import json
-import shutil
+"""Splits by patient, datasets, and the controls that need no network."""
 
 import numpy as np
 import pytest
@@ -11,81 +8,15 @@ from petct_lib import InputError
 from petct_lib.data import (
     ROLES,
     PairedBatches,
-    Prepared,
     Slices,
-    SliceSettings,
     UnpairedBatches,
-    align,
     copied,
     mean_atlas,
-    prepare,
     refiner_patients,
     split_patients,
     spread_slices,
 )
-from petct_lib.dicom import Study
 from petct_lib.intensity import Intensity
-from petct_lib.suv import SuvFactor
-from petct_lib.volume import Volume, axial_affine
-
-SETTINGS = SliceSettings(32, None, 16.0)
-
-
-def test_prepared_arrays_are_physical_aligned_and_memory_mapped(prepared):
-    study = prepared.studies()[0]
-    pet, ct, body = (prepared.array(study, kind) for kind in ("pet", "ct", "body"))
-    assert isinstance(ct, np.memmap)
-    assert pet.dtype == ct.dtype == np.float32
-    assert body.dtype == bool
-    assert pet.shape == ct.shape == body.shape == (prepared.row(study)["slices"], 32, 32)
-    assert -1100 < ct.min() < -900
-    assert pet[body].mean() > 5 * pet[~body].mean()
-    assert np.abs(np.median(ct[body & (ct > -200) & (ct < 200)])) < 80  # soft tissue and fat
-
-
-def test_index_says_what_was_used_and_what_was_left_out(prepared):
-    assert [item["what"] for item in prepared.index["left_out"]] == ["truth.json"]
-    assert all(s["suv_rule"].startswith("BQML") for s in prepared.index["studies"])
-    assert "PHANTOM" not in json.dumps(prepared.index)
-
-
-def test_prepared_once_then_only_opened(prepared, phantom_dir, monkeypatch):
-    monkeypatch.setattr("petct_lib.data.load_pair", lambda pair: pytest.fail("read again"))
-    assert prepare(phantom_dir, prepared.folder, SETTINGS).fingerprint == prepared.fingerprint
-
-
-def test_other_settings_do_not_overwrite(prepared, phantom_dir):
-    with pytest.raises(InputError, match="other data or settings"):
-        prepare(phantom_dir, prepared.folder, SliceSettings(64, None, 16.0))
-
-
-def test_same_data_same_fingerprint_other_grid_another(prepared, phantom_dir, tmp_path):
-    assert prepare(phantom_dir, tmp_path / "a", SETTINGS).fingerprint == prepared.fingerprint
-    assert prepare(phantom_dir, tmp_path / "b", SliceSettings(32, None, 20.0)).fingerprint != prepared.fingerprint
-
-
-def test_a_broken_series_costs_its_patient_only_and_nothing_half_written_stays(phantom_dir, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(phantom_dir, copy)
-    victim = sorted((copy / "PHANTOM-0001" / "CT").iterdir())[3]
-    victim.write_bytes(victim.read_bytes()[:-2000])
-    made = prepare(copy, tmp_path / "prepared", SETTINGS)
-    assert len(made.patients) == 4
-    assert any(victim.name in item["reason"] for item in made.index["left_out"])
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-
-
-def test_padding_of_the_ct_does_not_darken_the_body(prepared):
-    y, x = np.ogrid[:64, :64]
-    disc = np.broadcast_to((y - 31.5) ** 2 + (x - 31.5) ** 2 < 30**2, (8, 64, 64))
-    affine = axial_affine((4, 4, 4), np.zeros(3))
-    pet = Volume(disc.astype(np.float32), affine, "SUV")
-    bodies = []
-    for padding in (-1024.0, -3024.0):
-        ct = Volume(np.where(disc, 40.0, padding).astype(np.float32), affine, "HU")
-        study = Study("s", "p", pet, ct, SuvFactor(1.0, ""), "GML", "", "1.2")
-        bodies.append(align(study, SliceSettings(32, None, 4.0), 256.0)[1].array)
-    assert np.array_equal(*bodies)
 
 
 def test_a_training_knows_its_window_and_its_coarse_images(prepared):
@@ -95,17 +26,6 @@ def test_a_training_knows_its_window_and_its_coarse_images(prepared):
     first, other, recoarsed = (PairedBatches(s, c, "pet2ct", 2).describe() for s, c in given)
     assert first != other
     assert first != recoarsed
-
-
-@pytest.mark.parametrize("bad", [{"size": 100}, {"size": 16}, {"slice_mm": 0}, {"fov_mm": -1}])
-def test_impossible_grids_are_refused(bad):
-    with pytest.raises(InputError, match=r"size|slice_mm"):
-        SliceSettings(**bad)
-
-
-def test_missing_slices_say_what_to_run(tmp_path):
-    with pytest.raises(InputError, match="run 01_data_exploration first"):
-        Prepared(tmp_path)
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(4, [1, 1, 1, 1]), (5, [2, 1, 1, 1]), (12, [4, 3, 2, 3]), (20, [7, 6, 2, 5])])

@@ -10,7 +10,9 @@ import pytest
 from pydicom.uid import UID
 
 from petct_lib import WARNING
-from petct_lib.dicom import list_files, load_series, read_series
+from petct_lib.archives import list_files
+from petct_lib.dicom import load_series
+from petct_lib.dicom_files import read_series
 from petct_lib.dicom_write import Subject, Tracer, make_uid, write_ct, write_derived, write_pet
 from petct_lib.suv import suv_factor
 from petct_lib.volume import Volume

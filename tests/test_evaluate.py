@@ -3,23 +3,25 @@
 import numpy as np
 import pytest
 
-from petct_lib.data import Prepared, mean_atlas
+from petct_lib.data import mean_atlas
 from petct_lib.evaluate import Case, middle_slice, score_case, spread_correlation, translate_patient
 from petct_lib.files import read_json
 from petct_lib.intensity import Intensity
+from petct_lib.prepare import Prepared
 from petct_lib.translate import Translator
 
 
 def case_of(prepared, kind, **images):
     patient = prepared.patients[0]
-    pet, ct, body = (np.array(prepared.of_patient(patient, k)) for k in ("pet", "ct", "body"))
+    pet, ct, body, lung = (np.array(prepared.of_patient(patient, k)) for k in ("pet", "ct", "body", "lung"))
     source, real = (pet, ct) if kind == "ct" else (ct, pet)
     made = {name: make(real, body) for name, make in images.items()}
-    return Case(patient, source, real, body, made, np.zeros(real.shape))
+    sources = {"body": "HU threshold", "lung": "SEG"}
+    return Case(patient, source, real, {"body": body, "lung": lung}, sources, made, np.zeros(real.shape))
 
 
-def value(rows, method, metric):
-    [found] = [r["value"] for r in rows if r["method"] == method and r["metric"] == metric]
+def value(rows, method, metric, region="body"):
+    [found] = [r["value"] for r in rows if (r["method"], r["metric"], r["region"]) == (method, metric, region)]
     return found
 
 
@@ -32,6 +34,20 @@ def test_a_perfect_method_and_a_shifted_one(prepared):
     assert value(rows, "shifted", "mae") == pytest.approx(50, abs=1e-3)
     assert {r["unit"] for r in rows if r["metric"] == "mae"} == {"HU"}
     assert {r["patient"] for r in rows} == {prepared.patients[0]}
+
+
+def test_regions_are_scored_by_themselves_and_say_where_their_masks_come_from(prepared):
+    case = case_of(prepared, "ct", wrong_lungs=lambda real, body: np.where(real < -400, real + 50, real))
+    case = Case(**{**vars(case), "masks": {**case.masks, "lesion": np.zeros_like(case.body)}})
+    case.sources["lesion"] = "SEG"
+    rows = score_case(case, "pet2ct", Intensity())
+    lung = case.masks["lung"]
+    expected = 50 * np.mean(case.real[lung] < -400)
+    assert value(rows, "wrong_lungs", "mae", "lung") == pytest.approx(expected, abs=1e-3)
+    assert value(rows, "wrong_lungs", "mae") < expected
+    assert {r["mask"] for r in rows if r["region"] == "lung"} == {"SEG"}
+    assert {r["mask"] for r in rows if r["region"] == "body"} == {"HU threshold"}
+    assert not [r for r in rows if r["region"] == "lesion"], "there is none to score"
 
 
 def test_air_and_couch_do_not_count(prepared):
@@ -74,7 +90,9 @@ def test_spread_correlation():
     error = np.arange(16.0).reshape(1, 4, 4)
 
     def correlation(std):
-        return spread_correlation(Case("p", real, real, body, {"refined": error}, std))
+        return spread_correlation(
+            Case("p", real, real, {"body": body}, {"body": "HU threshold"}, {"refined": error}, std)
+        )
 
     assert correlation(error**2) == pytest.approx(1)
     assert correlation(-error) == pytest.approx(-1)

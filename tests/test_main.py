@@ -28,7 +28,7 @@ def test_ingest_prints_json_and_nothing_else(phantom_dir):
     report = json.loads(done.stdout)
     assert len(report["studies"]) == 5
     assert {"id", "pet", "ct", "suv_factor", "suv_rule"} <= set(report["studies"][0])
-    assert [item["what"] for item in report["left_out"]] == ["truth.json"]
+    assert [item["what"] for item in report["left_out"]] == ["a file (truth.json)"]
 
 
 def test_ingest_as_text_names_rule_and_grid(phantom_dir, capsys):

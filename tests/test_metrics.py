@@ -36,7 +36,7 @@ def left() -> np.ndarray:
 
 def scores(direction="pet2ct", method="refined", region="body", metric="mae", unit="HU", values=(1.0, 2.0, 6.0)):
     return [
-        dict(zip(metrics.SCORE_COLUMNS, (direction, method, f"p{i}", region, metric, value, unit), strict=True))
+        dict(zip(metrics.SCORE_COLUMNS, (direction, method, f"p{i}", region, metric, value, unit, "SEG"), strict=True))
         for i, value in enumerate(values)
     ]
 
@@ -213,10 +213,10 @@ def test_constant_images_have_no_spectrum(pair):
 
 
 def score_body(real, synthetic, mask, **changes):
-    settings = {"data_range": 4024.0, "unit": "HU", "clip": CLIP_HU} | changes
+    settings = {"data_range": 4024.0, "unit": "HU", "clip": CLIP_HU, "source": "HU threshold"} | changes
     rows = metrics.score_patient(real, synthetic, mask, **settings)
     assert {row["region"] for row in rows} == {"body"}
-    assert all(set(row) == {"region", "metric", "value", "unit"} for row in rows)
+    assert all(set(row) == {"region", "metric", "value", "unit", "mask"} for row in rows)
     return {row["metric"]: row["value"] for row in rows}, {row["metric"]: row["unit"] for row in rows}
 
 
@@ -433,3 +433,26 @@ def test_the_table_says_when_methods_have_unequal_numbers_of_patients():
     rows = scores() + scores(method="copy", values=(1.0, 2.0))
     assert "n = 2 to 3 patients" in metrics.format_table(rows)
     assert metrics.format_table([]) == ""
+
+
+# Regions
+
+
+def test_a_region_has_the_scores_that_are_sums_over_voxels(pair, left):
+    settings = {"data_range": 4024.0, "unit": "HU", "clip": CLIP_HU, "source": "SEG"}
+    rows = metrics.score_region(*pair, left, region="bone", **settings)
+    body = {row["metric"]: row for row in metrics.score_patient(*pair, left, **settings)}
+    assert [row["metric"] for row in rows] == ["mae", "mse", "rmse", "psnr"]
+    assert all(row == {**body[row["metric"]], "region": "bone"} for row in rows)
+    assert metrics.score_region(*pair, np.zeros_like(left), region="bone", **settings) == []
+
+
+def test_table_of_regions_names_the_source_of_the_masks():
+    rows = scores() + scores(region="lung", values=(3.0, 5.0)) + scores(method="copy")
+    text = metrics.format_regions(rows)
+    assert text.splitlines() == [
+        "pet2ct, mae (HU) by region, mean",
+        "method   body (n = 3, SEG)  lung (n = 2, SEG)",
+        "refined  3                  4",
+        "copy     3                  n/a",
+    ]

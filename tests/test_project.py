@@ -12,9 +12,12 @@ from conftest import ROOT
 import petct_lib
 
 ORDER = (  # imports point upwards only
-    ("files", "progress", "volume", "suv", "intensity", "nets", "anatomy", "dicom_files"),
-    ("metrics", "dicom", "dicom_write", "cyclegan", "diffusion", "train"),
-    ("perceptual", "phantom", "data"),
+    ("files", "progress", "volume", "suv", "intensity", "nets", "anatomy", "archives", "enhanced", "parallel"),
+    ("metrics", "dicom_files", "geometry", "dicom_write", "cyclegan", "diffusion", "train", "download"),
+    ("regions",),
+    ("dicom",),
+    ("perceptual", "phantom", "prepare"),
+    ("data",),
     ("translate", "view"),
     ("evaluate",),
     ("run",),

@@ -11,9 +11,10 @@ from conftest import ROOT, petct
 
 from petct_lib import InputError
 from petct_lib.cyclegan import CycleGANSettings
-from petct_lib.data import ROLES, input_key
+from petct_lib.data import ROLES
 from petct_lib.files import read_json, write_json
 from petct_lib.metrics import read_scores
+from petct_lib.prepare import input_key
 from petct_lib.run import (
     MAKES,
     NOTEBOOK_DIR,

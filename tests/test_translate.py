@@ -9,14 +9,15 @@ import torch
 from conftest import petct
 
 from petct_lib import WARNING, InputError
+from petct_lib.archives import list_files
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.data import Prepared
 from petct_lib.dicom import find_pairs, load_series
-from petct_lib.dicom_files import list_files, read_series
+from petct_lib.dicom_files import read_series
 from petct_lib.dicom_write import make_uid
 from petct_lib.diffusion import Refiner, RefinerSettings
 from petct_lib.files import read_json
 from petct_lib.intensity import Intensity
+from petct_lib.prepare import Prepared
 from petct_lib.translate import (
     Translator,
     coarse_images,

@@ -1,0 +1,133 @@
+"""Files of a folder, a zip, a zip in a zip, or a folder of zips. Nothing is ever unpacked under a name of its own."""
+
+import re
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from petct_lib import InputError
+
+GIB = 1024**3
+MAX_MEMBER_BYTES = 2 * GIB  # one file; the largest multi-frame study is a quarter of that
+MAX_ARCHIVE_BYTES = 64 * GIB  # one zip, unpacked; a whole-body PET/CT study is 0.2 to 1 GiB
+MAX_MEMBERS = 500_000  # files in one zip
+HIDDEN = re.compile(r"(^|[/\\:])\.[^./\\]")  # .DS_Store, ._x, .git/x; not ../x
+IN_MEMORY_BYTES = 64 * 1024**2  # a zip in a zip that is larger is copied to a nameless temporary file
+
+
+@dataclass(frozen=True)
+class FileRef:
+    """A file on disk, a member of a zip, or a member of a zip in a zip; `members` is the way in from `path`."""
+
+    path: Path
+    shown: str  # relative to what the user named
+    members: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last part, without folders."""
+        return Path(self.members[-1] if self.members else self.path).name
+
+    @property
+    def where(self) -> str:
+        """The folder, relative to what the user named."""
+        return self.shown[: -len(self.name)].rstrip("/:")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Folder and suffix, which the files of a series share; in a UID as the name, no suffix."""
+        suffix = Path(self.name).suffix.lower()
+        return f"{self.path if self.members else self.path.parent}:{self.where}", "" if suffix[1:].isdigit() else suffix
+
+    def size(self) -> int:
+        """Bytes, unpacked."""
+        return self._archive().getinfo(self.members[-1]).file_size if self.members else self.path.stat().st_size
+
+    def read(self, start: int = 0, size: int = -1) -> bytes:
+        """`size` bytes (-1: all) from `start` on; of a compressed member, no more is unpacked than that takes.
+
+        Raises InputError for a file or a member that is too large.
+        """
+        if self.size() > MAX_MEMBER_BYTES:
+            raise InputError(f"the file is larger than {MAX_MEMBER_BYTES / GIB:g} GiB (unpacked)")
+        with self._archive().open(self.members[-1]) if self.members else self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def _archive(self) -> zipfile.ZipFile:
+        return _archive(self.path, self.path.stat().st_mtime_ns, self.members[:-1])
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path, mtime: int, inner: tuple[str, ...]) -> zipfile.ZipFile:
+    """A zip, or the zip `inner` in it. Raises InputError where it would unpack to more than the limits."""
+    if not inner:
+        archive = zipfile.ZipFile(path)
+    else:
+        outer = _archive(path, mtime, inner[:-1])
+        if outer.getinfo(inner[-1]).file_size > MAX_MEMBER_BYTES:
+            raise InputError(f"the zip in the zip is larger than {MAX_MEMBER_BYTES / GIB:g} GiB")
+        copy = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115 (lives as long as the archive)
+        with outer.open(inner[-1]) as source:
+            shutil.copyfileobj(source, copy)
+        archive = zipfile.ZipFile(copy)
+    unpacked, count = sum(i.file_size for i in archive.infolist()), len(archive.infolist())
+    if unpacked > MAX_ARCHIVE_BYTES or count > MAX_MEMBERS:
+        raise InputError(
+            f"the zip would unpack to {unpacked / GIB:.1f} GiB in {count} files: the limits are "
+            f"{MAX_ARCHIVE_BYTES / GIB:g} GiB and {MAX_MEMBERS} files; unpack it yourself if you trust it"
+        )
+    return archive
+
+
+def list_files(path: Path) -> list[FileRef]:
+    """All files of a folder, a zip, or a folder with zips, sorted; what is hidden (.DS_Store, .git/x) does not count.
+
+    A zip in a zip is opened too, one level deep. A zip that cannot be opened, or is too large, is listed as a file.
+    Raises InputError where there is no file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    paths = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    base = path.parent if path.is_file() else path
+    refs = [ref for p in paths for ref in _with_members(FileRef(p, str(p.relative_to(base))))]
+    refs = [ref for ref in refs if not HIDDEN.search(ref.shown)]
+    if not refs:
+        raise InputError(f"{path}: the folder is empty")
+    return refs
+
+
+def is_zip(ref: FileRef) -> bool:
+    """By its name."""
+    return ref.name.lower().endswith(".zip")
+
+
+def _with_members(ref: FileRef, depth: int = 2) -> list[FileRef]:
+    """The members of a zip, down to a zip in a zip; any other file is itself."""
+    if not is_zip(ref) or depth == 0:
+        return [ref]
+    try:
+        infos = _archive(ref.path, ref.path.stat().st_mtime_ns, ref.members).infolist()
+    except Exception:  # a stranger's zip may break any part of the reader; `refused` says why when the file is read
+        return [ref]
+    inside = (
+        FileRef(ref.path, f"{ref.shown}:{i.filename}", (*ref.members, i.filename)) for i in infos if not i.is_dir()
+    )
+    return [one for member in inside for one in _with_members(member, depth - 1)]
+
+
+def refused(ref: FileRef) -> str:
+    """Why a zip among the files is not opened."""
+    if len(ref.members) > 1:
+        return "a zip in a zip in a zip is not opened"
+    try:
+        _archive(ref.path, ref.path.stat().st_mtime_ns, ref.members)
+    except InputError as error:
+        return str(error)
+    except Exception as error:
+        return f"the zip cannot be opened ({type(error).__name__})"
+    return "an empty zip"

@@ -1,0 +1,99 @@
+"""Enhanced (multi-frame) CT and PET: each frame's header, flattened into the attributes of a classic slice."""
+
+from collections.abc import Iterable
+
+from pydicom import Dataset
+
+from petct_lib import InputError
+
+SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+FUNCTIONAL_GROUPS = (SHARED, PER_FRAME)
+COPIED = {  # functional group → what a classic slice has at its top
+    "PixelMeasuresSequence": ("PixelSpacing",),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+}
+CONVERTED = ("UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence")
+FRAME_TYPES = ("CTImageFrameTypeSequence", "PETFrameTypeSequence")
+UNITS = {  # UCUM codes of DICOM PS3.16 CID 84 and 85 → Units and SUVType of a classic PET
+    "Bq/ml": ("BQML", None), "{counts}": ("CNTS", None), "{SUVbw}g/ml": ("GML", "BW"), "{SUVlbm}g/ml": ("GML", "LBM"),
+    "{SUVlbm(James128)}g/ml": ("GML", "LBMJAMES128"), "{SUVlbm(Janma)}g/ml": ("GML", "LBMJANMA"),
+    "{SUVibw}g/ml": ("GML", "IBW"), "{SUVbsa}cm2/ml": ("CM2ML", "BSA"),
+}  # fmt: skip
+
+
+def frame_headers(header: Dataset) -> list[Dataset]:
+    """The header of each frame with the keywords of a classic slice; a classic header is returned as it is.
+
+    Source: DICOM PS3.3 C.7.6.16 (functional groups), C.8.15 (enhanced CT), C.8.22 (enhanced PET). Raises InputError
+    for a multi-frame file without functional groups.
+    """
+    if not header.get(PER_FRAME):
+        if str(header.get("NumberOfFrames") or 1) != "1":
+            raise InputError("a multi-frame file without functional groups: its frames have no position")
+        return [header]
+    shared = header.get(SHARED) or [Dataset()]
+    top = Dataset()
+    top.update({tag: header[tag] for tag in header.keys() if header[tag].keyword not in FUNCTIONAL_GROUPS})  # noqa: SIM118
+    _classic_corrections(top)
+    return [_flat(top, [shared[0], frame]) for frame in header[PER_FRAME].value]
+
+
+def _flat(top: Dataset, groups: list[Dataset]) -> Dataset:
+    flat = Dataset()
+    flat.update(top)
+    for group in groups:
+        for name in CONVERTED:  # legacy converted: what has no group of its own
+            _copy(_items(group, name), [e.keyword for item in _items(group, name) for e in item], flat)
+        for name, keywords in COPIED.items():
+            _copy(_items(group, name), keywords, flat)
+        for item in (i for name in FRAME_TYPES for i in _items(group, name)):
+            flat.ImageType = item.get("FrameType", flat.get("ImageType"))
+        for item in _items(group, "FrameContentSequence"):
+            _classic_times(item, flat)
+    for group in groups:  # after the others: it says what the values mean, and replaces their rescale
+        _real_world(_items(group, "RealWorldValueMappingSequence"), flat)
+    return flat
+
+
+def _items(group: Dataset, name: str) -> Iterable[Dataset]:
+    return group.get(name) or ()
+
+
+def _copy(items: Iterable[Dataset], keywords: Iterable[str], flat: Dataset) -> None:
+    for item in items:
+        for keyword in keywords:
+            if keyword and keyword in item:
+                flat[keyword] = item[keyword]
+
+
+def _classic_times(content: Dataset, flat: Dataset) -> None:
+    moment = str(content.get("FrameAcquisitionDateTime", ""))
+    if len(moment) >= 12:
+        flat.AcquisitionDate, flat.AcquisitionTime = moment[:8], moment[8:].split("+")[0].split("-")[0]
+    if content.get("FrameAcquisitionDuration"):
+        flat.ActualFrameDuration = round(content.FrameAcquisitionDuration)
+
+
+def _classic_corrections(top: Dataset) -> None:
+    """Enhanced PET says yes or no for each correction; classic PET has a list and one word for decay."""
+    if top.get("AttenuationCorrected"):
+        top.CorrectedImage = ["ATTN"] if top.AttenuationCorrected == "YES" else ["NONE"]
+    if top.get("DecayCorrected"):
+        top.DecayCorrection = "START" if top.DecayCorrected == "YES" else "NONE"
+
+
+def _real_world(mappings: Iterable[Dataset], flat: Dataset) -> None:
+    """The first mapping with units that are known here, of a PET; CT has its HU from the rescale."""
+    if flat.get("Modality") != "PT":
+        return
+    for mapping in mappings:
+        codes = mapping.get("MeasurementUnitsCodeSequence") or [Dataset()]
+        units, kind = UNITS.get(str(codes[0].get("CodeValue", "")), (None, None))
+        if units and "RealWorldValueSlope" in mapping:
+            flat.Units = units
+            flat.RescaleSlope, flat.RescaleIntercept = mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept
+            if kind:
+                flat.SUVType = kind
+            return
