@@ -5,11 +5,14 @@ DATA ?= phantom
 NAME ?= $(PROFILE)
 BIN := .venv/bin
 STAMP := .venv/installed
+TESTED := .venv/test-extra
+BENCHED := .venv/bench-extra
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
 SHOWN := 01_triptych 03_strip 04_pet2ct 04_ct2pet 04_uncertainty 04_mae
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint lab figures notebooks clean
+.PHONY: help install run test lint lab bench figures notebooks clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -20,13 +23,21 @@ install: $(STAMP)  ## .venv with the pinned dependencies and the library (about 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	touch $(STAMP)
+	$(PIP) --editable .
+	touch $@
+
+$(TESTED): $(STAMP)
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(BENCHED): $(STAMP)
+	$(PIP) --editable '.[bench]'
+	touch $@
 
 run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into runs/NAME
 	$(BIN)/python -m petct_lib run --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" $(FLAGS)
 
-test: $(STAMP) lint  ## ruff, pytest with coverage, and nbval over every notebook at its committed defaults
+test: $(TESTED) lint  ## ruff, pytest with coverage, and nbval over every notebook at its committed defaults
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --cov --cov-report=term
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
 
@@ -36,6 +47,9 @@ lint: $(STAMP)  ## ruff over code and notebooks
 
 lab: $(STAMP)  ## JupyterLab at the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+bench: $(BENCHED)  ## seconds and memory of ingest against SimpleITK and MONAI, into benchmarks/results.json
+	$(BIN)/python benchmarks/ingest.py
 
 figures: run  ## the README's pictures, from the run (made first if it is missing)
 	mkdir -p figures

@@ -46,9 +46,7 @@ def _add_ingest(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("ingest", help="what is in a folder, a zip or a folder of zips, and what is left out")
     p.add_argument("path", type=Path)
     p.add_argument("--json", action="store_true", help="JSON on standard output, and nothing else there")
-    p.add_argument(
-        "--suv", choices=list(KINDS), default="bw", help="what SUV is normalised by (%(default)s)"
-    )
+    p.add_argument("--suv", choices=list(KINDS), default="bw", help="what SUV is normalised by (%(default)s)")
     p.add_argument("--jobs", type=_positive, help="studies read at a time (default: one a core)")
     p.set_defaults(command=_ingest)
 
@@ -74,9 +72,7 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
 
 def _add_download(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("download", help="Anti-PD-1_Lung from the NCI Imaging Data Commons: its PET/CT pairs")
-    p.add_argument(
-        "folder", type=Path, nargs="?", help="where to; what is there already is not fetched again"
-    )
+    p.add_argument("folder", type=Path, nargs="?", help="where to; what is there already is not fetched again")
     p.add_argument("--patients", type=_positive, help="the first N patients only")
     p.add_argument("--seg", action="store_true", help="the AI-made masks of lung, nodules and tumours too")
     p.add_argument("--list", action="store_true", help="what would be fetched: works without a network")

@@ -86,9 +86,9 @@ class UnpairedBatches:
 
 
 class PairedBatches:
-    """Batches of aligned source, coarse and target slices of the same patients."""
+    """Batches of aligned source, coarse and target slices of the same patients; coarse: (n, 1, H, W), encoded."""
 
-    def __init__(self, slices: Slices, coarse: Tensor, direction: str, size: int, shift: int = 0) -> None:
+    def __init__(self, slices: Slices, coarse: np.ndarray, direction: str, size: int, shift: int = 0) -> None:
         if len(coarse) != len(slices):
             raise ValueError(f"{len(coarse)} coarse images for {len(slices)} slices")
         self.slices, self.coarse, self.direction, self.size, self.shift = slices, coarse, direction, size, shift
@@ -108,19 +108,19 @@ class PairedBatches:
         return {
             "studies": self.slices.studies, "size": self.size, "shift": self.shift, "direction": self.direction,
             "window": asdict(self.slices.window),
-            "coarse": hashlib.sha256(self.coarse.numpy().tobytes()).hexdigest(),
+            "coarse": hashlib.sha256(self.coarse).hexdigest(),
         }  # fmt: skip
 
 
 class _Joined(Dataset):
-    def __init__(self, slices: Slices, coarse: Tensor) -> None:
+    def __init__(self, slices: Slices, coarse: np.ndarray) -> None:
         self.slices, self.coarse = slices, coarse
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {**self.slices[i], "coarse": self.coarse[i]}
+        return {**self.slices[i], "coarse": torch.from_numpy(np.array(self.coarse[i]))}
 
 
 def _draw(dataset: Dataset, size: int, shift: int, rng: np.random.Generator) -> dict[str, Tensor]:

@@ -119,13 +119,18 @@ def read_images(ref: FileRef, memo: dict | None = None) -> list[Image]:
     """
     if is_zip(ref):
         raise InputError(refused(ref))
-    header, offset, syntax = _read_header(ref)
+    found, offset, syntax = _read_header(ref)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _decode(header, {} if memo is None else memo)
+        header = _decoded(found, {} if memo is None else memo)
         if not header.get("SeriesInstanceUID") or not header.get("Modality"):
             raise InputError("not DICOM, or without SeriesInstanceUID and Modality")
-        frames = frame_headers(header)
+        try:
+            frames = frame_headers(header)
+        except InputError:
+            raise
+        except Exception as error:  # values of a wrong kind in the functional groups
+            raise InputError(f"its functional groups cannot be read ({type(error).__name__})") from None
     return [Image(ref, one, syntax, offset, k) for k, one in enumerate(frames)]
 
 
@@ -144,8 +149,7 @@ def _read_header(ref: FileRef) -> tuple[Dataset, int, str]:
         raise
     except Exception as error:  # a stranger's file may break any part of the parser; it costs its series only
         raise InputError(f"cannot be read as DICOM ({type(error).__name__})") from None
-    header = Dataset({tag: found.get_item(tag) for tag in found.keys()})  # noqa: SIM118 (iteration would decode)
-    return header, offset, _syntax(found)
+    return found, offset, _syntax(found)
 
 
 def _parse(content: bytes) -> tuple[pydicom.FileDataset, int]:
@@ -164,27 +168,30 @@ def _syntax(found: pydicom.FileDataset) -> str:
     return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
 
 
-def _decode(header: Dataset, memo: dict) -> None:
-    """Decodes all values; deletes what cannot be decoded, in sequences too: a broken attribute counts as missing."""
-    for tag in list(header.keys()):
+def _decoded(found: Dataset, memo: dict) -> Dataset:
+    """All values, in sequences too; one that cannot be decoded is left out: a broken attribute counts as missing."""
+    elements = {}
+    for tag, raw in found.items():
         try:
-            element = _decoded(header, tag, memo)
-            for item in element.value if element.VR == "SQ" else ():
-                _decode(item, {})
+            elements[tag] = _element(raw, found, memo)
         except Exception:  # whatever the decoder raises
-            del header[tag]
+            continue
+    return Dataset(elements)
 
 
-def _decoded(header: Dataset, tag: int, memo: dict) -> DataElement:
-    raw = header.get_item(tag)
-    if not isinstance(raw, RawDataElement):
-        return header[tag]
-    key = (raw.tag, raw.VR, raw.value, raw.is_little_endian)
-    element = memo[key] if key in memo else convert_raw_data_element(raw, ds=header)
-    if element.VR != "SQ":
-        memo[key] = element
-    header[tag] = element
-    return element
+def _element(raw: RawDataElement | DataElement, found: Dataset, memo: dict) -> DataElement:
+    if isinstance(raw, RawDataElement):
+        key = (raw.tag, raw.VR, raw.value, raw.is_little_endian)
+        if key in memo:
+            return memo[key]
+        element = convert_raw_data_element(raw, ds=found)
+        if element.VR != "SQ":
+            memo[key] = element
+            return element
+    else:
+        element = raw
+    items = [_decoded(item, {}) for item in element.value] if element.VR == "SQ" else element.value
+    return DataElement(element.tag, element.VR, items)
 
 
 def read_series(refs: Iterable[FileRef]) -> tuple[list[Series], list[LeftOut]]:
@@ -247,7 +254,7 @@ def _frames(images: list[Image]) -> Iterator[np.ndarray]:
         yield decoder.as_array(value, index=image.frame, raw=True, **options)[0]
 
 
-def _pixel_value(image: Image) -> memoryview:
+def _pixel_value(image: Image) -> bytes:
     """The value of the pixel data element."""
     content = image.file.read(image.offset)
     if len(content) < 12:
@@ -260,7 +267,7 @@ def _pixel_value(image: Image) -> memoryview:
     start = 8 if long_form else 12
     (length,) = struct.unpack_from(f"{endian}L", content, start - 4)
     stop = len(content) if length == 0xFFFFFFFF else start + length
-    return memoryview(content)[start:stop]
+    return content[start:stop]
 
 
 def _pixel_options(header: Dataset) -> dict:

@@ -13,6 +13,7 @@ from pydicom.uid import (
 )
 
 from petct_lib import WARNING, __version__
+from petct_lib.suv import SUV_TYPES
 from petct_lib.volume import Volume
 
 STORED_MAX = 32767  # PET is signed 16 bit
@@ -74,11 +75,22 @@ def write_pet(volume: Volume, folder: Path, subject: Subject, series_uid: str, t
 
 
 def write_derived(
-    volume: Volume, folder: Path, subject: Subject, *, description: str, seed: str, number: int = 1
+    volume: Volume,
+    folder: Path,
+    subject: Subject,
+    *,
+    description: str,
+    seed: str,
+    number: int = 1,
+    suv_kind: str = "bw",
 ) -> list[Path]:
-    """A synthetic series (HU as CT, SUV as PET in GML): DERIVED\\SECONDARY, new UIDs, the warning in every file.
+    """A synthetic series (HU as CT, SUV as PET in GML): DERIVED, new UIDs, the warning in every file.
+
+    ImageType goes on with SECONDARY for CT, as befits what is no direct result of an examination (PS3.3 C.7.6.1.1.2),
+    and with PRIMARY for PET, whose image module allows nothing else (C.8.9.4.1.2).
 
     description: what the series is ("synthetic CT from PET"); the warning is added to it. seed: makes the UIDs.
+    suv_kind: a name of `suv.KINDS`, for SUVType.
     """
     if volume.unit not in LABELS:
         raise ValueError(f"a derived series is in HU or SUV, not {volume.unit!r}")
@@ -86,7 +98,7 @@ def write_derived(
     sop_class = CTImageStorage if is_ct else PositronEmissionTomographyImageStorage
     base = _base(subject, make_uid(seed, description), sop_class, "CT" if is_ct else "PT", "000000")
     base.SeriesNumber = number
-    base.ImageType = ["DERIVED", "SECONDARY", "AXIAL"] if is_ct else ["DERIVED", "SECONDARY"]
+    base.ImageType = ["DERIVED", "SECONDARY", "AXIAL"] if is_ct else ["DERIVED", "PRIMARY"]
     base.SeriesDescription = f"{description[: 63 - len(WARNING)]} {WARNING}"  # 64 characters at most, the warning whole
     base.DerivationDescription = f"{description} by petct_lib {__version__}. {WARNING}"
     base.ImageComments = WARNING
@@ -95,8 +107,8 @@ def write_derived(
         base.PatientPosition = base.KVP = None
         base.AcquisitionNumber = None
     else:
-        _pet_module(base, "GML", volume.array.shape[0])
-        base.SUVType = "BW"
+        _pet_module(base, "CM2ML" if suv_kind == "bsa" else "GML", volume.array.shape[0])
+        base.SUVType = next(name for name, kind in SUV_TYPES.items() if kind == suv_kind)
         base.CorrectedImage = ["DECY", "ATTN"]
         base.DecayCorrection = "START"
         base.RadiopharmaceuticalInformationSequence = []

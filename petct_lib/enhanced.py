@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
 
 from petct_lib import InputError
 
@@ -27,29 +28,32 @@ def frame_headers(header: Dataset) -> list[Dataset]:
     """The header of each frame with the keywords of a classic slice; a classic header is returned as it is.
 
     Source: DICOM PS3.3 C.7.6.16 (functional groups), C.8.15 (enhanced CT), C.8.22 (enhanced PET). Raises InputError
-    for a multi-frame file without functional groups.
+    for a multi-frame file without functional groups, or with more or fewer of them than frames.
     """
-    if not header.get(PER_FRAME):
-        if str(header.get("NumberOfFrames") or 1) != "1":
+    frames, groups = str(header.get("NumberOfFrames") or 1), header.get(PER_FRAME) or ()
+    if not groups:
+        if frames != "1":
             raise InputError("a multi-frame file without functional groups: its frames have no position")
         return [header]
+    if frames != str(len(groups)):
+        raise InputError(f"a multi-frame file of {frames} frames with functional groups for {len(groups)}")
     shared = header.get(SHARED) or [Dataset()]
     top = Dataset()
     top.update({tag: header[tag] for tag in header.keys() if header[tag].keyword not in FUNCTIONAL_GROUPS})  # noqa: SIM118
     _classic_corrections(top)
-    return [_flat(top, [shared[0], frame]) for frame in header[PER_FRAME].value]
+    return [_flat(top, [shared[0], frame]) for frame in groups]
 
 
 def _flat(top: Dataset, groups: list[Dataset]) -> Dataset:
     flat = Dataset()
     flat.update(top)
     for group in groups:
-        for name in CONVERTED:  # legacy converted: what has no group of its own
-            _copy(_items(group, name), [e.keyword for item in _items(group, name) for e in item], flat)
+        for item in (i for name in CONVERTED for i in _items(group, name)):
+            flat.update(item)  # legacy converted: what has no group of its own, private attributes too
         for name, keywords in COPIED.items():
             _copy(_items(group, name), keywords, flat)
         for item in (i for name in FRAME_TYPES for i in _items(group, name)):
-            flat.ImageType = item.get("FrameType", flat.get("ImageType"))
+            _set(flat, ImageType=item.get("FrameType", flat.get("ImageType")))
         for item in _items(group, "FrameContentSequence"):
             _classic_times(item, flat)
     for group in groups:  # after the others: it says what the values mean, and replaces their rescale
@@ -64,24 +68,30 @@ def _items(group: Dataset, name: str) -> Iterable[Dataset]:
 def _copy(items: Iterable[Dataset], keywords: Iterable[str], flat: Dataset) -> None:
     for item in items:
         for keyword in keywords:
-            if keyword and keyword in item:
+            if keyword in item:
                 flat[keyword] = item[keyword]
+
+
+def _set(flat: Dataset, **values: object) -> None:
+    """New elements in the place of old ones, which may be shared with other frames and other files."""
+    for keyword, value in values.items():
+        flat.add_new(keyword, dictionary_VR(keyword), value)
 
 
 def _classic_times(content: Dataset, flat: Dataset) -> None:
     moment = str(content.get("FrameAcquisitionDateTime", ""))
     if len(moment) >= 12:
-        flat.AcquisitionDate, flat.AcquisitionTime = moment[:8], moment[8:].split("+")[0].split("-")[0]
+        _set(flat, AcquisitionDate=moment[:8], AcquisitionTime=moment[8:].split("+")[0].split("-")[0])
     if content.get("FrameAcquisitionDuration"):
-        flat.ActualFrameDuration = round(content.FrameAcquisitionDuration)
+        _set(flat, ActualFrameDuration=round(content.FrameAcquisitionDuration))
 
 
 def _classic_corrections(top: Dataset) -> None:
     """Enhanced PET says yes or no for each correction; classic PET has a list and one word for decay."""
     if top.get("AttenuationCorrected"):
-        top.CorrectedImage = ["ATTN"] if top.AttenuationCorrected == "YES" else ["NONE"]
+        _set(top, CorrectedImage=["ATTN"] if top.AttenuationCorrected == "YES" else ["NONE"])
     if top.get("DecayCorrected"):
-        top.DecayCorrection = "START" if top.DecayCorrected == "YES" else "NONE"
+        _set(top, DecayCorrection="START" if top.DecayCorrected == "YES" else "NONE")
 
 
 def _real_world(mappings: Iterable[Dataset], flat: Dataset) -> None:
@@ -92,8 +102,8 @@ def _real_world(mappings: Iterable[Dataset], flat: Dataset) -> None:
         codes = mapping.get("MeasurementUnitsCodeSequence") or [Dataset()]
         units, kind = UNITS.get(str(codes[0].get("CodeValue", "")), (None, None))
         if units and "RealWorldValueSlope" in mapping:
-            flat.Units = units
-            flat.RescaleSlope, flat.RescaleIntercept = mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept
+            slope, intercept = mapping.RealWorldValueSlope, mapping.get("RealWorldValueIntercept")
+            _set(flat, Units=units, RescaleSlope=slope, RescaleIntercept=intercept)
             if kind:
-                flat.SUVType = kind
+                _set(flat, SUVType=kind)
             return

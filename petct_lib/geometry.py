@@ -86,15 +86,17 @@ def length_mm(headers: list[Dataset]) -> float:
 
 
 def share_covered(inner: list[Dataset], outer: list[Dataset]) -> float:
-    """Share of the slices of `inner` between the first and the last of `outer`; -1 where `outer` makes no stack.
+    """Share of the slices of `inner` whose middle lies in the box of `outer`; -1 where `outer` makes no stack.
 
-    Raises InputError where `inner` makes none.
+    However the two are turned against each other. Raises InputError where `inner` makes no stack.
     """
-    _, affine = geometry(inner)
-    normal = np.cross(affine[:3, 0], affine[:3, 1])
-    normal /= np.linalg.norm(normal)
-    slack = affine[:3, 2] @ normal  # one slice of `inner`: the grids are offset
-    if length_mm(outer) < 0:
+    slices = extent(inner)
+    try:
+        box = extent(outer)
+    except InputError:
         return -1.0
-    at, ends = (np.array([h.ImagePositionPatient for h in headers], float) @ normal for headers in (inner, outer))
-    return round(float(np.mean((at >= ends.min() - slack) & (at <= ends.max() + slack))), 2)
+    x, y, _ = (slices.size - 1) / 2
+    to_box = np.linalg.inv(box.affine) @ slices.affine
+    at = np.array([to_box @ [x, y, k, 1] for k in range(len(inner))])[:, :3]
+    slack = np.abs(to_box[:3, 2]) + 1e-6  # one slice of `inner`: the grids are offset; and rounding
+    return round(float(np.mean(((at >= -slack) & (at <= box.size - 1 + slack)).all(axis=1))), 2)

@@ -14,7 +14,7 @@ from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
 from petct_lib.data import SOURCE, TARGET, Slices
 from petct_lib.dicom_files import LeftOut, Series, read_series
 from petct_lib.diffusion import Refiner, RefinerSettings
-from petct_lib.files import read_json
+from petct_lib.files import read_json, replacing
 from petct_lib.intensity import DECODE, ENCODE, Intensity
 from petct_lib.prepare import FILL, Prepared
 from petct_lib.suv import suv_factor
@@ -61,9 +61,19 @@ def coarse_images(generator: nn.Module, source: Tensor) -> Tensor:
     return torch.cat([generator(part.to(device)).cpu() for part in source.split(BATCH)])
 
 
-def coarse_for(slices: Slices, generator: nn.Module, kind: str) -> Tensor:
-    """Coarse images (n, 1, H, W) of all slices of a dataset, from its `kind` ("pet" or "ct")."""
-    return coarse_images(generator, torch.stack([slices[i][kind] for i in range(len(slices))]))
+def coarse_for(slices: Slices, generator: nn.Module, kind: str, path: Path) -> np.ndarray:
+    """Coarse images (n, 1, H, W) of all slices of a dataset, from its `kind` ("pet" or "ct"), written to `path` (.npy).
+
+    Memory-mapped, encoded, float32: what a training holds in memory does not grow with its patients.
+    """
+    with replacing(path) as temporary:
+        shape = (len(slices), *slices[0][kind].shape)
+        out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        for first in range(0, len(slices), BATCH):
+            part = range(first, min(first + BATCH, len(slices)))
+            out[part.start : part.stop] = coarse_images(generator, torch.stack([slices[i][kind] for i in part])).numpy()
+        out.flush()
+    return np.load(path, mmap_mode="r")
 
 
 def refine(refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed: int) -> Tensor:
@@ -140,8 +150,9 @@ class Translator:
 
 
 def export(
-    translation: Translation, affine: np.ndarray, direction: str, folder: Path, subject: dicom_write.Subject, seed: str
-) -> None:
+    translation: Translation, affine: np.ndarray, direction: str, folder: Path, subject: dicom_write.Subject, seed: str,
+    suv_kind: str,
+) -> None:  # fmt: skip
     """Writes `refined/` and `uncertainty/` as derived DICOM series under `folder`, marked as synthetic."""
     kind = TARGET[direction]
     name = f"{kind.upper()} from {SOURCE[direction].upper()}"
@@ -149,7 +160,9 @@ def export(
         (("refined", translation.refined, name), ("uncertainty", translation.std, f"SD of {name}")), start=1
     ):
         volume = Volume(array, affine, UNIT[kind])
-        dicom_write.write_derived(volume, folder / part, subject, description=what, seed=seed, number=number)
+        dicom_write.write_derived(
+            volume, folder / part, subject, description=what, seed=seed, number=number, suv_kind=suv_kind
+        )
 
 
 def export_patient(
@@ -168,11 +181,11 @@ def export_patient(
         seed = f"{prepared.fingerprint}|{study}|{direction}|{made_by}"
         subject = dicom_write.Subject(patient, dicom_write.make_uid("study", seed), row["frame_of_reference_uid"])
         place = folder / study if len(studies) > 1 else folder
-        export(one, np.array(row["affine"]), direction, place, subject, seed)
+        export(one, np.array(row["affine"]), direction, place, subject, seed, prepared.index["grid"]["suv_kind"])
         first = part.stop
 
 
-def read_source(path: Path, direction: str) -> tuple[Volume, Series]:
+def read_source(path: Path, direction: str, suv_kind: str = "bw") -> tuple[Volume, Series]:
     """The source volume of a study and its series; only the source modality has to be there.
 
     Of several series the one with most slices is taken that can be read. Raises InputError where there is none, or
@@ -187,7 +200,7 @@ def read_source(path: Path, direction: str) -> tuple[Volume, Series]:
         raise InputError(f"{path}: holds {modality} series of several studies; name the folder of one study")
     for series in sorted(usable, key=lambda s: (-len(s.images), s.uid)):
         try:
-            factor = suv_factor(series.headers).factor if modality == "PT" else 1.0
+            factor = suv_factor(series.headers, suv_kind).factor if modality == "PT" else 1.0
             return dicom.load_series(series, factor, UNIT[SOURCE[direction]]), series
         except InputError as error:
             left_out.append(LeftOut(series.label, str(error)))
@@ -209,9 +222,9 @@ def translate_study(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; name another folder")
     translator = Translator(run_dir)
-    volume, series = read_source(path, direction)
-    corners = volume.corners_mm()
     g = translator.grid
+    volume, series = read_source(path, direction, g["suv_kind"])
+    corners = volume.corners_mm()
     grid = axial_grid(corners.min(axis=0), corners.max(axis=0), g["size"], g["fov_mm"], g["slice_mm"])
     source = resample(volume, grid, FILL[SOURCE[direction]]).array
     translation = translator(source, direction, samples=samples, seed=seed)
@@ -219,5 +232,5 @@ def translate_study(
     patient = dicom.pseudonym(dicom.study_patient([series]), series.uid)
     frame = str(series.get("FrameOfReferenceUID"))
     subject = dicom_write.Subject(patient, dicom_write.make_uid("study", made_from), frame)
-    export(translation, grid.affine, direction, out, subject, made_from)
+    export(translation, grid.affine, direction, out, subject, made_from, g["suv_kind"])
     return source, translation

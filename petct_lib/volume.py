@@ -139,14 +139,14 @@ def _weights(at: np.ndarray, count: int, sigma: float) -> sparse.csr_array:
 
 
 def _along(matrix: sparse.csr_array, values: np.ndarray, axis: int) -> np.ndarray:
-    """The matrix (new, old) applied to one axis of (z, y, x)."""
+    """The matrix (new, old) applied to one axis of (z, y, x); no BLAS, whose threads fight with other processes."""
     if axis == 0:
         return (matrix @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
-    if axis == 2:
-        return values @ matrix.toarray().T
-    out = np.empty((len(values), matrix.shape[0], values.shape[2]), np.float32)
+    shape = [*values.shape]
+    shape[axis] = matrix.shape[0]
+    out = np.empty(shape, np.float32)
     for new, old in zip(out, values, strict=True):
-        new[:] = matrix @ old
+        new[:] = matrix @ old if axis == 1 else (matrix @ old.T).T
     return out
 
 

@@ -1,5 +1,9 @@
 """Splits by patient, datasets, and the controls that need no network."""
 
+import os
+import shutil
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -16,12 +20,15 @@ from petct_lib.data import (
     split_patients,
     spread_slices,
 )
+from petct_lib.files import read_json, write_json
 from petct_lib.intensity import Intensity
+from petct_lib.prepare import Prepared
+from petct_lib.translate import coarse_for
 
 
 def test_a_training_knows_its_window_and_its_coarse_images(prepared):
     slices = [Slices(prepared, prepared.patients[:1], ("pet", "ct"), w) for w in (Intensity(), Intensity(suv_cap=9))]
-    zeros = torch.zeros(len(slices[0]), 1, 32, 32)
+    zeros = np.zeros((len(slices[0]), 1, 32, 32), np.float32)
     given = ((slices[0], zeros), (slices[1], zeros), (slices[0], zeros + 1))
     first, other, recoarsed = (PairedBatches(s, c, "pet2ct", 2).describe() for s, c in given)
     assert first != other
@@ -77,7 +84,7 @@ def test_unpaired_batch(prepared):
 
 def test_paired_batch_shifts_all_images_alike(prepared):
     slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
-    coarse = torch.stack([slices[i]["ct"] for i in range(len(slices))])
+    coarse = np.stack([slices[i]["ct"].numpy() for i in range(len(slices))])
     batch = PairedBatches(slices, coarse, "pet2ct", 6, 4)(np.random.default_rng(0))
     assert torch.equal(batch["coarse"], batch["target"])
     assert set(batch) == {"source", "coarse", "target"}
@@ -96,7 +103,7 @@ def test_shifted_slices_bring_in_air(prepared):
 def test_paired_batches_refuse_other_coarse_images(prepared):
     slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
     with pytest.raises(ValueError, match="1 coarse images for"):
-        PairedBatches(slices, torch.zeros(1, 1, 32, 32), "pet2ct", 2)
+        PairedBatches(slices, np.zeros((1, 1, 32, 32)), "pet2ct", 2)
 
 
 def test_atlas_is_the_mean_of_the_training_targets(prepared):
@@ -114,3 +121,34 @@ def test_spread_slices(prepared):
     pet, ct = spread_slices(prepared, prepared.patients[0], ("pet", "ct"), 3)
     assert pet.shape == ct.shape == (3, 32, 32)
     assert not np.array_equal(ct[0], ct[2])
+
+
+def test_memory_of_a_training_does_not_grow_with_its_patients(prepared, tmp_path):
+    """Twenty times the slices, the same peak: arrays and coarse images are memory-mapped."""
+    copy = tmp_path / "many"
+    shutil.copytree(prepared.folder, copy)
+    index = read_json(copy / "index.json")
+    first = index["studies"][0]
+    many = [{**first, "id": f"s{k}", "patient": f"p{k}"} for k in range(100)]
+    for row in many:
+        os.symlink(copy / first["id"], copy / row["id"])
+    write_json({**index, "studies": many}, copy / "index.json")
+    net = torch.nn.Identity()
+    net.register_parameter("device", torch.nn.Parameter(torch.zeros(1)))
+
+    def peak(patients):
+        tracemalloc.start()
+        slices = Slices(Prepared(copy), patients, ("pet", "ct"), Intensity())
+        coarse = coarse_for(slices, net, "pet", tmp_path / f"{len(patients)}.npy")
+        batches, rng = PairedBatches(slices, coarse, "pet2ct", 4, 2), np.random.default_rng(0)
+        for _ in range(20):
+            batches(rng)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most, len(slices)
+
+    peak([row["patient"] for row in many[:1]])  # what is imported and cached once
+    (few, n), (lots, m) = peak([row["patient"] for row in many[:5]]), peak([row["patient"] for row in many])
+    assert m == 20 * n
+    arrays = (m - n) * 32 * 32 * 4 * 3
+    assert lots - few < 0.1 * arrays, f"{lots - few} bytes more for {arrays} bytes of images"

@@ -279,8 +279,8 @@ def test_csv_round_trip(tmp_path):
     assert metrics.read_scores(tmp_path / "scores.csv") == rows
     assert os.listdir(tmp_path) == ["scores.csv"]
     first, second = (tmp_path / "scores.csv").read_bytes().decode().split("\n")[:2]
-    assert first == "direction,method,patient,region,metric,value,unit"
-    assert second == "pet2ct,refined,p0,body,mae,0.30000000000000004,HU"
+    assert first == "direction,method,patient,region,metric,value,unit,mask"
+    assert second == "pet2ct,refined,p0,body,mae,0.30000000000000004,HU,SEG"
 
 
 @pytest.mark.parametrize("write", [metrics.write_scores, metrics.write_metrics])

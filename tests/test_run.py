@@ -52,8 +52,10 @@ def test_scores_hold_every_method_and_metric_for_every_test_patient(smoke_run):
         assert {(method, metric) for method in METHODS for metric in METRICS} <= found
     assert all(math.isfinite(r["value"]) for r in rows)
     assert {r["unit"] for r in rows if r["metric"] == "mae"} == {"HU", "SUV"}
+    assert {(r["region"], r["mask"]) for r in rows} >= {(name, "HU threshold") for name in ("body", "lung", "bone")}
     metrics = read_json(smoke_run / "metrics.json")
-    mine = [r["value"] for r in rows if (r["direction"], r["method"], r["metric"]) == ("pet2ct", "refined", "mae")]
+    key = ("pet2ct", "refined", "mae", "body")
+    mine = [r["value"] for r in rows if (r["direction"], r["method"], r["metric"], r["region"]) == key]
     assert metrics["pet2ct"]["refined"]["body"]["mae"]["mean"] == pytest.approx(sum(mine) / len(mine))
     assert metrics["pet2ct"]["refined"]["body"]["mae"]["n"] == len(splits["test"])
 
