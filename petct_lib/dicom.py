@@ -82,9 +82,10 @@ def _grid_row(volume: Volume) -> dict:
 def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw", salt: str | None = None) -> Found:
     """PET/CT pairs in `path`, by patient and date, what was left out, and the salt of the pseudonyms. Headers only.
 
-    A PET is paired with a CT of the same study and frame of reference. Of several PETs the longest is taken, of several
-    CTs the one that covers most of the PET. suv_kind: a name of `suv.KINDS`. salt: None: made from all series UIDs, so
-    that the same data gives the same pseudonyms. Raises InputError where nothing is there, or nothing is DICOM.
+    A PET is paired with a CT of the same study and frame of reference. Of several PETs the longest that is attenuation
+    corrected is taken, of several CTs the one that covers most of the PET. suv_kind: a name of `suv.KINDS`. salt: None:
+    made from all series UIDs, so that the same data gives the same pseudonyms. Raises InputError where nothing is
+    there, or nothing is DICOM.
     """
     refs = list_files(path)
     all_series, left_out = read_series(progress(refs))
@@ -177,7 +178,7 @@ def _best_pair(
         elif series.modality != "SEG":
             usable[series.modality].append(series)
     segments, chosen = [s for s in members if s.modality == "SEG"], None
-    for pet in sorted(usable["PT"], key=lambda s: (-length_mm(s.headers), -len(s.images), s.uid)):
+    for pet in sorted(usable["PT"], key=_rank):
         if chosen:
             rest.append((pet, _fault(pet) or f"another PET series of its study was chosen ({chosen.chosen})"))
             continue
@@ -195,6 +196,11 @@ def _best_pair(
     why = "region masks of another frame of reference, or another version of those that are used"
     rest.extend((s, why) for s in segments if not chosen or s not in chosen.segments)
     return chosen, rest
+
+
+def _rank(pet: Series) -> tuple:
+    """Surely attenuation corrected before unknown, then the longest, then the one with most slices."""
+    return "ATTN" not in (pet.get("CorrectedImage") or ()), -length_mm(pet.headers), -len(pet.images), pet.uid
 
 
 def _fault(series: Series) -> str | None:

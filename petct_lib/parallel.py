@@ -1,6 +1,7 @@
 """One function over many items in worker processes, through joblib: this machine's, or the hosts of a Dask cluster."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import joblib
 from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -14,7 +15,7 @@ def each(
     """[function(item) for each item], in order; an item's InputError stands in the place of its result.
 
     jobs: processes; None: one a core. An item that kills its process (a decoder may crash on damaged data) costs
-    itself alone. `joblib.parallel_config(backend="dask")` around the call spreads the items over a cluster.
+    itself alone. Within `cluster`, the items are spread over its hosts.
     """
     results = {}
     tasks = (joblib.delayed(_guarded)(function, k, item) for k, item in enumerate(items))
@@ -26,6 +27,28 @@ def each(
         for k in set(range(len(items))) - set(results):
             results[k] = _alone(function, items[k])
     return [results[k] for k in range(len(items))]
+
+
+@contextmanager
+def cluster(scheduler: str | None) -> Iterator[None]:
+    """Within: `each` works on the hosts of the Dask cluster with this scheduler; None: on this machine.
+
+    scheduler: "tcp://host:8786". The hosts need this library, and the data and run folders under the same paths.
+    Raises InputError where `distributed` is not installed or the scheduler does not answer.
+    """
+    if scheduler is None:
+        yield
+        return
+    try:
+        from distributed import Client
+
+        client = Client(scheduler, timeout="30s")
+    except ImportError:
+        raise InputError("a cluster needs the extra `hosts`: pip install 'petct-lib[hosts]'") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {scheduler!r} ({type(error).__name__})") from None
+    with client, joblib.parallel_config(backend="dask"):
+        yield
 
 
 class _Counted:

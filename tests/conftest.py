@@ -40,3 +40,12 @@ def petct(*arguments: str) -> subprocess.CompletedProcess:
     """`python -m petct_lib …` as a user calls it."""
     command = [sys.executable, "-m", "petct_lib", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ})
+
+
+def dicom_errors(path: Path) -> list[str]:
+    """What `dciodvfy` (dicom3tools, by nobody here; in the test extra) calls an error in a DICOM file."""
+    command = [str(Path(sys.executable).parent / "dciodvfy"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    report = (done.stdout + done.stderr).splitlines()
+    assert {"CTImage", "PETImage"} & set(report), f"the kind of object is not recognised: {report}"
+    return [line for line in report if line.startswith("Error")]

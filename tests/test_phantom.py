@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from conftest import dicom_errors
 from scipy import ndimage
 
 from petct_lib import phantom
@@ -218,3 +219,8 @@ def test_default_settings_make_clinical_grids():
     assert p.ct.array.shape == (80, 300, 300)
     assert p.pet_suv.array.shape == (60, 104, 104)
     assert (p.ct.array > 400).mean() > 0.004  # cortex is drawn, not lost between voxels
+
+
+def test_dciodvfy_finds_no_error_in_its_dicom(phantom_dir):
+    for part in ("CT", "PT"):
+        assert dicom_errors(sorted((phantom_dir / "PHANTOM-0002" / part).iterdir())[4]) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from conftest import petct
+from conftest import dicom_errors, petct
 
 from petct_lib import WARNING, InputError
 from petct_lib.archives import list_files
@@ -102,6 +102,7 @@ def test_translate_command_writes_derived_series(smoke_run, phantom_dir, tmp_pat
         ds = pydicom.dcmread(sorted((out / part).iterdir())[0])
         assert ds.Modality == modality
         assert ds.ImageType[0] == "DERIVED"
+        assert dicom_errors(sorted((out / part).iterdir())[0]) == []
         assert WARNING in ds.SeriesDescription
         assert ds.FrameOfReferenceUID == original.get("FrameOfReferenceUID")
         assert ds.StudyInstanceUID != original.get("StudyInstanceUID")
