@@ -51,11 +51,12 @@ class FileRef:
 
         Raises InputError for a file or a member that is too large.
         """
-        if self.size() > MAX_MEMBER_BYTES:
+        whole = self.size()
+        if whole > MAX_MEMBER_BYTES:
             raise InputError(f"the file is larger than {MAX_MEMBER_BYTES / GIB:g} GiB (unpacked)")
         with self._archive().open(self.members[-1]) if self.members else self.path.open("rb") as file:
             file.seek(start)
-            return file.read(size)
+            return file.read(size if size >= 0 else whole)  # zipfile, asked for all, unpacks beyond the stated size
 
     def _archive(self) -> zipfile.ZipFile:
         return _archive(self.path, self.path.stat().st_mtime_ns, self.members[:-1])

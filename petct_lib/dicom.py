@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,9 @@ from pydicom import Dataset
 
 from petct_lib import WARNING, InputError
 from petct_lib.archives import list_files
-from petct_lib.dicom_files import Image, LeftOut, Series, read_series, read_stored
+from petct_lib.dicom_files import Image, LeftOut, Series, may_crash, read_series, read_stored
 from petct_lib.geometry import geometry, length_mm, share_covered
-from petct_lib.parallel import each
+from petct_lib.parallel import alone, each
 from petct_lib.regions import preferred
 from petct_lib.suv import SuvFactor, suv_factor
 from petct_lib.volume import AIR_HU, Volume, overlap_mm
@@ -249,7 +250,19 @@ def load_pair(pair: Pair) -> Study:
 
 
 def load_series(series: Series, factor: float, unit: str) -> Volume:
-    """One series, sorted along its normal, each slice rescaled by its own slope and intercept, times `factor`."""
+    """One series, sorted along its normal, each slice rescaled by its own slope and intercept, times `factor`.
+
+    Raises InputError, which names the file in `where`; also where damaged data makes the decoder crash.
+    """
+    if not may_crash(series):
+        return _load(series, factor, unit)
+    result = alone(partial(_load, factor=factor, unit=unit), series)
+    if isinstance(result, InputError):
+        raise InputError(str(result), result.where or series.where) from None
+    return result
+
+
+def _load(series: Series, factor: float, unit: str) -> Volume:
     try:
         order, affine = geometry(series.headers)
         images = [series.images[i] for i in order]
@@ -259,8 +272,9 @@ def load_series(series: Series, factor: float, unit: str) -> Volume:
                 array, work = _empty(len(images), stored.shape), np.empty(stored.shape)
             if stored.shape != work.shape:
                 raise InputError(f"slices of different sizes {work.shape} and {stored.shape}", images[k].file.shown)
-            np.multiply(stored, _rescale(images[k], "RescaleSlope"), out=work)
-            work += _rescale(images[k], "RescaleIntercept")
+            slope, intercept = _rescale(images[k], factor)
+            np.multiply(stored, slope, out=work)
+            work += intercept
             work *= factor
             array[k] = work
     except InputError as error:
@@ -275,14 +289,18 @@ def _empty(slices: int, shape: tuple[int, int]) -> np.ndarray:
     return np.empty((slices, *shape), np.float32)
 
 
-def _rescale(image: Image, keyword: str) -> float:
-    try:
-        value = float(image.header.get(keyword))
-    except (TypeError, ValueError):
-        value = np.nan
-    if not np.isfinite(value):
-        raise InputError(f"{keyword} is missing or not a number", image.file.shown)
-    return value
+def _rescale(image: Image, factor: float) -> tuple[float, float]:
+    """Slope and intercept. Raises InputError where one is missing, or gives values that float32 cannot hold."""
+    found = []
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        try:
+            found.append(float(image.header.get(keyword)))
+        except (TypeError, ValueError):
+            raise InputError(f"{keyword} is missing or not a number", image.file.shown) from None
+    largest = (abs(found[0]) * 2.0**32 + abs(found[1])) * factor
+    if not largest <= np.finfo(np.float32).max:
+        raise InputError("RescaleSlope or RescaleIntercept gives values without bounds", image.file.shown)
+    return found[0], found[1]
 
 
 def ingest(path: Path, progress: Callable = iter, *, suv_kind: str = "bw", jobs: int | None = None) -> dict:

@@ -1,7 +1,9 @@
 """DICOM files → series of images with their headers, and the stored values of an image."""
 
+import re
 import struct
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from io import BytesIO
 import numpy as np
 import pydicom
 from pydicom import Dataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -20,15 +24,27 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
     RLELossless,
 )
+from pydicom.valuerep import FLOAT_VR, INT_VR, STR_VR, VR
 
 from petct_lib import InputError
 from petct_lib.archives import FileRef, is_zip, refused
 from petct_lib.enhanced import FUNCTIONAL_GROUPS, frame_headers
-from petct_lib.suv import GE_SCAN_TIME, PHILIPS_ACTIVITY_FACTOR, PHILIPS_SUV_FACTOR
+from petct_lib.suv import GE_SCAN_TIME, PHILIPS_ACTIVITY_FACTOR, PHILIPS_SUV_FACTOR, shown_code
 
-HEAD_BYTES = 64 * 1024  # holds the header of nearly every slice; longer ones are read a second time, whole
+DEFLATED = str(DeflatedExplicitVRLittleEndian)
+HEAD_BYTES = 64 * 1024  # holds the header of nearly every slice; longer ones are read a second time
+MAX_HEADER_BYTES = 64 * 1024**2  # a multi-frame header has some kB a frame
+MAX_SEQUENCE_BYTES = 16 * 1024**2  # the functional groups of 5,000 frames
+MAX_ITEMS = 200_000  # in all sequences within one; an enhanced image has some ten a frame
+MAX_DEPTH = 16  # of sequences in sequences; enhanced images have three
+MAX_READS = 1_000_000  # of the parser, some two for each attribute
+MAX_INFLATED_BYTES = 512 * 1024**2  # a deflated file, unpacked: 1,000 slices of 512 × 512
+STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # the first group of a file without preamble
+NUMBER_VR = INT_VR | FLOAT_VR
+ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 MAX_SIDE = 4096  # pixels; no PET or CT scanner makes larger images
 NOT_SLICES = {"DICOMDIR", "README", "LICENSE", "VERSION"}  # what lies, without a suffix, beside slices without one
 PIXEL_TAGS = [
@@ -44,10 +60,10 @@ HEADER_TAGS = [
     "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "DerivationDescription",
     "SeriesDescription", *FUNCTIONAL_GROUPS, *PIXEL_TAGS, GE_SCAN_TIME, PHILIPS_SUV_FACTOR, PHILIPS_ACTIVITY_FACTOR,
 ]  # fmt: skip
-# GDCM crashes on damaged JPEG-LS and JPEG 2000, these do not; only JPEG lossless is left to it.
+# GDCM crashes on damaged data, these do not; JPEG lossless and JPEG are left to it, see `may_crash`.
 DECODERS = {
     **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
-    **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),
+    **dict.fromkeys(JPEG2000TransferSyntaxes, "pillow"),
     RLELossless: "pydicom",
 }
 
@@ -76,7 +92,7 @@ class Image:
     file: FileRef
     header: Dataset
     syntax: str  # the transfer syntax of the pixel data
-    offset: int  # of the pixel data element in the file
+    offset: int  # of the pixel data element in the file; in a deflated one, in its unpacked data set
     frame: int = 0  # in a multi-frame file
 
 
@@ -94,8 +110,8 @@ class Series:
 
     @property
     def modality(self) -> str:
-        """Modality of the first header: PT, CT, or another."""
-        return str(self.get("Modality"))
+        """Modality of the first header: PT, CT, or another; "?" for what is no such code and may be anything."""
+        return shown_code(str(self.get("Modality")))
 
     @property
     def where(self) -> str:
@@ -138,13 +154,17 @@ def _read_header(ref: FileRef) -> tuple[Dataset, int, str]:
     """The attributes of HEADER_TAGS, not decoded yet, the offset of the pixel data, and the transfer syntax."""
     try:
         head = ref.read(0, HEAD_BYTES)
+        if DEFLATED.encode() in head[:1024]:
+            return *_parse(_inflated(ref.read())[:MAX_HEADER_BYTES]), DEFLATED
         try:
             found, offset = _parse(head)
             complete = offset < len(head) or len(head) < HEAD_BYTES
-        except Exception:  # cut in the middle of a sequence, perhaps: the whole file decides
+        except InputError:
+            raise
+        except Exception:  # cut in the middle of a sequence, perhaps: more of the file decides
             complete = False
         if not complete:
-            found, offset = _parse(ref.read())
+            found, offset = _parse(ref.read(0, MAX_HEADER_BYTES))
     except InputError:
         raise
     except Exception as error:  # a stranger's file may break any part of the parser; it costs its series only
@@ -153,10 +173,38 @@ def _read_header(ref: FileRef) -> tuple[Dataset, int, str]:
 
 
 def _parse(content: bytes) -> tuple[pydicom.FileDataset, int]:
+    if content[128:132] != b"DICM" and content[:2] not in STARTS:
+        raise InputError("not DICOM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may identify a patient
-        file = BytesIO(content)
+        file = _Metered(content)
         return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=HEADER_TAGS), file.tell()
+
+
+class _Metered(BytesIO):
+    """Ends the work of the parser on what is no header: zeros without end, or a sequence of millions of items."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise InputError("not DICOM, or with far more attributes than an image has")
+        return super().read(size)
+
+
+def _inflated(content: bytes) -> bytes:
+    """The data set of a deflated file (PS3.5 A.5), which has explicit VR; without the meta information."""
+    file = BytesIO(content)
+    read_preamble(file, force=True)
+    read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    unpacked = inflate.decompress(content[file.tell() :], MAX_INFLATED_BYTES + 1)
+    if len(unpacked) > MAX_INFLATED_BYTES:
+        raise InputError(f"the deflated file is larger than {MAX_INFLATED_BYTES / 1024**3:g} GiB when unpacked")
+    if not inflate.eof:
+        raise zlib.error("cut short")
+    return unpacked
 
 
 def _syntax(found: pydicom.FileDataset) -> str:
@@ -168,30 +216,49 @@ def _syntax(found: pydicom.FileDataset) -> str:
     return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
 
 
-def _decoded(found: Dataset, memo: dict) -> Dataset:
+def _decoded(found: Dataset, memo: dict, depth: int = 0) -> Dataset:
     """All values, in sequences too; one that cannot be decoded is left out: a broken attribute counts as missing."""
+    if depth > MAX_DEPTH:
+        raise ValueError
     elements = {}
     for tag, raw in found.items():
         try:
-            elements[tag] = _element(raw, found, memo)
+            elements[tag] = _element(raw, found, memo, depth)
         except Exception:  # whatever the decoder raises
             continue
     return Dataset(elements)
 
 
-def _element(raw: RawDataElement | DataElement, found: Dataset, memo: dict) -> DataElement:
+def _element(raw: RawDataElement | DataElement, found: Dataset, memo: dict, depth: int) -> DataElement:
     if isinstance(raw, RawDataElement):
+        value = raw.value or b""
+        if len(value) > MAX_SEQUENCE_BYTES or sum(value.count(mark) for mark in ITEMS) > MAX_ITEMS:
+            raise ValueError
         key = (raw.tag, raw.VR, raw.value, raw.is_little_endian)
         if key in memo:
             return memo[key]
-        element = convert_raw_data_element(raw, ds=found)
+        element = convert_raw_data_element(_of_known_kind(raw), ds=found)
         if element.VR != "SQ":
             memo[key] = element
             return element
     else:
-        element = raw
-    items = [_decoded(item, {}) for item in element.value] if element.VR == "SQ" else element.value
+        element = _of_known_kind(raw)
+    items = [_decoded(item, {}, depth + 1) for item in element.value] if element.VR == "SQ" else element.value
     return DataElement(element.tag, element.VR, items)
+
+
+def _of_known_kind(element: RawDataElement | DataElement) -> RawDataElement | DataElement:
+    """With the VR of the dictionary where both are text: a weight "70" as LO is one. Raises ValueError where a VR is of
+    another kind: who asks for a number, a text or a sequence gets one, or nothing.
+    """
+    known = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else ""
+    if not known or element.VR in (None, VR.UN) or element.VR in known:
+        return element
+    if isinstance(element, RawDataElement) and element.VR in STR_VR and known in STR_VR:
+        return element._replace(VR=known)
+    if element.VR in NUMBER_VR and known[:2] in NUMBER_VR:
+        return element
+    raise ValueError
 
 
 def read_series(refs: Iterable[FileRef]) -> tuple[list[Series], list[LeftOut]]:
@@ -243,20 +310,34 @@ def read_stored(images: list[Image]) -> Iterator[tuple[int, np.ndarray]]:
 def _frames(images: list[Image]) -> Iterator[np.ndarray]:
     """The frames of one file that are asked for, in their order."""
     first = images[0]
-    if first.syntax == DeflatedExplicitVRLittleEndian:  # offsets in the file mean nothing
-        dataset = pydicom.dcmread(BytesIO(first.file.read()), force=True)
-        stack = dataset.pixel_array.reshape(-1, first.header.Rows, first.header.Columns)
-        yield from (stack[image.frame] for image in images)
-        return
     decoder, value = get_decoder(first.syntax), _pixel_value(first)
     options = {**_pixel_options(first.header), "decoding_plugin": DECODERS.get(first.syntax, "")}
+    if first.syntax in JPEGLSTransferSyntaxes:
+        _check_size(value, options["rows"], options["columns"])
     for image in images:
         yield decoder.as_array(value, index=image.frame, raw=True, **options)[0]
 
 
+def may_crash(series: Series) -> bool:
+    """Whether its pixel data, if damaged, may end the process that decodes it: GDCM alone reads JPEG lossless."""
+    return any(image.syntax in JPEGTransferSyntaxes for image in series.images)
+
+
+def decompress(dataset: Dataset) -> None:
+    """Unpacks the pixel data of a data set in place. Raises InputError where GDCM alone could, which may crash."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in JPEGTransferSyntaxes:
+        raise InputError(f"{syntax.name} is read for PET and CT only")
+    if syntax in JPEGLSTransferSyntaxes:
+        _check_size(dataset.PixelData, dataset.Rows, dataset.Columns)
+    if syntax in DECODERS:
+        dataset.decompress(decoding_plugin=DECODERS[syntax])
+
+
 def _pixel_value(image: Image) -> bytes:
     """The value of the pixel data element."""
-    content = image.file.read(image.offset)
+    deflated = image.syntax == DEFLATED
+    content = _inflated(image.file.read())[image.offset :] if deflated else image.file.read(image.offset)
     if len(content) < 12:
         raise InputError("there is no pixel data")
     endian = ">" if image.syntax == ExplicitVRBigEndian else "<"
@@ -268,6 +349,14 @@ def _pixel_value(image: Image) -> bytes:
     (length,) = struct.unpack_from(f"{endian}L", content, start - 4)
     stop = len(content) if length == 0xFFFFFFFF else start + length
     return content[start:stop]
+
+
+def _check_size(value: bytes, rows: int, columns: int) -> None:
+    """Refuses JPEG-LS images that say that they are of another size (marker SOF55): the decoder allocates all of it."""
+    for marker in re.finditer(b"\xff\xf7", value):
+        found = struct.unpack_from(">HH", value, marker.start() + 5)
+        if found != (rows, columns):
+            raise InputError(f"the compressed image has {found[0]}×{found[1]} pixels, its header {rows}×{columns}")
 
 
 def _pixel_options(header: Dataset) -> dict:

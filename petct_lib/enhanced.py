@@ -100,7 +100,8 @@ def _real_world(mappings: Iterable[Dataset], flat: Dataset) -> None:
         return
     for mapping in mappings:
         codes = mapping.get("MeasurementUnitsCodeSequence") or [Dataset()]
-        units, kind = UNITS.get(str(codes[0].get("CodeValue", "")), (None, None))
+        code = codes[0].get("CodeValue") or codes[0].get("LongCodeValue")  # which is for more than 16 characters
+        units, kind = UNITS.get(str(code), (None, None))
         if units and "RealWorldValueSlope" in mapping:
             slope, intercept = mapping.RealWorldValueSlope, mapping.get("RealWorldValueIntercept")
             _set(flat, Units=units, RescaleSlope=slope, RescaleIntercept=intercept)

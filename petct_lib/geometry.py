@@ -9,6 +9,8 @@ from petct_lib.volume import Volume
 GAP_TOLERANCE = 0.05  # slice distances may differ by this share of the median
 SHIFT_TOLERANCE_MM = 0.5  # a slice may lie off the line through the others by this much
 SAME_PLACE_MM = 0.01
+SPACING_MM = (0.05, 100.0)  # of pixels and slices; a grid outside of it comes from a broken header
+MAX_LENGTH_MM = 3000.0  # of a stack: no body is longer
 
 
 def geometry(headers: list[Dataset]) -> tuple[list[int], np.ndarray]:
@@ -16,7 +18,7 @@ def geometry(headers: list[Dataset]) -> tuple[list[int], np.ndarray]:
 
     A stack may be turned any way, and slanted (tilted gantry): the affine's third column is the step from slice to
     slice, whatever its direction. Raises InputError for missing attributes, mixed orientations, duplicate positions,
-    gaps, and slices that do not lie on one line. Source: DICOM PS3.3 C.7.6.2.1.1.
+    gaps, slices that do not lie on one line, and distances that no scanner makes. Source: DICOM PS3.3 C.7.6.2.1.1.
     """
     cosines, positions, spacings = _placement(headers)
     if len(headers) < 2:
@@ -38,6 +40,7 @@ def geometry(headers: list[Dataset]) -> tuple[list[int], np.ndarray]:
     affine = np.eye(4)
     affine[:3, :3] = np.stack([along_x * spacings[0, 1], along_y * spacings[0, 0], step], axis=1)
     affine[:3, 3] = sorted_mm[0]
+    _check_spacing(np.linalg.norm(affine[:3, :3], axis=0), len(headers))
     return order.tolist(), affine
 
 
@@ -66,6 +69,14 @@ def _check_steps(depth_mm: np.ndarray) -> None:
     if wide.any():
         places = ", ".join(f"{d:.1f}" for d in depth_mm[1:][wide][:5])
         raise InputError(f"{wide.sum()} gaps or uneven steps in z, before {places} mm; the usual step is {step:.2f} mm")
+
+
+def _check_spacing(spacing_mm: np.ndarray, slices: int) -> None:
+    low, high = SPACING_MM
+    if spacing_mm.min() < low or spacing_mm.max() > high or slices * spacing_mm[2] > MAX_LENGTH_MM:
+        size = "×".join(f"{s:g}" for s in spacing_mm)
+        limits = f"{low:g} to {high:g} mm, and a length of {MAX_LENGTH_MM:g} mm at most"
+        raise InputError(f"{slices} slices of {size} mm voxels are no scanner's: the limits are {limits}")
 
 
 def extent(headers: list[Dataset]) -> Volume:

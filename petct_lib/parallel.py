@@ -8,6 +8,8 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from petct_lib import InputError
 
+CONNECT_S = 30.0  # a scheduler that has not answered by then is not there
+
 
 def each(
     function: Callable, items: Sequence, *, jobs: int | None = None, progress: Callable = iter
@@ -25,7 +27,7 @@ def each(
             results[k] = result
     except BrokenProcessPool:
         for k in set(range(len(items))) - set(results):
-            results[k] = _alone(function, items[k])
+            results[k] = alone(function, items[k])
     return [results[k] for k in range(len(items))]
 
 
@@ -42,7 +44,7 @@ def cluster(scheduler: str | None) -> Iterator[None]:
     try:
         from distributed import Client
 
-        client = Client(scheduler, timeout="30s")
+        client = Client(scheduler, timeout=CONNECT_S)
     except ImportError:
         raise InputError("a cluster needs the extra `hosts`: pip install 'petct-lib[hosts]'") from None
     except (OSError, ValueError) as error:
@@ -71,8 +73,11 @@ def _guarded(function: Callable, k: int, item: object) -> tuple[int, object]:
         return k, error
 
 
-def _alone(function: Callable, item: object) -> object | InputError:
-    """In a process of its own, so that its end names the item that is at fault."""
+def alone(function: Callable, item: object) -> object | InputError:
+    """function(item), or its InputError, from a process of its own: should that end, it names the item at fault.
+
+    In a process of `each` it is done there, which comes to the same.
+    """
     try:
         [(_, result)] = joblib.Parallel(2)([joblib.delayed(_guarded)(function, 0, item)])
     except BrokenProcessPool:

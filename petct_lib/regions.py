@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from petct_lib import InputError
 from petct_lib.archives import FileRef
-from petct_lib.dicom_files import Series
+from petct_lib.dicom_files import Series, decompress
 from petct_lib.volume import AIR_HU, Grid, Volume, overlap_mm, resample, to_sitk
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def _read_masks(ref: FileRef) -> list[tuple[str, Volume]]:
         dataset = pydicom.dcmread(BytesIO(ref.read()), force=True)
         _check(dataset)
         named = _named_segments(dataset)
+        decompress(dataset)
         return [(named[number], mask) for number, mask in _unpack(dataset, list(named))] if named else []
 
 

@@ -138,6 +138,11 @@ def _code(ds: Dataset, keyword: str) -> str:
     return str(ds.get(keyword) or "").strip().upper()
 
 
+def shown_code(value: str) -> str:
+    """A value of VR CS as an error may quote it; "?" where it is no such code: a broken header may hold a name there."""
+    return value if re.fullmatch(r"[A-Z0-9_ ]{1,16}", value) else "?"
+
+
 def _as_stored(headers: list[Dataset]) -> tuple[SuvFactor, str]:
     """The factor to the kind of SUV that the file itself leads to, and that kind."""
     units = _code(headers[0], "Units")
@@ -149,14 +154,15 @@ def _as_stored(headers: list[Dataset]) -> tuple[SuvFactor, str]:
         return _from_counts(headers), "bw"
     if units == "PROPCNTS":
         raise InputError("PET Units are 'PROPCNTS': counts that are only proportional carry no calibration to Bq/ml")
-    fault = f"{units!r}, which is unknown" if units else "missing"
+    fault = f"{shown_code(units)!r}, which is unknown" if units else "missing"
     raise InputError(f"PET Units are {fault}: only BQML, GML, CM2ML and Philips CNTS can be turned into SUV")
 
 
 def _from_suv(header: Dataset, units: str) -> tuple[SuvFactor, str]:
     suv_type = _code(header, "SUVType") or ("BW" if units == "GML" else "BSA")
     if suv_type not in SUV_TYPES:
-        raise InputError(f"PET SUVType is {suv_type!r}, which is unknown: it is one of {', '.join(SUV_TYPES)}")
+        shown = shown_code(suv_type)
+        raise InputError(f"PET SUVType is {shown!r}, which is unknown: it is one of {', '.join(SUV_TYPES)}")
     if (suv_type == "BSA") != (units == "CM2ML"):
         raise InputError(f"PET Units are {units} with SUVType {suv_type!r}: they contradict each other")
     stored = SUV_TYPES[suv_type]
@@ -227,7 +233,7 @@ def _decay_correction(header: Dataset) -> str:
         return correction
     if correction == "NONE":
         raise InputError("PET DecayCorrection is 'NONE': without a correction the slices have no time in common")
-    fault = f"is {correction!r}, which is unknown" if correction else "is missing"
+    fault = f"is {shown_code(correction)!r}, which is unknown" if correction else "is missing"
     raise InputError(f"PET DecayCorrection {fault}: START or ADMIN is needed")
 
 

@@ -1,4 +1,4 @@
-"""The reader: geometry, rescaling, pairing, what is left out and why, broken input, zips and pseudonyms."""
+"""The reader: rescaling, pairing, what is left out and why, broken input, zips and pseudonyms."""
 
 import json
 import random
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom import Dataset
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
@@ -20,22 +19,11 @@ from petct_lib.archives import list_files
 from petct_lib.dicom import find_pairs, ingest, load_pair, load_series, pseudonym
 from petct_lib.dicom_files import HEADER_TAGS, Series, read_series
 from petct_lib.dicom_write import Subject, Tracer, make_uid, write_ct, write_pet
-from petct_lib.geometry import geometry
 from petct_lib.volume import Volume, axial_affine
 
 REAL_ZIP = Path(__file__).parents[2] / "shared" / "data" / "sts" / "STS_008.zip"
 MARKER = "ZQXMARKER"  # planted as the patient's name and ID: it may come out nowhere
 AXIAL = (1, 0, 0, 0, 1, 0)
-TURN = np.radians(15)
-ORIENTATIONS = {
-    "head first supine": AXIAL,
-    "feet first": (-1, 0, 0, 0, 1, 0),
-    "prone": (-1, 0, 0, 0, -1, 0),
-    "coronal": (1, 0, 0, 0, 0, -1),
-    "sagittal": (0, 1, 0, 0, 0, -1),
-    "oblique": (np.cos(TURN), np.sin(TURN), 0, -np.sin(TURN), np.cos(TURN), 0),
-    "doubly oblique": (np.cos(TURN), 0, -np.sin(TURN), 0.5 * np.sin(TURN), np.sqrt(0.75), 0.5 * np.cos(TURN)),
-}
 
 
 def affine_of(cosines: tuple, spacing_mm: tuple = (2.0, 3.0, 5.0), origin_mm: tuple = (-11.0, 7.0, -300.0)):
@@ -116,94 +104,7 @@ def only_series(folder: Path) -> Series:
     return series
 
 
-def slice_header(position: tuple, cosines: tuple = AXIAL, spacing: tuple = (3.0, 2.0)) -> Dataset:
-    ds = Dataset()
-    ds.ImagePositionPatient, ds.ImageOrientationPatient, ds.PixelSpacing = list(position), list(cosines), list(spacing)
-    return ds
-
-
-def stack(depths: list[float], **options: object) -> list[Dataset]:
-    return [slice_header((-10, -20, z), **options) for z in depths]
-
-
-# Geometry from headers alone
-
-
-def test_geometry_by_hand():
-    headers = stack([8.0, -2.0, 3.0])
-    for thickness, h in zip((3.75, 1.0, 9.0), headers, strict=True):
-        h.SliceThickness = thickness  # is not the spacing
-        h.InstanceNumber = 1  # is not the order
-    order, affine = geometry(headers)
-    assert order == [1, 2, 0]
-    # PixelSpacing is the distance of rows (y) first, then that of columns (x).
-    assert affine.tolist() == [[2, 0, 0, -10], [0, 3, 0, -20], [0, 0, 5, -2], [0, 0, 0, 1]]
-
-
-def test_feet_first_stacks_run_down():
-    order, affine = geometry(stack([8.0, -2.0, 3.0], cosines=(-1, 0, 0, 0, 1, 0)))
-    assert order == [0, 2, 1]
-    assert affine.tolist() == [[-2, 0, 0, -10], [0, 3, 0, -20], [0, 0, -5, 8], [0, 0, 0, 1]]
-
-
-def test_two_slices_make_a_stack():
-    assert geometry(stack([0.0, 7.0]))[1][2, 2] == 7.0
-
-
-@pytest.mark.parametrize(
-    ("headers", "message"),
-    [
-        (stack([0.0]), "single slice"),
-        (stack([0, 5, 10, 20, 25]), r"1 gaps or uneven steps in z, before 20\.0 mm; the usual step is 5\.00 mm"),
-        (stack([0, 5, 10, 15.4, 20]), "2 gaps or uneven steps"),
-        (stack([0, 5, 5, 10]), r"1 duplicate slice positions, the first at 5\.0 mm"),
-        (stack([0, 5]) + stack([10], cosines=(1, 0, 0, 0, 0, -1)), "different orientations"),
-        (stack([0, 5]) + stack([10], spacing=(3.0, 2.1)), "different PixelSpacing"),
-        ([slice_header((0, 3 * (k % 2), 5 * k)) for k in range(4)], r"shifted against each other by up to 2\.0 mm"),
-        (stack([0, 5], cosines=(1, 0, 0, 1, 0, 0)), "right angles"),
-        (stack([0, 5], cosines=(2, 0, 0, 0, 1, 0)), "right angles"),
-        ([*stack([0, 5]), Dataset()], "missing or broken"),
-        (stack([0, float("nan"), 5]), "missing or broken"),
-        (stack([0, 5], spacing=(0.0, 2.0)), "missing or broken"),
-        ([slice_header((0, k)) for k in range(3)], "missing or broken"),
-    ],
-)
-def test_slices_that_make_no_stack_are_refused(headers, message):
-    with pytest.raises(InputError, match=message):
-        geometry(headers)
-
-
-def test_small_unevenness_is_rounding():
-    order, affine = geometry(stack([0, 3.27, 6.53, 9.8]))
-    assert order == [0, 1, 2, 3]
-    assert affine[2, 2] == pytest.approx(9.8 / 3)
-
-
 # Values at physical points
-
-
-@pytest.mark.parametrize("cosines", ORIENTATIONS.values(), ids=ORIENTATIONS.keys())
-def test_values_come_back_at_their_physical_points(tmp_path, cosines):
-    write_ct(ramp_volume(affine_of(cosines)), tmp_path, subject(), make_uid("ct"))
-    files = list(tmp_path.iterdir())
-    random.Random(4).shuffle(files)
-    for name, path in enumerate(files):  # neither the file's name nor its number gives the order
-        ds = pydicom.dcmread(path)
-        ds.InstanceNumber, ds.SliceThickness = name, 99
-        path.unlink()
-        ds.save_as(tmp_path / f"{name}.dcm")
-    volume = load_series(only_series(tmp_path), 1.0, "HU")
-    assert volume.array.shape == (4, 5, 6)
-    assert np.linalg.det(volume.affine[:3, :3]) == pytest.approx(30, rel=1e-4)
-    for path in tmp_path.iterdir():
-        ds = pydicom.dcmread(path)
-        row, column = 3, 4
-        # PS3.3 C.7.6.2.1.1: columns go along the first cosines, at the second PixelSpacing.
-        along, down = np.array(ds.ImageOrientationPatient[:3], float), np.array(ds.ImageOrientationPatient[3:], float)
-        point = np.array(ds.ImagePositionPatient, float) + along * 2.0 * column + down * 3.0 * row
-        x, y, z = (np.linalg.inv(volume.affine) @ [*point, 1])[:3].round(3)
-        assert (x, y) == (column, row)
-        assert volume.array[int(z), row, column] == pytest.approx(ramp(point), abs=0.51)
 
 
 def test_every_slice_has_its_own_slope_and_intercept(tmp_path):
