@@ -4,6 +4,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +13,9 @@ from petct_lib import InputError
 
 GIB = 1024**3
 MAX_MEMBER_BYTES = 2 * GIB  # one file; the largest multi-frame study is a quarter of that
-MAX_ARCHIVE_BYTES = 64 * GIB  # one zip, unpacked; a whole-body PET/CT study is 0.2 to 1 GiB
-MAX_MEMBERS = 500_000  # files in one zip
+MAX_ARCHIVE_BYTES = 64 * GIB  # one zip with the zips in it, unpacked; a whole-body PET/CT study is 0.2 to 1 GiB
+MAX_MEMBERS = 500_000  # files in one zip with the zips in it
+MAX_RATIO = 100  # of a zip in a zip: it is compressed already
 HIDDEN = re.compile(r"(^|[/\\:])\.[^./\\]")  # .DS_Store, ._x, .git/x; not ../x
 IN_MEMORY_BYTES = 64 * 1024**2  # a zip in a zip that is larger is copied to a nameless temporary file
 
@@ -69,19 +71,26 @@ def _archive(path: Path, mtime: int, inner: tuple[str, ...]) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     else:
         outer = _archive(path, mtime, inner[:-1])
-        if outer.getinfo(inner[-1]).file_size > MAX_MEMBER_BYTES:
+        info = outer.getinfo(inner[-1])
+        if info.file_size > MAX_MEMBER_BYTES:
             raise InputError(f"the zip in the zip is larger than {MAX_MEMBER_BYTES / GIB:g} GiB")
+        if info.file_size > MAX_RATIO * max(info.compress_size, 1):
+            raise InputError(f"the zip in the zip is compressed more than {MAX_RATIO} times: no zip of images is")
         copy = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115 (lives as long as the archive)
         with outer.open(inner[-1]) as source:
             shutil.copyfileobj(source, copy)
         archive = zipfile.ZipFile(copy)
-    unpacked, count = sum(i.file_size for i in archive.infolist()), len(archive.infolist())
+    infos = archive.infolist()
+    _check_total(sum(i.file_size for i in infos), len(infos))
+    return archive
+
+
+def _check_total(unpacked: int, count: int) -> None:
     if unpacked > MAX_ARCHIVE_BYTES or count > MAX_MEMBERS:
         raise InputError(
             f"the zip would unpack to {unpacked / GIB:.1f} GiB in {count} files: the limits are "
             f"{MAX_ARCHIVE_BYTES / GIB:g} GiB and {MAX_MEMBERS} files; unpack it yourself if you trust it"
         )
-    return archive
 
 
 def list_files(path: Path) -> list[FileRef]:
@@ -107,18 +116,34 @@ def is_zip(ref: FileRef) -> bool:
     return ref.name.lower().endswith(".zip")
 
 
-def _with_members(ref: FileRef, depth: int = 2) -> list[FileRef]:
-    """The members of a zip, down to a zip in a zip; any other file is itself."""
-    if not is_zip(ref) or depth == 0:
+def _with_members(ref: FileRef) -> list[FileRef]:
+    """The members of a zip, and of the zips in it; any other file, and a zip that is not opened, is itself."""
+    if not is_zip(ref):
         return [ref]
     try:
-        infos = _archive(ref.path, ref.path.stat().st_mtime_ns, ref.members).infolist()
+        return _members(ref)
     except Exception:  # a stranger's zip may break any part of the reader; `refused` says why when the file is read
         return [ref]
-    inside = (
-        FileRef(ref.path, f"{ref.shown}:{i.filename}", (*ref.members, i.filename)) for i in infos if not i.is_dir()
-    )
-    return [one for member in inside for one in _with_members(member, depth - 1)]
+
+
+def _members(ref: FileRef) -> list[FileRef]:
+    """Raises InputError as soon as a zip and the zips in it go beyond the limits together."""
+    found, unpacked, count = [], 0, 0
+    for member in _directory(ref):
+        inner = []
+        if is_zip(member):
+            with suppress(Exception):  # it is listed as a file then
+                inner = _directory(member)
+        found.extend(inner or [member])
+        unpacked += member.size() + sum(i.size() for i in inner)
+        count += 1 + len(inner)
+        _check_total(unpacked, count)
+    return found
+
+
+def _directory(ref: FileRef) -> list[FileRef]:
+    infos = _archive(ref.path, ref.path.stat().st_mtime_ns, ref.members).infolist()
+    return [FileRef(ref.path, f"{ref.shown}:{i.filename}", (*ref.members, i.filename)) for i in infos if not i.is_dir()]
 
 
 def refused(ref: FileRef) -> str:
@@ -126,7 +151,7 @@ def refused(ref: FileRef) -> str:
     if len(ref.members) > 1:
         return "a zip in a zip in a zip is not opened"
     try:
-        _archive(ref.path, ref.path.stat().st_mtime_ns, ref.members)
+        _directory(ref) if ref.members else _members(ref)
     except InputError as error:
         return str(error)
     except Exception as error:

@@ -17,6 +17,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import get_decoder
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -60,6 +61,7 @@ HEADER_TAGS = [
     "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "DerivationDescription",
     "SeriesDescription", *FUNCTIONAL_GROUPS, *PIXEL_TAGS, GE_SCAN_TIME, PHILIPS_SUV_FACTOR, PHILIPS_ACTIVITY_FACTOR,
 ]  # fmt: skip
+_TAGS = [Tag(name) for name in HEADER_TAGS]  # made once: pydicom would make them again for every file
 # GDCM crashes on damaged data, these do not; JPEG lossless and JPEG are left to it, see `may_crash`.
 DECODERS = {
     **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
@@ -178,7 +180,7 @@ def _parse(content: bytes) -> tuple[pydicom.FileDataset, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may identify a patient
         file = _Metered(content)
-        return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=HEADER_TAGS), file.tell()
+        return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS), file.tell()
 
 
 class _Metered(BytesIO):
@@ -243,7 +245,7 @@ def _element(raw: RawDataElement | DataElement, found: Dataset, memo: dict, dept
             return element
     else:
         element = _of_known_kind(raw)
-    items = [_decoded(item, {}, depth + 1) for item in element.value] if element.VR == "SQ" else element.value
+    items = [_decoded(item, memo, depth + 1) for item in element.value] if element.VR == "SQ" else element.value
     return DataElement(element.tag, element.VR, items)
 
 
@@ -344,8 +346,8 @@ def _pixel_value(image: Image) -> bytes:
     group, element = struct.unpack_from(f"{endian}HH", content)
     if (group, element) != (0x7FE0, 0x0010):
         raise InputError("there is no pixel data")
-    long_form = image.syntax == ImplicitVRLittleEndian or content[4:6] not in (b"OW", b"OB", b"UN")
-    start = 8 if long_form else 12
+    short_form = image.syntax == ImplicitVRLittleEndian or content[4:6] not in (b"OW", b"OB", b"UN")
+    start = 8 if short_form else 12
     (length,) = struct.unpack_from(f"{endian}L", content, start - 4)
     stop = len(content) if length == 0xFFFFFFFF else start + length
     return content[start:stop]

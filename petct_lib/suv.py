@@ -139,7 +139,7 @@ def _code(ds: Dataset, keyword: str) -> str:
 
 
 def shown_code(value: str) -> str:
-    """A value of VR CS as an error may quote it; "?" where it is no such code: a broken header may hold a name there."""
+    """A value of VR CS as an error may quote it; "?" where it is none: a broken header may hold a name there."""
     return value if re.fullmatch(r"[A-Z0-9_ ]{1,16}", value) else "?"
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +96,11 @@ def refusal(path: Path) -> str:
         text = str(error)
     assert MARKER not in text
     return text
+
+
+def arrays(path: Path) -> list[np.ndarray]:
+    studies = sorted((load_pair(p) for p in find_pairs(path)[0]), key=lambda s: s.id)
+    return [v.array for s in studies for v in (s.pet, s.ct)]
 
 
 def only_series(folder: Path) -> Series:
@@ -379,7 +383,7 @@ def test_hidden_files_do_not_count(tmp_path):
 
 
 def test_copies_of_images_are_left_out(tmp_path):
-    zipped(add_patient(tmp_path / "in"), tmp_path / "in" / "again.zip")
+    shutil.copytree(add_patient(tmp_path / "in"), tmp_path / "in" / "again")
     report = ingest(tmp_path)
     assert len(report["studies"]) == 1
     assert {i["reason"] for i in report["left_out"]} == {"a copy of an image that is there already"}
@@ -461,74 +465,6 @@ def test_a_folder_without_dicom(tmp_path):
 def test_a_single_slice_file_is_no_study(tmp_path):
     path = add_patient(tmp_path) / "PT" / "0001.dcm"
     assert "no CT of the same study" in refusal(path)
-
-
-# Zips
-
-
-def zipped(folder: Path, path: Path) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.rglob("*.dcm")):
-            archive.write(file, file.relative_to(folder))
-    return path
-
-
-def arrays(path: Path) -> list[np.ndarray]:
-    studies = sorted((load_pair(p) for p in find_pairs(path)[0]), key=lambda s: s.id)
-    return [v.array for s in studies for v in (s.pet, s.ct)]
-
-
-def test_folder_zip_and_folder_of_zips_are_the_same(tmp_path):
-    add_patient(tmp_path / "folder", "A")
-    add_patient(tmp_path / "folder", "B")
-    expected = arrays(tmp_path / "folder")
-    whole = zipped(tmp_path / "folder", tmp_path / "all.zip")
-    (tmp_path / "zips").mkdir()
-    for name in ("A1", "B1"):
-        zipped(tmp_path / "folder" / name, tmp_path / "zips" / f"{name}.ZIP")
-    assert len(expected) == 4
-    for path in (whole, tmp_path / "zips"):
-        found = arrays(path)
-        assert len(found) == 4
-        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_a_zip_that_is_not_one(tmp_path):
-    fake = tmp_path / "fake.zip"
-    fake.write_bytes(b"PK and then nothing of the kind" * 10)
-    assert "no readable DICOM in 1 files" in refusal(fake)
-    add_patient(tmp_path)
-    report = ingest(tmp_path)
-    assert len(report["studies"]) == 1
-    assert [i["what"] for i in report["left_out"]] == ["a file (fake.zip)"]
-
-
-def test_a_broken_member_costs_its_series_alone(tmp_path):
-    folder = add_patient(tmp_path / "in", "A")
-    add_patient(tmp_path / "in", "B")
-    garble(folder / "CT" / "0002.dcm")
-    report = ingest(zipped(tmp_path / "in", tmp_path / "all.zip"))
-    assert len(report["studies"]) == 1
-    assert "unreadable file" in reasons(report)
-
-
-def test_a_zip_cut_short(tmp_path):
-    whole = zipped(add_patient(tmp_path / "in"), tmp_path / "all.zip")
-    whole.write_bytes(whole.read_bytes()[:-200])
-    assert "no readable DICOM" in refusal(whole)
-
-
-def test_member_names_cannot_leave_the_folder(tmp_path):
-    source, inside = add_patient(tmp_path / "in"), tmp_path / "deep" / "er"
-    inside.mkdir(parents=True)
-    evil = inside / "evil.zip"
-    with zipfile.ZipFile(evil, "w") as archive:
-        for part in ("CT", "PT"):
-            for file in sorted((source / part).iterdir()):
-                archive.write(file, f"../../x/{part}/{file.name}")
-    before = sorted(tmp_path.rglob("*"))
-    assert len(ingest(evil)["studies"]) == 1
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 # Pseudonyms
