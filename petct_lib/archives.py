@@ -121,7 +121,7 @@ def _with_members(ref: FileRef) -> list[FileRef]:
     if not is_zip(ref):
         return [ref]
     try:
-        return _members(ref)
+        return _members(ref) or [ref]
     except Exception:  # a stranger's zip may break any part of the reader; `refused` says why when the file is read
         return [ref]
 

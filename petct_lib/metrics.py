@@ -324,22 +324,20 @@ def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[list[str]]]]:
 
 
 def format_regions(rows: Sequence[Row], metric: str = "mae") -> str:
-    """One score by method and region as plain text: mean over n patients, and the masks' source."""
+    """One score by method and region as plain text: the mean over patients, how many, and where the masks come from."""
     tables = []
     for direction, methods in aggregate(rows).items():
         mine = [row for row in rows if row["direction"] == direction and row["metric"] == metric]
-        regions = list(dict.fromkeys(row["region"] for row in mine))
-        heads = {region: _region_head(region, [row for row in mine if row["region"] == region]) for region in regions}
-        lines = [["method", *heads.values()]]
+        regions: dict[str, list[Row]] = {}
+        for row in mine:
+            regions.setdefault(row["region"], []).append(row)
+        masks = [" or ".join(sorted({row["mask"] for row in of})) for of in regions.values()]
+        patients = [str(len({row["patient"] for row in of})) for of in regions.values()]
+        lines = [["", *regions], ["mask by", *masks], ["patients", *patients]]
         for method, cells in methods.items():
             lines.append([method, *(_cell(cells.get(region, {}).get(metric), False) for region in regions)])
         tables.append(_text(f"{direction}, {metric} ({mine[0]['unit']}) by region, mean", lines))
     return "\n\n".join(tables)
-
-
-def _region_head(region: str, rows: Sequence[Row]) -> str:
-    sources = " or ".join(sorted({row["mask"] for row in rows}))
-    return f"{region} (n = {len({row['patient'] for row in rows})}, {sources})"
 
 
 def _text(title: str, lines: list[list[str]]) -> str:

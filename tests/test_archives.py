@@ -1,10 +1,13 @@
 """Folders, zips, and zips in zips: the same files whatever they lie in, nothing written, bombs refused."""
 
+import copy
 import io
 import os
 import tempfile
 import tracemalloc
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 from test_dicom import add_patient, arrays, garble, reasons, refusal
 
 from petct_lib import InputError, archives
-from petct_lib.archives import FileRef, list_files, refused
+from petct_lib.archives import GIB, FileRef, list_files, refused
 from petct_lib.dicom import ingest
 
 MIB = 1024**2
@@ -27,6 +30,39 @@ def pack(path: Path, members: dict[str, bytes]) -> Path:
 
 def zipped(folder: Path, path: Path) -> Path:
     return pack(path, {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.dcm"))})
+
+
+def zeros(size: int) -> bytes:
+    """`size` zeros (whole MiB) as deflate packs them, made without packing all of them."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return block * (size // MIB) + packer.flush()
+
+
+def pack_deflated(path: Path, members: dict[str, tuple[bytes, int]]) -> Path:
+    """Members from deflated bytes, each with the size that the zip states for it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, (deflated, stated) in members.items():
+            info = zipfile.ZipInfo(name)
+            archive.writestr(info, deflated)
+            info.compress_type, info.file_size = zipfile.ZIP_DEFLATED, stated  # goes into the directory at the end
+    return path
+
+
+def reason_of(path: Path) -> str:
+    """Why the one file in a path is not read."""
+    [ref] = list_files(path)
+    return refused(ref)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """The test fails where it takes more than the largest header."""
+    tracemalloc.start()
+    yield
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100 * MIB, f"{peak / MIB:.0f} MiB"
 
 
 def tree(folder: Path) -> list[Path]:
@@ -104,22 +140,75 @@ def test_no_path_leaves_its_folder(tmp_path, monkeypatch):
     assert not Path("/etc/x").exists()
 
 
+@pytest.mark.usefixtures("little_memory")
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
-    bomb = tmp_path / "bomb.zip"
-    with (
-        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("0001.dcm", "w", force_zip64=True) as f,
-    ):
-        for _ in range(2100):
-            f.write(bytes(MIB))
-    assert bomb.stat().st_size < 3 * MIB
-    tracemalloc.start()
+    bomb = pack_deflated(tmp_path / "bomb.zip", {"0001.dcm": (zeros(3 * GIB), 3 * GIB)})
+    assert bomb.stat().st_size < 4 * MIB
     assert "larger than 2 GiB" in refusal(bomb)
-    nested = pack(tmp_path / "nested.zip", {"bomb.zip": bomb.read_bytes()})
-    assert "larger than 2 GiB" in refusal(nested)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 32 * MIB
+    with zipfile.ZipFile(tmp_path / "nested.zip", "w") as archive:  # stored: packed once more, it is refused by that
+        archive.write(bomb, "bomb.zip")
+    assert "larger than 2 GiB" in refusal(tmp_path / "nested.zip")
+
+
+@pytest.mark.parametrize("name", ["..\\..\\x", "C:\\x", "//server/x", "a/../../x", "./x", "x" * 300, "x\ny"])
+def test_names_of_other_systems_are_names_like_any_other(tmp_path, monkeypatch, name):
+    inside = tmp_path / "in"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    monkeypatch.setattr(archives, "IN_MEMORY_BYTES", 1)  # the zip in the zip goes through a file without a name
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    evil = pack(inside / "evil.zip", {f"{name}/1.zip": pack(tmp_path / "1.zip", {name: b"content"}).read_bytes()})
+    before = tree(tmp_path)
+    [ref] = list_files(evil)
+    assert ref.read() == b"content"
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_of_a_large_member_no_more_is_unpacked_than_is_read(tmp_path):
+    bomb = pack_deflated(tmp_path / "x.zip", {"0001.dcm": (zeros(GIB), GIB)})
+    [ref] = list_files(bomb)
+    assert ref.read(5 * MIB, 10) == bytes(10)
+    assert "not DICOM" in refusal(bomb)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("stated", [0, 1000, 2 * GIB])
+def test_a_bomb_that_states_another_size_unpacks_to_no_more(tmp_path, stated):
+    path = pack_deflated(tmp_path / "x.zip", {"0001.dcm": (zeros(GIB if stated < MIB else MIB), stated)})
+    assert "1 × " in refusal(path)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_bomb_as_a_zip_in_a_zip_is_not_unpacked(tmp_path):
+    path = pack_deflated(tmp_path / "x.zip", {"inner.zip": (zeros(GIB), GIB)})
+    assert "compressed more than 100 times" in reason_of(path)
+    assert "compressed more than 100 times" in refusal(path)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_members_that_share_their_bytes_count_each_by_itself(tmp_path):
+    """A bomb of overlapping members: one packed file, and a directory that names it five thousand times."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        kernel = zipfile.ZipInfo("0.dcm")
+        archive.writestr(kernel, zeros(16 * MIB))
+        kernel.compress_type, kernel.file_size = zipfile.ZIP_DEFLATED, 16 * MIB
+        for k in range(1, 5000):
+            archive.filelist.append(copy.copy(kernel))
+            archive.filelist[-1].filename = f"{k}.dcm"
+    assert "would unpack to 78.1 GiB in 5000 files" in reason_of(path)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_ARCHIVE_BYTES", 100_000), ("MAX_MEMBERS", 100)])
+def test_zips_in_a_zip_count_together(tmp_path, monkeypatch, limit, value):
+    """Each of the three is within the limits."""
+    inner = pack(tmp_path / "inner.zip", {f"{k}": bytes(1000) for k in range(40)}).read_bytes()
+    outer = pack(tmp_path / "outer.zip", {f"{k}.zip": inner for k in range(3)})
+    assert len(list_files(outer)) == 120
+    os.utime(outer, (1, 1))  # archives are kept open until their file changes
+    monkeypatch.setattr(archives, limit, value)
+    assert "would unpack to" in reason_of(outer)
 
 
 def test_limits_on_all_of_a_zip(tmp_path, monkeypatch):

@@ -452,7 +452,9 @@ def test_table_of_regions_names_the_source_of_the_masks():
     text = metrics.format_regions(rows)
     assert text.splitlines() == [
         "pet2ct, mae (HU) by region, mean",
-        "method   body (n = 3, SEG)  lung (n = 2, SEG)",
-        "refined  3                  4",
-        "copy     3                  n/a",
+        "          body  lung",
+        "mask by   SEG   SEG",
+        "patients  3     2",
+        "refined   3     4",
+        "copy      3     n/a",
     ]
