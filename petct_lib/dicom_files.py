@@ -16,6 +16,7 @@ from pydicom import Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.filereader import read_dataset, read_preamble
+from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -239,7 +240,9 @@ def _element(raw: RawDataElement | DataElement, found: Dataset, memo: dict, dept
         key = (raw.tag, raw.VR, raw.value, raw.is_little_endian)
         if key in memo:
             return memo[key]
-        element = convert_raw_data_element(_of_known_kind(raw), ds=found)
+        element = _of_known_kind(convert_raw_data_element(_of_known_kind(raw), ds=found))  # pydicom may try other VRs
+        if element.VR in (VR.DS, VR.IS) and any(v and isinstance(v, str) for v in _values(element)):
+            raise ValueError  # pydicom leaves what is no number as text
         if element.VR != "SQ":
             memo[key] = element
             return element
@@ -247,6 +250,10 @@ def _element(raw: RawDataElement | DataElement, found: Dataset, memo: dict, dept
         element = _of_known_kind(raw)
     items = [_decoded(item, memo, depth + 1) for item in element.value] if element.VR == "SQ" else element.value
     return DataElement(element.tag, element.VR, items)
+
+
+def _values(element: DataElement) -> Iterable:
+    return element.value if isinstance(element.value, MultiValue) else [element.value]
 
 
 def _of_known_kind(element: RawDataElement | DataElement) -> RawDataElement | DataElement:

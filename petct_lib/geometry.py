@@ -10,6 +10,7 @@ GAP_TOLERANCE = 0.05  # slice distances may differ by this share of the median
 SHIFT_TOLERANCE_MM = 0.5  # a slice may lie off the line through the others by this much
 SAME_PLACE_MM = 0.01
 SPACING_MM = (0.05, 100.0)  # of pixels and slices; a grid outside of it comes from a broken header
+MAX_MM = 1e6  # of a position or spacing; beyond, arithmetic overflows
 MAX_LENGTH_MM = 3000.0  # of a stack: no body is longer
 
 
@@ -51,7 +52,7 @@ def _placement(headers: list[Dataset]) -> tuple[np.ndarray, np.ndarray, np.ndarr
         table = np.array(rows, float)
     except (AttributeError, TypeError, ValueError):
         table = np.full((1, 11), np.nan)
-    if table.shape[1] != 11 or not np.isfinite(table).all() or table[:, 9:].min() <= 0:
+    if table.shape[1] != 11 or not np.abs(table).max() <= MAX_MM or table[:, 9:].min() <= 0:
         raise InputError("ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing or broken")
     lengths, angle = np.linalg.norm(table[:, :6].reshape(-1, 2, 3), axis=2), (table[:, :3] * table[:, 3:6]).sum(axis=1)
     if np.abs(lengths - 1).max() > 1e-2 or np.abs(angle).max() > 1e-2:
