@@ -234,12 +234,11 @@ def _decoded(found: Dataset, memo: dict, depth: int = 0) -> Dataset:
 
 def _element(raw: RawDataElement | DataElement, found: Dataset, memo: dict, depth: int) -> DataElement:
     if isinstance(raw, RawDataElement):
-        value = raw.value or b""
-        if len(value) > MAX_SEQUENCE_BYTES or sum(value.count(mark) for mark in ITEMS) > MAX_ITEMS:
-            raise ValueError
-        key = (raw.tag, raw.VR, raw.value, raw.is_little_endian)
+        key, value = (raw.tag, raw.VR, raw.value, raw.is_little_endian), raw.value or b""
         if key in memo:
             return memo[key]
+        if len(value) > MAX_SEQUENCE_BYTES or sum(value.count(mark) for mark in ITEMS) > MAX_ITEMS:
+            raise ValueError
         element = _of_known_kind(convert_raw_data_element(_of_known_kind(raw), ds=found))  # pydicom may try other VRs
         if element.VR in (VR.DS, VR.IS) and any(v and isinstance(v, str) for v in _values(element)):
             raise ValueError  # pydicom leaves what is no number as text

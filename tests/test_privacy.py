@@ -38,7 +38,11 @@ TEXTS = [
     "SeriesDescription", "SpecialNeeds", "StationName", "StudyComments", "StudyDescription", "StudyID",
     "RadiopharmaceuticalRoute", "Radiopharmaceutical", "TextComments", "TextString",
 ]  # fmt: skip
-DATES = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "InstanceCreationDate")
+DATES = (
+    "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "InstanceCreationDate", "AcquisitionDateTime",
+    "DateOfLastCalibration", "DateOfSecondaryCapture", "LastMenstrualDate", "PerformedProcedureStepStartDate",
+    "ScheduledProcedureStepStartDate", "ScheduledProcedureStepEndDate", "DateOfGainCalibration", "CurveDate",
+)  # fmt: skip
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
