@@ -41,8 +41,8 @@ from petct_lib.parallel import each
 from petct_lib.regions import read_segments
 from petct_lib.suv import suv_factor
 
-CASES = 320  # of each kind of file
-STUDIES = 110  # whole folders
+CASES = 280  # of each kind of file
+STUDIES = 102  # whole folders
 MEMORY = 3 * 1024**3  # bytes beyond what the libraries take: the limits of the reader add up to less
 CASE_S, ALL_S = 25, 300  # the slowest cases take a few seconds on a slow machine
 VRS = [
