@@ -146,19 +146,19 @@ def uncertainty(std: np.ndarray, error: np.ndarray, body: np.ndarray, k: int, un
     return fig
 
 
-def patient_scores(rows: list[dict], metric: str, unit: dict[str, str]) -> Figure:
+def patient_scores(rows: list[dict], metric: str, unit: dict[str, str], region: str = "body") -> Figure:
     """One dot a test patient for every method, one panel a direction; the mean as a bar. n is patients, not slices."""
     directions = list(dict.fromkeys(r["direction"] for r in rows))
     fig = Figure(figsize=(4.2 * len(directions), 3.0), layout="constrained")
     for axis, direction in zip(fig.subplots(1, len(directions), squeeze=False)[0], directions, strict=True):
-        chosen = [r for r in rows if r["direction"] == direction and r["metric"] == metric]
+        chosen = [r for r in rows if (r["direction"], r["metric"], r["region"]) == (direction, metric, region)]
         methods = list(dict.fromkeys(r["method"] for r in chosen))
         for k, method in enumerate(methods):
             values = [r["value"] for r in chosen if r["method"] == method]
             axis.bar(k, np.mean(values), color=METHOD_COLOURS[k % 6], alpha=0.5)
             axis.plot([k] * len(values), values, "o", color="black", ms=3)
         axis.set_xticks(range(len(methods)), methods, rotation=30, ha="right", fontsize=8)
-        axis.set(title=f"{direction} (n = {len(values)} patients)", ylabel=f"body {metric}, {unit[direction]}")
+        axis.set(title=f"{direction} (n = {len(values)} patients)", ylabel=f"{region} {metric}, {unit[direction]}")
     return fig
 
 

@@ -47,7 +47,8 @@ def test_uncertainty_bars_are_the_deciles_mean_error():
 
 def test_patient_scores_plot_one_dot_a_patient():
     rows = [
-        {"direction": "pet2ct", "method": m, "patient": p, "metric": "mae", "value": v}
+        {"direction": "pet2ct", "method": m, "patient": p, "region": region, "metric": "mae", "value": v * scale}
+        for region, scale in (("body", 1), ("lung", 10))
         for m, values in (("a", (1, 3)), ("b", (2, 2)))
         for p, v in zip("xy", values, strict=True)
     ]
