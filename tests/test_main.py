@@ -57,3 +57,12 @@ def test_phantom_writes_dicom_and_refuses_a_full_folder(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["phantom", str(tmp_path / "q"), "--patients", "0"])
     assert stop.value.code == 2
+
+
+def test_download_lists_the_collection_without_a_network(tmp_path, capsys):
+    assert main(["download", "--list", "--patients", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "2 patients" in text
+    assert "CC BY 3.0" in text
+    assert main(["download"]) == 2
+    assert "needs a folder" in capsys.readouterr().err

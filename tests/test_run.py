@@ -114,7 +114,10 @@ def test_an_unfinished_run_is_resumed_only_when_told(smoke_run, tmp_path):
     checkpoint = (out / "checkpoints" / "cyclegan.pt").stat().st_mtime_ns
     done = petct("run", "--profile", "smoke", "--out", str(out), "--resume")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (out / "scores.csv").read_text() == (smoke_run / "scores.csv").read_text()
+    again, before = read_scores(out / "scores.csv"), read_scores(smoke_run / "scores.csv")
+    assert [{**row, "value": None} for row in again] == [{**row, "value": None} for row in before]
+    # Not to the bit: how torch's convolutions round depends on where the arrays happen to lie in memory.
+    assert [row["value"] for row in again] == pytest.approx([row["value"] for row in before], rel=1e-6)
     assert (out / "checkpoints" / "cyclegan.pt").stat().st_mtime_ns == checkpoint
 
 
