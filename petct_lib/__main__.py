@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from petct_lib import WARNING, InputError, __version__
@@ -96,8 +97,7 @@ def _run(args: argparse.Namespace) -> int:
 def _ingest(args: argparse.Namespace) -> int:
     from petct_lib.dicom import ingest
 
-    progress = lambda items: bar(items, "reading", file=sys.stderr)  # noqa: E731
-    report = ingest(args.path, progress, suv_kind=args.suv, jobs=args.jobs)
+    report = ingest(args.path, partial(bar, desc="reading", file=sys.stderr), suv_kind=args.suv, jobs=args.jobs)
     print(json.dumps(report, indent=1) if args.json else _ingest_text(report))
     return 0 if report["studies"] else 2
 

@@ -80,11 +80,11 @@ def _grid_row(volume: Volume) -> dict:
     }
 
 
-def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw", salt: str | None = None) -> Found:
+def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw") -> Found:
     """PET/CT pairs in `path`, by patient and date, what was left out, and the salt of the pseudonyms. Headers only.
 
     A PET is paired with a CT of the same study and frame of reference. Of several PETs the longest that is attenuation
-    corrected is taken, of several CTs the one that covers most of the PET. suv_kind: a name of `suv.KINDS`. salt: None:
+    corrected is taken, of several CTs the one that covers most of the PET. suv_kind: a name of `suv.KINDS`. The salt is
     made from all series UIDs, so that the same data gives the same pseudonyms. Raises InputError where nothing is
     there, or nothing is DICOM.
     """
@@ -92,7 +92,7 @@ def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw", s
     all_series, left_out = read_series(progress(refs))
     if not all_series:
         raise InputError(f"{path}: no readable DICOM in {len(refs)} files; {reasons(left_out)}")
-    salt = salt or hashlib.sha256("|".join(sorted(s.uid for s in all_series)).encode()).hexdigest()
+    salt = hashlib.sha256("|".join(sorted(s.uid for s in all_series)).encode()).hexdigest()
     pairs, studies = [], Counter()
     for patient_id, members in _by_study(all_series):
         patient = pseudonym(patient_id, salt)

@@ -190,6 +190,7 @@ class _Metered(BytesIO):
     reads = 0
 
     def read(self, size: int | None = -1) -> bytes:
+        """As BytesIO's. Raises InputError after MAX_READS calls."""
         self.reads += 1
         if self.reads > MAX_READS:
             raise InputError("not DICOM, or with far more attributes than an image has")
