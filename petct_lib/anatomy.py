@@ -1,369 +1,368 @@
-"""The phantom's anatomy: organs and lesions drawn as labels, in a nominal frame that each patient stretches.
-
-The frame: a body of 360 × 240 mm, x to the patient's left, y to the back, z to the head, origin mid-chest, mm. Later
-shapes are painted over earlier ones.
-"""
+"""The phantom's soft organs: one patient's shapes in the nominal frame, and how they are painted."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
-# name: (HU, SUV by body weight, HU texture 1σ, spread of the SUV between patients 1σ as a fraction). Rounded textbook
-# values for native CT at 120 kV (range as in Schneider 1996, 10.1088/0031-9155/41/1/009) and for FDG 60 min after
-# injection (range as in Zincirkeser 2007, J Int Med Res 35:231).
-ORGANS: dict[str, tuple[float, float, float, float]] = {
-    "air": (-1000, 0.0, 0, 0),
-    "skin": (10, 0.5, 5, 0.1),
-    "fat": (-100, 0.25, 8, 0.15),
-    "muscle": (50, 0.7, 6, 0.1),
-    "gland": (25, 0.7, 12, 0.2),
-    "lung": (-850, 0.5, 16, 0.12),
-    "fissure": (-700, 0.5, 10, 0),
-    "small vessel": (-350, 0.6, 40, 0.1),  # under a voxel wide: lung and blood mixed
-    "vessel": (40, 1.3, 4, 0.08),
-    "airway": (-1000, 0.1, 0, 0),
-    "mediastinum": (-75, 0.6, 20, 0.1),  # fat with small vessels and nodes between the organs
-    "abdomen": (-95, 0.4, 10, 0.1),  # fat between the organs below the diaphragm
-    "blood": (42, 1.6, 4, 0.1),
-    "myocardium": (46, 3.0, 4, 0),  # its SUV is drawn between 1.5 and 6: it depends on fasting
-    "oesophagus": (35, 1.5, 6, 0.15),
-    "diaphragm": (45, 0.9, 5, 0.1),
-    "liver": (60, 2.2, 5, 0.09),
-    "spleen": (48, 1.8, 5, 0.1),
-    "stomach": (25, 1.6, 8, 0.25),
-    "cortex": (600, 0.8, 60, 0.1),
-    "marrow": (200, 1.4, 35, 0.12),
-    "disc": (75, 0.8, 6, 0.1),
-    "cord": (30, 1.2, 3, 0.1),
-    "cartilage": (110, 0.5, 15, 0.1),
-    "couch": (-120, 0.0, 20, 0),
-    "foam": (-940, 0.0, 4, 0),
+from petct_lib import skeleton, trees
+from petct_lib.canvas import (
+    GRID,
+    Z_MM,
+    Canvas,
+    ellipsoid,
+    noise,
+    sample,
+    smooth_step,
+    tube,
+    union,
+)
+from petct_lib.tissues import LABEL, LUNG, among
+
+HILA = {-1: (-46.0, 4.0, 6.0), 1: (49.0, 6.0, 12.0)}  # nominal mm, right and left
+BEND_MM = 3.0  # 1σ of the smooth bending that keeps any organ from being an ellipsoid
+SKIN_MM = 1.8  # epidermis and dermis of the trunk are 1-3 mm
+PLANES_MM = (14.0, 26.0)  # fat between the layers of muscle, from the cage's inner surface
+CHEST = among(*LUNG, "mediastinal fat", "diaphragm", "muscle", "pulmonary vessel", "airway wall")
+SOFT = CHEST | among("abdominal fat", "blood", "oesophagus", "liver", "myocardium")
+ABDOMEN = among("abdominal fat")
+# The cage's inner surface by height: half width, half depth and middle (y), mm. Thoracic index about 0.65 in adults.
+CAGE_Z = (-200, -120, -50, 0, 50, 85, 108, 125, 150, 220)
+CAGE = {
+    "half_width": (124, 130, 134, 130, 110, 82, 58, 44, 40, 40),
+    "half_depth": (88, 91, 90, 86, 74, 57, 45, 40, 38, 38),
+    "middle": (-9, -9, -8, -6, 1, 8, 12, 13, 14, 14),
 }
-LABEL = {name: i for i, name in enumerate(ORGANS)}
-FIRST_LESION = 100  # labels from here on are lesions, each with its own HU and SUV
-NOMINAL_HALF_MM = (180.0, 120.0)
-LESION_COUNTS = (0.2, 0.3, 0.25, 0.15, 0.1)  # probability of 0, 1, 2, 3, 4 lesions
-LESION_SITES = {"lung": 0.6, "hilum": 0.2, "mediastinum": 0.2}
-HILA = {-1: (-44.0, 10.0, 8.0), 1: (48.0, 14.0, 10.0)}  # nominal mm, right and left
-LUNG = ("lung", "fissure", "small vessel")
-CHEST = (*LUNG, "mediastinum", "muscle", "fat", "diaphragm", "vessel", "blood", "oesophagus")  # what may be displaced
-ALL = (slice(None),) * 3
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """Labels (z, y, x) uint8 and the voxel centres' nominal coordinates, mm; scale: nominal mm per patient mm (3,)."""
+class Build:
+    """What of a patient decides the shapes."""
 
-    labels: np.ndarray
-    axes: tuple[np.ndarray, np.ndarray, np.ndarray]  # x (X,), y (Y,), z (Z,)
-    scale: np.ndarray
-    texture: np.ndarray  # (z, y, x) smooth noise of variance 1
-
-    def grid(self, where: tuple = ALL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x (i,), y (j, 1), z (k, 1, 1) of a part given as slices (z, y, x): they broadcast to (z, y, x)."""
-        return self.axes[0][where[2]], self.axes[1][where[1], None], self.axes[2][where[0], None, None]
-
-    def box(self, low: np.ndarray, high: np.ndarray) -> tuple:
-        """Slices (z, y, x) of the voxels between two corners (x, y, z)."""
-        found = (np.searchsorted(a, [lo, hi]) for a, lo, hi in zip(self.axes, low, high, strict=True))
-        return tuple(slice(*f) for f in found)[::-1]
-
-    def paint(self, where: tuple, mask: np.ndarray, name: str | int, over: tuple[str, ...] = ()) -> None:
-        """Set an organ (or a lesion's label) where the mask holds and, if `over` is given, one of those lies there."""
-        part = self.labels[where]
-        if over:
-            table = np.zeros(256, bool)
-            table[[LABEL[n] for n in over]] = True
-            mask = mask & table[part]
-        part[mask] = LABEL[name] if isinstance(name, str) else name
+    sex: str  # M or F
+    fat_mm: float  # subcutaneous, mean over the trunk
+    muscle: float  # thickness relative to the mean
+    arms_up: bool
 
 
-def draw_anatomy(c: Canvas, rng: np.random.Generator, sex: str, couch_below_mm: float | None) -> None:
-    """Everything but lesions, from the trunk inwards; the couch if `couch_below_mm` says how far below the centre."""
-    wall = _draw_trunk(c, rng, sex)
-    _draw_chest(c, rng, wall)
-    _draw_abdomen(c, rng)
-    _draw_heart(c, rng)
-    _draw_vessels(c, rng)
-    _draw_airways(c, rng)
-    _draw_ribs(c, rng, wall)
-    _draw_shoulders(c, wall)
-    _draw_spine(c, rng)
-    if couch_below_mm is not None:
-        _draw_couch(c, couch_below_mm)
+@dataclass(frozen=True)
+class Anatomy:
+    """One patient: fields by name, (z, y, x) mm, negative inside; chains of tubes; bones and trees."""
+
+    build: Build
+    fields: dict[str, np.ndarray]
+    tubes: list[tuple[str, np.ndarray, object]]  # tissue, points (n, 3) nominal mm, radius
+    airway: list[tuple[np.ndarray, float]]  # trachea and large bronchi: points, radius of the lumen
+    bones: skeleton.Bones
+    vessels: trees.Tree
 
 
-def _draw_trunk(c: Canvas, rng: np.random.Generator, sex: str) -> np.ndarray:
-    """Skin, fat and muscle. Returns the distance to the chest cavity's wall, (z, y, x), mm, negative inside."""
-    x, y, z = c.grid()
-    taper = 1 - 0.10 * smooth_step(z, 60, 130) - rng.uniform(0.0, 0.05) * smooth_step(-z, 20, 120)
-    depth = _outside(c, (0, 0), NOMINAL_HALF_MM, 2.4, taper)
-    angle = np.arctan2(y, x)
-    fat_mm = rng.uniform(7, 20) * (1 + 0.3 * np.cos(2 * angle + 0.6) + 0.15 * np.cos(3 * angle + rng.uniform(0, 6)))
-    c.paint(ALL, depth < 0, "skin")
-    c.paint(ALL, depth < -2, "fat")
-    c.paint(ALL, (depth < (-2 - fat_mm).astype(np.float32)) & (c.texture < 1.5), "muscle")
-    for side in (-1, 1) if sex == "F" else ():
-        for name, radii in (("skin", (60, 40, 54)), ("fat", (58, 38, 52)), ("gland", (32, 24, 30))):
-            _ellipsoid(c, (side * 78, -96, -2), radii, name, ("air", "skin", "fat"), rough=0.3 * (name == "gland"))
-    wall = _outside(c, (0, -9), (rng.uniform(134, 142), 84), 2.3, 1 - 0.34 * smooth_step(z, 0, 135))
-    planes = (((wall > 12) & (wall < 14.5)) | ((wall > 25) & (wall < 27.5))) & (c.texture > -0.4)
-    c.paint(ALL, planes, "fat", over=("muscle",))
-    for side in (-1, 1):
-        _ellipsoid(c, (side * 152, -8, 62), (20, 30, 55), "fat", over=("muscle",))  # axilla
-    return wall
+def grow(rng: np.random.Generator, build: Build) -> Anatomy:
+    """A patient's shapes: the same state of `rng` gives the same patient."""
+    bend = BEND_MM * np.stack([noise(rng, 90.0) for _ in range(3)])
+    bend[2] *= 0.5  # slices show the bending in plane
+    at = bend + np.stack(np.broadcast_arrays(*GRID))
+    fields = _trunk(rng, build, at)
+    heart, great, airway = _heart(rng, at), _great_vessels(rng), _airway(rng)
+    fields |= heart | _chest(rng, at, fields["wall"], heart["heart"], great, airway)
+    fields |= _abdomen(rng, at, fields["abdomen"])
+    great = [(tissue, _placed(points, bend), radius) for tissue, points, radius in great]
+    airway = [(_placed(points, bend), radius) for points, radius in airway]
+    vessels = trees.grow(rng, fields["lung"], HILA)
+    return Anatomy(build, fields, great, airway, skeleton.grow(rng, build.arms_up), vessels)
 
 
-def _draw_chest(c: Canvas, rng: np.random.Generator, wall: np.ndarray) -> None:
-    """Mediastinum, lungs with their fissures, and the space under the diaphragm, inside the chest wall."""
-    x, y, z = c.grid()
-    floor = _dome(x, y, (8, -25), rng.uniform(-64, -56), (95, 85))
-    right, left = (_dome(x, y, (side * 56, 10), rng.uniform(98, 112), (82, 98)) for side in (-1, 1))
-    for side, height in ((-1, rng.uniform(-46, -30)), (1, rng.uniform(-60, -44))):
-        floor = np.maximum(floor, _dome(x, y, (side * 76, -8), height, (80, 94)))
-    half = rng.uniform(8, 14) + 27 * np.exp(-((y / 38) ** 2)) + 1.5 * c.texture
-    half += (0.1 * np.maximum(z, 0) + 9 * np.sin(z / 27 + rng.uniform(0, 6)) * (np.abs(y) < 40)).astype(np.float32)
-    middle = np.abs(x - 4) < np.where(y > 28, np.maximum(half, 21), half)
-    inside, above = wall < 0, z > floor
-    c.paint(ALL, inside, "diaphragm")
-    c.paint(ALL, (wall < -2.5) & (z < floor - 3), "abdomen")
-    c.paint(ALL, inside & above & middle, "mediastinum")
-    lung = inside & above & ~middle & (z < np.where(x < 0, right, left))
-    c.paint(ALL, lung, "lung")
+def _placed(points: np.ndarray, bend: np.ndarray) -> np.ndarray:
+    """Where the bending takes points (n, 3) of the unbent patient, to first order."""
+    points = np.asarray(points, np.float32)
+    return points - np.stack([sample(b, points) for b in bend], axis=1)
+
+
+def draw(a: Anatomy, c: Canvas) -> None:
+    """Everything but lesions and couch, from the skin inwards."""
+    _draw_trunk(a, c)
+    _draw_chest(a, c)
+    _draw_abdomen(a, c)
+    _draw_heart(a, c)
+    for tissue, points, radius in a.tubes:
+        c.tubes(points, radius, LABEL[tissue], SOFT)
+    for wall in (True, False):
+        for points, radius in a.airway:
+            name = "airway wall" if wall else "airway"
+            c.tubes(points, radius + wall * (0.8 + 0.1 * radius), LABEL[name], SOFT | among("airway wall"))
+    skeleton.draw(a.bones, c, a.fields["wall"])
+
+
+# Trunk.
+
+
+def _trunk(rng: np.random.Generator, build: Build, at: np.ndarray) -> dict[str, np.ndarray]:
+    """Chest cavity (`wall`), muscle and body, from the inside out."""
+    x, y, z = at
+    half_w, half_d, middle = (
+        PchipInterpolator(CAGE_Z, v)(Z_MM)[:, None, None].astype(np.float32) for v in CAGE.values()
+    )
+    shape = rng.normal(0, 0.025, 2)
+    dx, dy = x, y - middle
+    radius = np.hypot(dx, dy) + 1e-3
+    power = 2.25
+    edge = (np.abs(dx) / (half_w * (1 + shape[0]))) ** power + (np.abs(dy) / (half_d * (1 + shape[1]))) ** power
+    cage = (radius * (1 - edge ** (-1 / power))).astype(np.float32)
+    # Beside the spine the ribs stand back from its bodies: the cavity ends in front of them.
+    behind = tube(np.stack(np.broadcast_arrays(*GRID)), [(0, y + 25, h) for h, y in skeleton.CURVE], 27)
+    wall = -union(-cage, behind, smooth_mm=10)
+    angle = np.degrees(np.arctan2(np.abs(dx), -dy))  # 0 at the sternum, 180 at the spine
+    muscle = union(cage - build.muscle * _muscle_mm(build, angle, z), _shoulders(at, build, 0.0), smooth_mm=18)
+    fat_mm = build.fat_mm * _fat_share(angle, z) * (1 + 0.15 * noise(rng, 110.0))
+    body = union(muscle - np.clip(fat_mm, 1.5, 50) - SKIN_MM, _shoulders(at, build, 0.7 * build.fat_mm), smooth_mm=14)
+    fields = {"wall": wall, "cage": cage, "muscle": muscle}
+    if build.sex == "F":
+        size = rng.uniform(0.75, 1.15) * np.array((58, 34 + 0.6 * build.fat_mm, 56))
+        lie = rng.uniform(4, 14)  # lying, they spread to the sides
+        breasts = union(*(ellipsoid(at, (s * (72 + lie), -88 + lie, -12), size) for s in (-1, 1)))
+        gland = union(*(ellipsoid(at, (s * (74 + lie), -98 + lie, -14), 0.62 * size) for s in (-1, 1)))
+        body = union(body, breasts, smooth_mm=16)
+        fields["gland"] = np.maximum(gland + 5 * noise(rng, 14.0), 6 - wall)
+    return fields | {"body": body}
+
+
+def _bump(angle: np.ndarray, middle: float, width: float) -> np.ndarray:
+    return np.exp(-(((angle - middle) / width) ** 2))
+
+
+def _muscle_mm(build: Build, angle: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Thickness from the cage's inner surface: ribs and intercostals, then the muscles of front, side and back."""
+    pectoral = 1.0 if build.sex == "M" else 0.65
+    chest = smooth_step(z, -35, 15) * (1 - smooth_step(z, 85, 115))
+    thick = 13 + 15 * pectoral * _bump(angle, 47, 26) * chest  # pectoralis: 10-20 mm
+    thick += 7 * _bump(angle, 105, 30) * (1 - smooth_step(z, -20, 30))  # serratus, latissimus
+    thick += 30 * _bump(angle, 118, 34) * smooth_step(z, -30, 40)  # subscapularis, infraspinatus, teres
+    thick += 13 * _bump(angle, 148, 20) * smooth_step(z, -20, 50)  # trapezius, rhomboids
+    thick += 18 * _bump(angle, 160, 16) * (1 - 0.4 * smooth_step(z, 40, 110))  # erector spinae
+    return thick - 5 * _bump(angle, 0, 12) - 4 * _bump(angle, 180, 7)
+
+
+def _fat_share(angle: np.ndarray, z: np.ndarray) -> np.ndarray:
+    share = 0.85 + 0.35 * _bump(angle, 128, 38) + 0.3 * _bump(angle, 50, 35) - 0.4 * _bump(angle, 0, 22)
+    return share * (1 + 0.35 * smooth_step(-z, 40, 140)) * (1 - 0.25 * smooth_step(z, 60, 120))
+
+
+def _shoulders(at: np.ndarray, build: Build, fat_mm: float) -> np.ndarray:
+    """Muscle of neck, shoulders and upper arms; with fat_mm and the skin, their surface."""
+    more = fat_mm + SKIN_MM if fat_mm else 0.0
+    limbs = [tube(at, [(0, 14, 100), (0, 8, 240)], 50 * build.muscle**0.3 + more)]
+    for s in (-1, 1):
+        limbs.append(
+            tube(at, [(s * 45, 22, 128), (s * 100, 16, 112), (s * 152, 6, 96)], [34 + more, 36 + more, 36 + more])
+        )
+        limbs.append(
+            tube(at, [(s * x, y, z) for x, y, z in skeleton.ARM[build.arms_up]], [36 + more, 35 + more, 32 + more])
+        )
+    return union(*limbs, smooth_mm=18)
+
+
+def _draw_trunk(a: Anatomy, c: Canvas) -> None:
+    f = a.fields
+    where = c.around(f["body"], inner=False)
+    if where is None:
+        return
+    depth = c.fine(f["body"], where, inner=False)
+    c.paint(where, depth < 0, LABEL["skin"])
+    c.paint(where, depth < -SKIN_MM, LABEL["fat"])
+    if "gland" in f:
+        c.solid(f["gland"], LABEL["breast gland"], among("fat"), inner=False)
+    c.solid(f["muscle"], LABEL["muscle"], among("fat"), inner=False)
+    wavy, thin = (
+        c.fine(field, where, inner=False) for field in (f["cage"] - 2.5 * f["marbling"], 1.2 - np.abs(f["marbling"]))
+    )
+    for plane in PLANES_MM:
+        c.paint(where, np.abs(wavy - plane) < thin, LABEL["fat"], among("muscle"))
+
+
+# Chest.
+
+
+def _chest(
+    rng: np.random.Generator, at: np.ndarray, wall: np.ndarray, heart: np.ndarray, great: list, airway: list
+) -> dict[str, np.ndarray]:
+    """Mediastinum as a sleeve around its organs, the diaphragm's floor, the lungs and their fissures, muscle planes."""
+    x, y, z = at
+    spine = tube(at, [(0, y, h) for h, y in skeleton.CURVE], 21)
+    sleeve = [tube(at, points, np.asarray(radius) + 3) for tissue, points, radius in great if tissue != "azygos"]
+    sleeve += [tube(at, points, radius + 3) for points, radius in airway if radius > 5]
+    upper = ellipsoid(at, (0, -26, 62), (rng.uniform(20, 27), 40, 62))
+    front = tube(at, [(2, -90, -60), (2, -82, 0), (0, -60, 70)], rng.uniform(3, 7))
+    middle = union(spine, heart - rng.uniform(2, 5), upper, front, *sleeve, smooth_mm=14)
+    floor = _floor(rng, at)
+    apex = z - np.where(x < 0, *(_dome(x, y, (s * 52, 14), rng.uniform(104, 114), (78, 70), 70) for s in (-1, 1)))
+    lung = np.maximum.reduce([wall + 2.5, (floor - z) / 1.35, -middle, apex / 1.3]).astype(np.float32)
     bent = z - (np.abs(x) - 80) ** 2 / 300 - 7 * np.sin(y / 40 + x / 60)
-    oblique = bent - 0.78 * y - np.where(x < 0, *rng.uniform(-12, 8, 2))
-    horizontal = (x < 0) & (oblique > 0) & (np.abs(bent - 12) < 1.3)
-    c.paint(ALL, lung & ((np.abs(oblique) < 1.3) | horizontal), "fissure")
+    oblique = bent - 0.9 * y - np.where(x < 0, *rng.uniform(-14, 6, 2))
+    horizontal = bent - rng.uniform(4, 16) + 0.12 * (y + 40)
+    return {
+        "mediastinum": np.maximum.reduce([middle, wall + 2, floor - z]), "lung": lung,
+        "diaphragm": np.maximum(wall + 3, z - floor), "abdomen": np.maximum(wall + 6, z - floor + 5),
+        "oblique": (oblique / 1.4).astype(np.float32), "horizontal": horizontal.astype(np.float32),
+        "marbling": noise(rng, 36.0),
+    }  # fmt: skip
 
 
-def _draw_abdomen(c: Canvas, rng: np.random.Generator) -> None:
-    j = rng.normal(0, 4, (3, 3))
-    _ellipsoid(c, j[0] + (-62, -8, -128), (rng.uniform(105, 130), 92, 110), "liver", ("abdomen",))
-    _ellipsoid(c, j[1] + (98, 34, -104), (34, 30, 44), "spleen", ("abdomen",))
-    _ellipsoid(c, j[2] + (66, -34, -106), (46, 44, 54), "stomach", ("abdomen",))
-    _ellipsoid(c, j[2] + (62, -56, -98), (26, 13, 28), "airway", ("stomach",))
-    _tube(c, [(-20, 8, -40), (-22, 14, -130)], 11, "blood", ("liver", "abdomen", "diaphragm", "mediastinum"))
+def _floor(rng: np.random.Generator, at: np.ndarray) -> np.ndarray:
+    """Height (z, y, x) of the diaphragm at the middle of a breath; the right dome is higher, the back is lower."""
+    x, y, _ = at
+    right = rng.uniform(-58, -42)
+    left = right - rng.uniform(6, 22)  # a right dome 1-2 cm higher is normal
+    floor = _dome(x, y, (4, -30), right - rng.uniform(14, 24), (100, 84), 80)
+    for side, top in ((-1, right), (1, left)):
+        floor = np.maximum(floor, _dome(x, y, (side * 70, -14), top, (78, 90), 95))
+    return floor
 
 
-def _draw_heart(c: Canvas, rng: np.random.Generator) -> None:
-    """Pericardial fat, atria and right ventricle as blood, the left ventricle as a shell on an oblique axis."""
-    soft, size, at = (*CHEST, "myocardium", "abdomen", "liver"), rng.uniform(0.92, 1.1), rng.normal(0, 3, 3)
-    axis = np.array([0.72, -0.5, -0.48]) + rng.normal(0, 0.08, 3)
-    axis /= np.linalg.norm(axis)
-    apex = np.array([36, -28, -26])
-    chambers = [
-        ((20, -30, -20), (50, 50, 48), "mediastinum", 66),
-        ((2, -46, -24), (44, 28, 38), "blood", None),  # right ventricle
-        ((-27, -26, -14), (27, 30, 35), "blood", None),  # right atrium
-        ((8, 4, -4), (38, 22, 26), "blood", None),  # left atrium
-        (apex, (33, 33, 33), "myocardium", 47),
-        (apex - 9 * axis, (22, 22, 22), "blood", 40),
-    ]
-    for centre, radii, name, length in chambers:
-        _ellipsoid(c, at + centre, size * np.array(radii), name, soft, axis=axis, length=length and size * length)
-
-
-def _draw_vessels(c: Canvas, rng: np.random.Generator) -> None:
-    """Aorta, pulmonary arteries, great veins, arch branches, oesophagus; then the trees of vessels in the lungs."""
-    j, aorta = rng.normal(0, 2.0, 3), 14 * rng.uniform(0.9, 1.15)
-    tubes = [
-        ([(4, -28, 0), (-12, -28, 28), (-8, -20, 48), (4, -3, 60), (18, 18, 57), (26, 33, 42)], aorta),
-        ([(26, 33, 42), (25, 36, 0), (19, 33, -60), (10, 28, -130)], 0.88 * aorta),
-        ([(24, -44, -2), (26, -30, 22), (22, -14, 29), (38, 4, 30), HILA[1]], 11),  # pulmonary trunk, left artery
-        ([(22, -14, 28), (-10, -3, 26), HILA[-1]], 10),
-        ([(-26, -18, 88), (-26, -14, 40), (-25, -16, 0)], 9),  # superior vena cava
-        ([(-26, -20, 84), (5, -34, 80), (42, -22, 104), (70, -14, 118)], 6),
-        ([(-26, -18, 86), (-36, -20, 104), (-62, -14, 118)], 6),
-        ([(-6, -16, 58), (-18, -10, 92), (-24, -8, 130)], 6),
-        ([(6, -2, 62), (18, 4, 130)], 4),
-        ([(18, 14, 60), (26, 14, 100), (54, 6, 120)], 5),
-    ]
-    for points, radius in tubes:
-        _tube(c, np.array(points) + j, radius, "blood", (*CHEST, "abdomen"))
-    _tube(c, [(2, 27, 130), (4, 33, 40), (10, 35, -40), (26, 20, -100)], 6.5, "oesophagus", CHEST[:-2])
-    for side, hilum in HILA.items():
-        for start, end, radius in _tree(rng, hilum, side):
-            name = "vessel" if radius > 1.6 else "small vessel"
-            _tube(c, (start, end), radius, name, LUNG)
-
-
-def _tree(rng: np.random.Generator, hilum: tuple, side: int, roots: int = 10, generations: int = 7) -> list:
-    """Segments (start (3,), end (3,), radius mm): each branch splits in two, thinner and shorter."""
-    heads = rng.uniform((0.2, -0.9, -1), (1, 0.9, 1), (roots, 3)) * (side, 1, 1)
-    heads[:, 2] = np.linspace(-1.2, 1.2, roots)
-    starts, segments, radius, length = np.tile(hilum, (roots, 1)), [], 4.2, 27.0
-    for _ in range(generations):
-        heads /= np.linalg.norm(heads, axis=1, keepdims=True)
-        ends = starts + heads * length * rng.uniform(0.7, 1.2, (len(heads), 1))
-        segments += zip(starts, ends, radius * rng.uniform(0.85, 1.15, len(ends)), strict=True)
-        starts, heads = np.repeat(ends, 2, axis=0), np.repeat(heads, 2, axis=0)
-        heads = heads + rng.normal((side * 0.06, 0, 0), 0.42, heads.shape)
-        radius, length = 0.78 * radius, 0.85 * length
-    return segments
-
-
-def _draw_airways(c: Canvas, rng: np.random.Generator) -> None:
-    """Trachea, main and lobar bronchi, with walls."""
-    split = (-2, 18, rng.uniform(20, 30))
-    tubes = [
-        ([(0, 8, 130), (0, 14, 70), split], 8.5),
-        ([split, (-22, 20, 8), (-44, 16, -2)], 6.5),
-        ([split, (24, 20, 10), (48, 18, -4)], 5.8),
-        ([(-44, 16, -2), (-54, 26, -30)], 3.6),
-        ([(48, 18, -4), (58, 28, -32)], 3.6),
-        ([(-40, 16, 0), (-66, 4, 22)], 3.0),
-        ([(44, 18, -2), (66, 0, 24)], 3.0),
-    ]
-    for points, radius in tubes:
-        _tube(c, points, radius + 1.6, "vessel", CHEST)
-    for points, radius in tubes:
-        _tube(c, points, radius, "airway", CHEST)
-
-
-def _draw_ribs(c: Canvas, rng: np.random.Generator, wall: np.ndarray) -> None:
-    """Rib rings on the chest wall, falling from back to front, cartilage in front; the sternum between them."""
-    k, j, i = np.nonzero((wall > 1.0) & (wall < 11.0))
-    d, x, y, z = wall[k, j, i], c.axes[0][i], c.axes[1][j], c.axes[2][k]
-    spacing, slope, phase = rng.uniform(25, 28), rng.uniform(0.45, 0.6), rng.uniform(0, 25) + rng.uniform(-2, 2, 2)
-    across = np.mod(z - slope * y + np.where(x < 0, *phase), spacing) - spacing / 2
-    q = ((d - 6) / 4.2) ** 2 + (across / 6.3) ** 2
-    bone = np.where(q > 0.42, LABEL["cortex"], LABEL["marrow"])
-    bone = np.where((y < -62) & (np.abs(x) < 78), LABEL["cartilage"], bone)
-    half = np.where(z > 55, 26, 15)
-    sternum = (y < -40) & (np.abs(x) < half) & (z > -62) & (z < 84) & (d > 1.5) & (d < 10.5)
-    rim = (np.abs(d - 6) > 3.2) | (np.abs(x) > half - 2)
-    bone = np.where(sternum, np.where(rim, LABEL["cortex"], LABEL["marrow"]), bone)
-    drawn = sternum | ((q < 1) & ((y < 0) | (np.abs(x) > 24)))
-    c.labels[k[drawn], j[drawn], i[drawn]] = bone[drawn]
-
-
-def _draw_shoulders(c: Canvas, wall: np.ndarray) -> None:
-    """Scapulae as plates behind the ribs, narrow below; clavicles."""
-    x, y, z = c.grid()
-    width = np.where(z > -30, 4 + 22 * smooth_step(z, -30, 40), 0)
-    plate = (np.abs(np.degrees(np.arctan2(y + 9, np.abs(x))) - 38) < width) & (wall > 16.5) & (wall < 22)
-    c.paint(ALL, plate, "cortex", over=("muscle", "fat"))
-    c.paint(ALL, plate & (np.abs(wall - 19.25) < 1.4), "marrow", over=("cortex",))
-    for side in (-1, 1):
-        points = np.array([(22, -72, 86), (70, -58, 100), (128, -20, 116)]) * (side, 1, 1)
-        _tube(c, points, 6.5, "cortex")
-        _tube(c, points, 4, "marrow")
-
-
-def _draw_spine(c: Canvas, rng: np.random.Generator) -> None:
-    """Vertebral bodies with cortex, discs between them, canal, arches and processes on a kyphotic curve."""
-    where = c.box((-60, 20, -1e3), (60, 125, 1e3))
-    x, y, z = c.grid(where)
-    u = x - rng.uniform(-5, 5) * np.cos((z - rng.uniform(-60, 60)) / 60)
-    v = y - 50 + 10 * ((z - 10) / 110) ** 2
-    along = np.mod(z + rng.uniform(0, 26), 26) - 13
-    body, canal = (u / 18) ** 2 + (v / 15.5) ** 2, (u / 9) ** 2 + ((v - 24) / 8) ** 2
-    arch = ((u / 15) ** 2 + ((v - 24) / 14) ** 2 < 1) & (np.abs(along + 4) < 10)
-    spinous = (np.abs(u) < 4) & (v > 34) & (v < 60) & (np.abs(np.mod(along + 0.7 * (v - 34) + 13, 26) - 13) < 8)
-    transverse = (np.abs(v - 22 - 0.25 * np.abs(u)) < 4.5) & (np.abs(u) > 10) & (np.abs(u) < 36) & (np.abs(along) < 7)
-    c.paint(where, arch | spinous | transverse, "marrow")
-    c.paint(where, (arch & (canal < 1.6)) | (spinous & (np.abs(u) > 2.2)), "cortex")
-    c.paint(where, body < 1, "disc")
-    c.paint(where, (body < 1) & (np.abs(along) < 10.5), "cortex")
-    c.paint(where, (body < 0.8) & (np.abs(along) < 9), "marrow")
-    c.paint(where, canal < 1, "cord")
-
-
-def _draw_couch(c: Canvas, below_mm: float) -> None:
-    """A curved shell with foam inside, 7 mm below the back; the same for every patient."""
-    x, y = c.axes[0] / c.scale[0], c.axes[1][:, None] / c.scale[1]  # patient mm
-    upper = below_mm + 7 - x**2 / 900
-    lower = upper + 38 * (1 - (x / 195) ** 2)
-    c.paint(ALL, (y > upper - 2) & (y < lower + 2) & (np.abs(x) < 200), "couch", ("air",))
-    c.paint(ALL, (y > upper) & (y < lower), "foam", ("couch",))
-
-
-def add_lesions(c: Canvas, rng: np.random.Generator, centre: np.ndarray, hu: np.ndarray, suv: np.ndarray) -> list:
-    """Paint 0-4 lesions apart from each other, enter them in the two tables, and return their truth (patient mm)."""
-    lesions: list[dict] = []
-    for label in range(FIRST_LESION, FIRST_LESION + rng.choice(5, p=LESION_COUNTS)):
-        site = str(rng.choice(list(LESION_SITES), p=list(LESION_SITES.values())))
-        radius = round(float(rng.uniform(5, 20) if site == "lung" else rng.uniform(6, 16)), 1)
-        values = {"suv": round(rng.uniform(3, 12), 2), "hu": round(rng.uniform(20, 60), 1), "site": site}
-        suv[label], hu[label] = values["suv"], values["hu"]
-        soft = (*CHEST, "airway") if site == "hilum" else CHEST  # hilar tumours close bronchi; the trachea stays open
-        place = _place(c, rng, site, 0.8 * radius * c.scale)
-        at = [round(float(v), 2) for v in place / c.scale + centre]
-        if all(np.linalg.norm(np.subtract(at, o["centre_mm"])) > radius + o["radius_mm"] + 4 for o in lesions):
-            _ellipsoid(c, place, radius * c.scale, label, soft, rough=0.15)
-            lesions.append({"centre_mm": at, "radius_mm": radius, **values})
-    return lesions
-
-
-def _place(c: Canvas, rng: np.random.Generator, site: str, reach: np.ndarray) -> np.ndarray:
-    """A random place in a site, nominal mm (3,), in the lung with lung at `reach` (3,) on all six sides if found."""
-    side = rng.choice([-1, 1])
-    if site == "hilum":
-        return np.array(HILA[side]) + rng.normal(0, 5, 3) + (6 * side, 0, 0)
-    where = c.box((-1e3, -60, -30 if site == "mediastinum" else -75), (1e3, 60, 80))
-    found = np.argwhere(c.labels[where] == LABEL[site])
-    k, j, i = found[rng.integers(len(found), size=64)].T + np.array([[s.start] for s in where])
-    places = np.stack([a[n] for a, n in zip(c.axes, (i, j, k), strict=True)], axis=1)  # (64, 3)
-    around = places[:, None] + np.concatenate([np.diag(reach), -np.diag(reach)])  # (64, 6, 3)
-    x, y, z = (np.searchsorted(a, around[..., n]).clip(0, len(a) - 1) for n, a in enumerate(c.axes))
-    clear = np.isin(c.labels[z, y, x], [LABEL[n] for n in (*LUNG, "vessel")]).all(axis=1) & (site == "lung")
-    return places[np.argmax(clear)]
-
-
-# Shapes.
-
-
-def _ellipsoid(
-    c: Canvas,
-    centre: np.ndarray,
-    radii: np.ndarray,
-    name: str | int,
-    over: tuple[str, ...],
-    *,
-    axis: np.ndarray | None = None,
-    length: float | None = None,
-    rough: float = 0.0,
-) -> None:
-    """Paint an ellipsoid, nominal mm. length: its radius along `axis`; rough: how far the texture moves its edge."""
-    centre, radii = np.asarray(centre, np.float32), np.asarray(radii, np.float32)
-    reach = (radii if length is None else np.maximum(radii, length)) * (1 + 2 * rough)
-    where = c.box(centre - reach, centre + reach)
-    offsets = [g - o for g, o in zip(c.grid(where), centre, strict=True)]
-    q = sum((o / r) ** 2 for o, r in zip(offsets, radii, strict=True))
-    if length is not None:
-        q = q + sum(o * a for o, a in zip(offsets, axis, strict=True)) ** 2 * (length**-2 - float(radii.mean()) ** -2)
-    c.paint(where, q < (1 + rough * np.clip(c.texture[where], -1.5, 1.5)) ** 2, name, over)
-
-
-def _tube(c: Canvas, points: list, radius: float, name: str, over: tuple[str, ...] = ()) -> None:
-    """Paint a chain of round-ended cylinders through points (n, 3), nominal mm."""
-    radius = max(radius, 1.1)  # thinner ones would fall between voxels
-    for a, b in pairwise(np.asarray(points, np.float32)):
-        where = c.box(np.minimum(a, b) - radius, np.maximum(a, b) + radius)
-        x, y, z = (g - o for g, o in zip(c.grid(where), a, strict=True))
-        dx, dy, dz = b - a
-        t = np.clip((x * dx + y * dy + z * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
-        gap = (x - t * dx) ** 2 + (y - t * dy) ** 2 + (z - t * dz) ** 2
-        c.paint(where, gap < radius**2, name, over)
-
-
-def _outside(c: Canvas, centre: tuple, half: tuple, power: float, taper: np.ndarray) -> np.ndarray:
-    """Radial distance to a tapering superellipse cylinder, (z, y, x) float32, mm; negative inside. taper: (Z, 1, 1)."""
-    x, y, _ = c.grid()
-    x, y = x - centre[0], y - centre[1]
-    radius = np.hypot(x, y) + 1e-3
-    edge = radius / ((np.abs(x) / half[0]) ** power + (np.abs(y) / half[1]) ** power) ** (1 / power)
-    return (radius - taper.astype(np.float32) * edge).astype(np.float32)
-
-
-def _dome(x: np.ndarray, y: np.ndarray, centre: tuple, top: float, radii: tuple) -> np.ndarray:
-    """Height (y, x) of a dome, flat on top, that falls by 90 mm at its radii."""
+def _dome(x: np.ndarray, y: np.ndarray, centre: tuple, top: float, radii: tuple, fall: float) -> np.ndarray:
+    """Height of a dome, flat on top, that falls by `fall` mm at its radii."""
     q = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2
-    return (top - 90 * q**1.3).astype(np.float32)
+    return (top - fall * q**1.25).astype(np.float32)
 
 
-def smooth_step(value: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below `low`, 1 above `high`, a cubic between."""
-    t = np.clip((value - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
+def _draw_chest(a: Anatomy, c: Canvas) -> None:
+    f = a.fields
+    c.solid(f["diaphragm"], LABEL["diaphragm"], among("muscle", "fat"))
+    c.solid(f["abdomen"], LABEL["abdominal fat"], among("diaphragm"))
+    c.solid(f["mediastinum"], LABEL["mediastinal fat"], among("muscle"))
+    where = c.around(f["lung"])
+    if where is None:
+        return
+    lung = c.fine(f["lung"], where) < 0
+    oblique, horizontal = (c.fine(f[name], where) for name in ("oblique", "horizontal"))
+    right = np.broadcast_to(c.grid(where)[0] < 0, lung.shape)
+    for name, part in (
+        ("right upper lobe", right & (oblique > 0) & (horizontal > 0)),
+        ("right middle lobe", right & (oblique > 0) & (horizontal <= 0)),
+        ("right lower lobe", right & (oblique <= 0)),
+        ("left upper lobe", ~right & (oblique > 0)),
+        ("left lower lobe", ~right & (oblique <= 0)),
+        ("fissure", (np.abs(oblique) < 0.7) | (right & (oblique > 0) & (np.abs(horizontal) < 0.7))),
+    ):
+        c.paint(where, lung & part, LABEL[name])
+
+
+# Heart and vessels.
+
+
+def _heart(rng: np.random.Generator, at: np.ndarray) -> dict[str, np.ndarray]:
+    """Atria and right ventricle as blood, the left ventricle as a shell around its pool on an oblique axis."""
+    size, shift = rng.uniform(0.92, 1.08), rng.normal(0, 3, 3)
+    long = np.array([0.70, -0.52, -0.49]) + rng.normal(0, 0.07, 3)
+    long /= np.linalg.norm(long)
+    side = np.cross(long, (0, 0, 1.0))
+    side /= np.linalg.norm(side)
+    axes = np.stack([long, side, np.cross(long, side)])
+
+    def chamber(centre: tuple, radii: tuple, turned: bool = True) -> np.ndarray:
+        return ellipsoid(at, shift + np.array(centre), size * np.array(radii), axes if turned else None)
+
+    left = np.array((34, -30, -26))
+    wall_mm = rng.uniform(8.5, 11.5)  # left ventricle at end-diastole to mid-cycle
+    outer = chamber(left, (48, 33, 33))
+    pool = chamber(left - 6 * long, (48 - wall_mm, 33 - wall_mm, 33 - wall_mm))
+    right = np.maximum(chamber((6, -52, -26), (46, 27, 36)), 1.5 - outer)
+    atria = union(chamber((-33, -26, -16), (25, 30, 34), False), chamber((2, -2, -2), (34, 17, 24), False), smooth_mm=6)
+    blood = union(right, np.maximum(atria, 3 - outer))
+    whole = union(outer, blood, smooth_mm=16)
+    right_wall = np.maximum(right - 2.5, -right)
+    return {"heart": whole, "blood": blood, "ventricle": outer, "pool": pool, "right wall": right_wall}
+
+
+def _draw_heart(a: Anatomy, c: Canvas) -> None:
+    f = a.fields
+    c.solid(f["heart"], LABEL["mediastinal fat"], SOFT, level=3.0)
+    c.solid(f["right wall"], LABEL["myocardium"], SOFT)
+    c.solid(f["blood"], LABEL["blood"], SOFT)
+    c.solid(f["ventricle"], LABEL["myocardium"], SOFT)
+    c.solid(f["pool"], LABEL["blood"], SOFT)
+
+
+def _great_vessels(rng: np.random.Generator) -> list[tuple[str, np.ndarray, object]]:
+    """Aorta, pulmonary arteries and veins, great veins, the arch's branches, oesophagus: chains of points and radii."""
+    j, aorta = rng.normal(0, 2.0, 3), rng.uniform(14, 18)  # ascending aorta 29-37 mm wide
+    hila = HILA
+    chains = [
+        ([(4, -24, -4), (-14, -30, 22), (-14, -24, 44), (-3, -8, 60), (14, 10, 60), (27, 22, 46)],
+         [aorta, aorta, aorta, 0.92 * aorta, 0.86 * aorta, 0.82 * aorta]),
+        ([(27, 22, 46), (29, 28, 10), (26, 26, -50), (14, 24, -110), (4, 24, -200)], 0.76 * aorta),
+        ([(18, -46, 0), (20, -38, 20), (22, -20, 30), (38, 0, 26), hila[1]], [13, 13, 12, 11, 9]),
+        ([(22, -20, 28), (2, -8, 22), (-24, -6, 16), hila[-1]], [12, 11, 10, 9]),
+        ([(-26, -18, 92), (-26, -18, 40), (-28, -20, 4)], 9),
+        ([(-26, -20, 88), (5, -34, 84), (36, -26, 104), (66, -14, 118)], 6),
+        ([(-26, -18, 90), (-38, -22, 106), (-64, -14, 118)], 6),
+        ([(-5, -14, 62), (-16, -12, 92), (-26, -8, 130), (-30, -8, 220)], [6, 6, 5, 4]),
+        ([(6, -4, 64), (18, 0, 130), (28, -6, 220)], 3.8),
+        ([(16, 8, 62), (26, 10, 100), (60, 4, 118)], 4.8),
+        ([(-30, -16, -30), (-26, -2, -62), (-24, 8, -90), (-20, 14, -200)], 11),  # inferior vena cava
+        ([(-30, 0, -2), (-56, 8, -22)], 6),  # pulmonary veins
+        ([(-30, -6, 4), (-54, -14, 16)], 5.5),
+        ([(30, 2, -2), (56, 12, -22)], 6),
+        ([(30, -4, 4), (56, -16, 14)], 5.5),
+    ]  # fmt: skip
+    vessels = [("blood", np.array(points) + j, radius) for points, radius in chains]
+    azygos = [(-9, 27, -120), (-9, 24, 20), (-16, 14, 34), (-24, -10, 38)]
+    gullet = [(2, 24, 130), (5, 20, 60), (8, 16, 0), (14, 8, -50), (28, -4, -84)]
+    return [*vessels, ("blood", np.array(azygos) + j, 3.5), ("oesophagus", np.array(gullet) + j, rng.uniform(6, 8))]
+
+
+def _airway(rng: np.random.Generator) -> list[tuple[np.ndarray, float]]:
+    """Trachea (15-20 mm wide), main, lobar and segmental bronchi: points and the lumen's radius."""
+    split, wide = (-2, 8, rng.uniform(20, 30)), rng.uniform(7.5, 9.8)
+    chains = [
+        ([(0, -4, 220), (0, -2, 130), (0, 4, 70), split], wide),
+        ([split, (-20, 10, 10), (-44, 8, -2)], 0.74 * wide),
+        ([split, (24, 10, 10), (48, 10, -2)], 0.66 * wide),
+        ([(-44, 8, -2), (-52, 16, -30), (-60, 26, -58)], 0.42 * wide),
+        ([(48, 10, -2), (56, 18, -32), (62, 28, -60)], 0.40 * wide),
+        ([(-38, 8, 2), (-60, 0, 22), (-74, 8, 44)], 0.38 * wide),
+        ([(44, 10, 0), (62, -4, 20), (74, 2, 42)], 0.36 * wide),
+        ([(-50, 14, -26), (-62, -14, -36), (-74, -40, -42)], 0.28 * wide),
+        ([(50, 4, 4), (70, -22, 2), (80, -46, -4)], 0.28 * wide),
+        ([(-54, 18, -36), (-72, 40, -40)], 0.26 * wide),
+        ([(58, 20, -36), (76, 42, -40)], 0.26 * wide),
+    ]
+    return [(np.array(points, np.float32), radius) for points, radius in chains]
+
+
+# Abdomen.
+
+
+def _abdomen(rng: np.random.Generator, at: np.ndarray, space: np.ndarray) -> dict[str, np.ndarray]:
+    """Liver, spleen, stomach with its gas, kidneys, adrenals and a bend of bowel, under the diaphragm."""
+    j = rng.normal(0, 5, (6, 3))
+
+    def organ(centre: tuple, radii: tuple, jitter: np.ndarray) -> np.ndarray:
+        return ellipsoid(at, np.array(centre) + jitter, np.array(radii) * rng.uniform(0.92, 1.08, 3))
+
+    lobes = organ((-66, -4, -126), (92, 88, 90), j[0]), organ((12, -44, -96), (rng.uniform(48, 78), 36, 34), j[0])
+    liver = union(*lobes, smooth_mm=22)
+    stomach = union(
+        organ((60, -22, -104), (42, 40, 44), j[1]), organ((30, -50, -130), (46, 28, 26), j[1]), smooth_mm=14
+    )
+    gas = np.maximum(stomach + 4, at[1] + rng.uniform(30, 50))  # it rises to the front
+    bowel = organ((92, -50, -128), (26, 26, 34), j[2])
+    spleen = np.maximum(organ((92, 42, -104), (36, 44, 44), j[3]), -organ((60, 8, -110), (40, 38, 60), j[3]))
+    kidneys = union(organ((-60, 54, -182), (27, 25, 52), j[4]), organ((62, 56, -168), (27, 25, 52), j[4]))
+    sinus = union(organ((-46, 48, -184), (16, 12, 26), j[4]), organ((48, 50, -170), (16, 12, 26), j[4]))
+    adrenal = union(*(tube(at, [(s * 30, 30, -118), (s * 42, 38, -132)], 3.5) for s in (-1, 1)))
+    fields = {
+        "liver": liver,
+        "stomach": stomach,
+        "spleen": spleen,
+        "bowel": bowel,
+        "kidney": np.maximum(kidneys, -sinus),
+    }
+    fields["adrenal"] = adrenal
+    fields["gas"] = np.minimum(gas, np.maximum(bowel + 5, at[1] + 62))
+    return {name: np.maximum(shape, space).astype(np.float32) for name, shape in fields.items()}
+
+
+def _draw_abdomen(a: Anatomy, c: Canvas) -> None:
+    for name in ("bowel", "stomach", "kidney", "adrenal", "spleen", "liver"):
+        c.solid(a.fields[name], LABEL[name], ABDOMEN)
+    c.solid(a.fields["gas"], LABEL["gas"], among("stomach", "bowel"))

@@ -1,6 +1,7 @@
 """A DICOM folder, zip or folder of zips → studies of PET (SUV) and CT (HU), with reasons for what is left out."""
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from petct_lib.suv import SuvFactor, suv_factor
 from petct_lib.volume import AIR_HU, Volume, overlap_mm
 
 MAX_VOLUME_BYTES = 8 * 1024**3  # one series as float32; a whole body at 512×512 and 1 mm is 2 GiB
+NOT_DICOM = "not DICOM"  # the reason for a file that does not begin as DICOM does
+SLICE_SUFFIXES = {"", ".dcm", ".dicom", ".ima", ".img"}  # and numbers, as the last part of a UID
+MANY_FILES = 3  # of one kind in one folder: one row for all
 NOT_AXIAL = {"LOCALIZER", "MIP", "PROJECTION IMAGE", "SCREEN SAVE"}
 
 
@@ -92,6 +96,7 @@ def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw") -
     all_series, left_out = read_series(progress(refs))
     if not all_series:
         raise InputError(f"{path}: no readable DICOM in {len(refs)} files; {reasons(left_out)}")
+    left_out = _together(left_out)
     salt = hashlib.sha256("|".join(sorted(s.uid for s in all_series)).encode()).hexdigest()
     pairs, studies = [], Counter()
     for patient_id, members in _by_study(all_series):
@@ -133,6 +138,25 @@ def reasons(left_out: list[LeftOut]) -> str:
     """The three commonest reasons, with how often each was given."""
     common = Counter(item.reason for item in left_out).most_common(3)
     return "; ".join(f"{count} × {reason}" for reason, count in common)
+
+
+def _together(left_out: list[LeftOut]) -> list[LeftOut]:
+    """Many files of one folder and one ending that never were DICOM in one row: "60 files (truth/*.nii.gz)".
+
+    Endings that slices have keep a row each, because such a file may be a damaged slice.
+    """
+    groups = defaultdict(list)
+    for item in left_out:
+        folder, name = re.fullmatch(r"(.*[/:\\])?(.*)", item.where, re.DOTALL).groups()
+        suffix = Path(name.lower()).suffix
+        plain = item.reason == NOT_DICOM and suffix not in SLICE_SUFFIXES and not suffix[1:].isdigit()
+        ending = "".join(Path(name.lower()).suffixes[-2:]) if suffix == ".gz" else suffix
+        groups[f"{folder or ''}*{ending}" if plain else id(item)].append(item)
+    rows = []
+    for shown, items in groups.items():
+        many = [LeftOut(f"{len(items)} files", items[0].reason, str(shown))]
+        rows.extend(many if len(items) >= MANY_FILES else items)
+    return rows
 
 
 def without_localizers(series: Series) -> tuple[Series, list[tuple[Series, str]]]:

@@ -1,6 +1,7 @@
 """`Volume` → DICOM series: the phantom's originals, and derived series that say that they are synthetic."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,6 @@ class Tracer:
     injected: str
     scanned: str
     half_life_s: float = 6586.2  # fluorine-18
-    private: dict = field(default_factory=dict)
 
 
 def make_uid(*parts: object) -> str:
@@ -51,27 +51,61 @@ def make_uid(*parts: object) -> str:
 
 def write_ct(volume: Volume, folder: Path, subject: Subject, series_uid: str, time: str = "100000") -> list[Path]:
     """An original CT series, one file a slice, uint16 with intercept −1024 HU. Returns the paths, feet to head."""
-    base = _base(subject, series_uid, CTImageStorage, "CT", time)
-    base.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    base.SeriesDescription = "CT thorax"
-    base.PatientPosition = "HFS"
-    base.KVP = 120
-    base.AcquisitionNumber = 1
-    return [_save(_ct_slice(base, volume, k), folder, k) for k in range(volume.array.shape[0])]
+    return write_slices(ct_header(subject, series_uid, time), volume, folder)
 
 
 def write_pet(volume: Volume, folder: Path, subject: Subject, series_uid: str, tracer: Tracer) -> list[Path]:
     """An original PET series in BQML (volume.unit "Bq/ml"), per-slice rescale slope, decay corrected to START."""
     if volume.unit != "Bq/ml":
         raise ValueError(f"write_pet needs a volume in Bq/ml, not {volume.unit!r}")
+    return write_slices(pet_header(subject, series_uid, tracer, volume.array.shape[0]), volume, folder)
+
+
+def ct_header(subject: Subject, series_uid: str, time: str) -> Dataset:
+    """What all slices of an original CT series share; for `write_slices`, which takes it as it is then."""
+    base = _base(subject, series_uid, CTImageStorage, "CT", time)
+    base.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    base.SeriesDescription = "CT thorax"
+    base.PatientPosition = "HFS"
+    base.KVP = 120
+    base.AcquisitionNumber = 1
+    return base
+
+
+def pet_header(subject: Subject, series_uid: str, tracer: Tracer, slices: int) -> Dataset:
+    """What all slices of an original PET series share: BQML, decay corrected to START at `tracer.scanned`."""
     base = _base(subject, series_uid, PositronEmissionTomographyImageStorage, "PT", tracer.scanned)
     base.ImageType = ["ORIGINAL", "PRIMARY"]
     base.SeriesDescription = "PET thorax AC"
-    _pet_module(base, "BQML", volume.array.shape[0])
+    _pet_module(base, "BQML", slices)
     base.CorrectedImage = ["DECY", "ATTN", "SCAT", "DTIM", "RAN", "NORM"]
     base.DecayCorrection = "START"
     base.RadiopharmaceuticalInformationSequence = [_radiopharmaceutical(subject, tracer)]
-    return [_save(_pet_slice(base, volume, k), folder, k) for k in range(volume.array.shape[0])]
+    return base
+
+
+def write_slices(
+    header: Dataset,
+    volume: Volume,
+    folder: Path,
+    *,
+    scale: float = 1.0,
+    one_slope: bool = False,
+    change: Callable[[Dataset, int], None] | None = None,
+) -> list[Path]:
+    """One file a slice, CT or PET by the header's Modality, named by InstanceNumber. Returns the paths, feet to head.
+
+    scale: what PET is stored as, per unit of the volume (Bq/ml per SUV, say). one_slope: one RescaleSlope for the whole
+    PET, not one a slice. change: called with the data set of each slice and the slice's index, before it is written.
+    """
+    peak = float(np.abs(volume.array).max()) if one_slope else None
+    paths = []
+    for k in range(volume.array.shape[0]):
+        ds = _ct_slice(header, volume, k) if header.Modality == "CT" else _pet_slice(header, volume, k, scale, peak)
+        if change:
+            change(ds, k)
+        paths.append(_save(ds, folder))
+    return paths
 
 
 def write_derived(
@@ -112,8 +146,7 @@ def write_derived(
         base.CorrectedImage = ["DECY", "ATTN"]
         base.DecayCorrection = "START"
         base.RadiopharmaceuticalInformationSequence = []
-    one = _ct_slice if is_ct else _pet_slice
-    return [_save(one(base, volume, k), folder, k) for k in range(volume.array.shape[0])]
+    return write_slices(base, volume, folder)
 
 
 def _base(subject: Subject, series_uid: str, sop_class: str, modality: str, time: str) -> Dataset:
@@ -179,14 +212,15 @@ def _ct_slice(base: Dataset, volume: Volume, k: int) -> Dataset:
     return _pixels(ds, stored, signed=False)
 
 
-def _pet_slice(base: Dataset, volume: Volume, k: int) -> Dataset:
+def _pet_slice(base: Dataset, volume: Volume, k: int, scale: float, peak: float | None) -> Dataset:
     ds = _geometry(base, volume, k)
+    peak = float(np.abs(volume.array[k]).max()) if peak is None else peak
     # DICOM's decimal strings hold 16 characters: use the slope as it will be read back.
-    slope = float(f"{max(float(np.abs(volume.array[k]).max()), 1e-6) / STORED_MAX * 1.0001:.9e}")
+    slope = float(f"{max(peak, 1e-6) * scale / STORED_MAX * 1.0001:.9e}")
     ds.RescaleSlope, ds.RescaleIntercept = slope, 0
     ds.DecayFactor = 1.0
     ds.ImageIndex = k + 1
-    stored = np.clip(np.rint(volume.array[k] / slope), -STORED_MAX, STORED_MAX).astype(np.int16)
+    stored = np.clip(np.rint(volume.array[k] / (slope / scale)), -STORED_MAX, STORED_MAX).astype(np.int16)
     return _pixels(ds, stored, signed=True)
 
 
@@ -219,13 +253,13 @@ def _pixels(ds: Dataset, stored: np.ndarray, signed: bool) -> Dataset:
     return ds
 
 
-def _save(ds: Dataset, folder: Path, k: int) -> Path:
+def _save(ds: Dataset, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = ds.SOPClassUID
     meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.file_meta = meta
-    path = folder / f"{k + 1:04d}.dcm"
+    path = folder / f"{ds.InstanceNumber:04d}.dcm"
     ds.save_as(path, enforce_file_format=True)
     return path

@@ -1,42 +1,70 @@
-"""A seeded digital thorax: CT and PET of one patient after another, with the truth, written as DICOM.
+"""The thorax phantom: seeded CT and PET of one patient after another, with the truth, written as DICOM.
 
-Anatomy is drawn on the CT grid as labels (see `anatomy`); labels become HU and SUV, each imaged on its own grid.
+A person's shapes (`person`, `anatomy`, `skeleton`, `trees`, `lesions`, `benign`) are painted as labels on the CT grid
+at the moment of the breath that the CT shows; labels become HU and SUV (`tissues`, `materials`); a CT and a PET scanner
+image these (`scanner`), and what they measured is written as three vendors' scanners write it (`vendors`).
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from datetime import date, timedelta
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
-from petct_lib.anatomy import LABEL, NOMINAL_HALF_MM, ORGANS, Canvas, add_lesions, draw_anatomy, smooth_step
-from petct_lib.dicom_write import Subject, Tracer, make_uid, write_ct, write_pet
+from petct_lib import InputError, benign, lesions
+from petct_lib.canvas import Canvas, smooth_step
+from petct_lib.dicom_write import Subject, Tracer, make_uid
 from petct_lib.files import write_json
+from petct_lib.materials import draw_values, paint
+from petct_lib.parallel import each
+from petct_lib.person import Person, draw_person
+from petct_lib.scanner import CtScanner, PetScanner, image_ct, image_pet
+from petct_lib.tissues import LABEL, LUNG
+from petct_lib.truth import write_nifti, write_seg
+from petct_lib.vendors import VARIANTS, write_study_ct, write_study_pet
 from petct_lib.volume import Volume, axial_affine
 
 SCAN_TIME_S = 11 * 3600  # PET at 11:00; the CT is two minutes earlier
+DIFFICULTIES = ("easy", "realistic")
+BREATH = np.cos(np.pi * (np.arange(4) + 0.5) / 8) ** 4  # depth of inspiration at four equal times (Lujan 1999)
 
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """Grids and imaging; the defaults are a clinical PET/CT's."""
+    """Grids, patients and imaging; the defaults are a clinical PET/CT's."""
 
-    ct_pixel_mm: float = 1.4  # a 420 mm field at ct_size: the attenuation CT's usual 1.0-1.4 mm
-    ct_size: int = 300
+    difficulty: str = "realistic"  # "easy": few and hot solid lesions, no benign uptake, little noise and breathing
+    ct_pixel_mm: float = 0.977  # a 500 mm field at 512
+    ct_size: int = 512
     ct_slice_mm: float = 3.0  # common for attenuation CT
-    pet_pixel_mm: float = 4.07  # Siemens Biograph, 4.07 mm in a 168 matrix; here its middle
-    pet_size: int = 104
+    pet_pixel_mm: float = 4.07  # Siemens Biograph's 168 matrix
+    pet_size: int = 168
     pet_slice_mm: float = 4.0
-    extent_mm: float = 240.0  # lung apex to upper abdomen
-    pet_fwhm_mm: float = 6.0  # clinical reconstruction with its filter: 5-7 mm
-    pet_noise: float = 0.09  # 1σ in the liver as a fraction: acceptance limits are near 10 %
-    pet_noise_fwhm_mm: float = 5.5  # noise after OSEM and its filter is correlated over about a voxel
-    ct_noise_hu: float = 12.0  # low-dose attenuation CT with a smooth kernel
-    ct_blur_voxels: float = 0.6  # in-plane 1σ of the kernel, image and noise alike
-    breathing_mm: float = 6.0  # how much higher than in the CT the diaphragm lies at expiration; 0 turns it off
-    couch: bool = True  # every CT has one, no PET does
+    extent_mm: float = 300.0  # from the shoulders to the kidneys
+    breathing_mm: float = 11.0  # mean way of the diaphragm in quiet breathing; 0 turns it off
+    couch: bool = True  # every CT has one; PET sees it only as attenuation
+    follow_ups: float = 0.25  # share of patients with a second study
+    ct: CtScanner = field(default_factory=CtScanner)
+    pet: PetScanner = field(default_factory=PetScanner)
+
+    def __post_init__(self) -> None:
+        if self.difficulty not in DIFFICULTIES:
+            raise InputError(f"difficulty {self.difficulty!r} is unknown: it is one of {', '.join(DIFFICULTIES)}")
+
+
+def phantom_settings(difficulty: str = "realistic", **changes: object) -> PhantomSettings:
+    """The settings of a difficulty; changes: fields of PhantomSettings. Raises InputError for an unknown difficulty."""
+    if difficulty != "easy":
+        return PhantomSettings(difficulty, **changes)
+    calm = {
+        "breathing_mm": 4.0,
+        "follow_ups": 0.0,
+        "ct": CtScanner(dose=4.0),
+        "pet": PetScanner(counts=4 * PetScanner().counts),
+    }
+    return PhantomSettings(difficulty, **{**calm, **changes})
 
 
 DEFAULTS = PhantomSettings()
@@ -44,11 +72,18 @@ DEFAULTS = PhantomSettings()
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient: ct in HU, pet_suv in SUV as measured (float32), truth as written to truth.json."""
+    """One study of one patient: the images as measured, the truth before imaging on the CT's grid, and the header.
+
+    ct, hu: HU. pet_suv, suv: SUV by body weight. labels: uint8, see `truth`, which is what truth.json says.
+    """
 
     patient_id: str
+    visit: int
     ct: Volume
     pet_suv: Volume
+    labels: Volume
+    hu: Volume
+    suv: Volume
     truth: dict
     weight_kg: float
     size_m: float
@@ -56,45 +91,66 @@ class Patient:
     uptake_s: int
     dose_bq: float
     study_date: str  # YYYYMMDD
+    variant: str  # whose headers the DICOM files have, see `vendors.VARIANTS`
 
 
-def make_patient(seed: int, index: int, settings: PhantomSettings = DEFAULTS) -> Patient:
-    """The patient number `index` of a seed: the same pair gives the same bits."""
-    rng, s = np.random.default_rng([seed, index]), settings
-    sex = "F" if rng.random() < 0.4 else "M"
-    width, depth = rng.uniform(320, 400), rng.uniform(210, 270)  # mm
-    centre = np.array([rng.uniform(-6, 6), rng.uniform(-32, -24), rng.uniform(-900, -500)])
-    scale = np.array([2 * NOMINAL_HALF_MM[0] / width, 2 * NOMINAL_HALF_MM[1] / depth, rng.uniform(0.94, 1.06)])
-    bottom = centre[2] - s.extent_mm / 2
-    ct_affine, ct_axes = _grid(s.ct_pixel_mm, s.ct_size, s.ct_slice_mm, s.extent_mm, bottom, 0.0)
-    pet_affine, pet_axes = _grid(s.pet_pixel_mm, s.pet_size, s.pet_slice_mm, s.extent_mm, bottom, 2.0)
-    canvas = _canvas(rng, ct_axes, centre, scale)
-    draw_anatomy(canvas, rng, sex, depth / 2 if s.couch else None)
-    hu, suv, organs = _lookup(rng)
-    truth = {"lesions": add_lesions(canvas, rng, centre, hu, suv), "organs": organs}
-    ct = Volume(_image_ct(canvas, hu, rng, s), ct_affine, "HU")
-    pet = Volume(_image_pet(canvas, suv, rng, ct_axes, pet_axes, s), pet_affine, "SUV")
-    size_m = round(float(rng.normal(1.74 if sex == "M" else 1.63, 0.06)), 2)
-    weight_kg = round(float(74 * width * depth / (360 * 240) * size_m / 1.70 * rng.uniform(0.95, 1.05)), 1)
+def make_patient(seed: int, index: int, settings: PhantomSettings = DEFAULTS, visit: int = 0) -> Patient:
+    """Study number `visit` (0 or 1) of patient number `index` of a seed: the same numbers give the same bits."""
+    person = draw_person(np.random.default_rng([seed, index]), settings.difficulty, settings.breathing_mm)
+    return _study(person, np.random.default_rng([seed, index, 1 + visit]), seed, index, settings, visit)
+
+
+def has_follow_up(seed: int, index: int, settings: PhantomSettings = DEFAULTS) -> bool:
+    """Whether a patient has a second study."""
+    return bool(np.random.default_rng([seed, index, 99]).random() < settings.follow_ups)
+
+
+def _study(person: Person, rng: np.random.Generator, seed: int, index: int, s: PhantomSettings, visit: int) -> Patient:
+    response, plan = lesions.follow_up(rng, person.lesions) if visit else (None, person.lesions)
+    centre = np.array([rng.uniform(-6, 6), rng.uniform(-30, -22), rng.uniform(-900, -500)])
+    breath = rng.uniform(-0.5, 0.3)  # of the CT: mostly taken near expiration
+    ct_affine, ct_mm = _grid(s.ct_pixel_mm, s.ct_size, s.ct_slice_mm, s.extent_mm, centre[2], 0.0)
+    pet_affine, pet_mm = _grid(s.pet_pixel_mm, s.pet_size, s.pet_slice_mm, s.extent_mm, centre[2], 2.0)
+    canvas = _canvas(person, ct_mm, centre, breath)
+    hot = benign.draw_plan(rng, person.anatomy) if s.difficulty != "easy" else []
+    values = draw_values(rng, person, plan, hot)
+    hu, suv, moving = paint(rng, person, canvas, values, plan, hot, s.couch)
+    nominal_z = (pet_mm[2] - centre[2]) * person.scale[2]
+    shifts = person.amplitude_mm * (breath - (BREATH[:, None] - 0.5)) * _reach(nominal_z)
+    ct = image_ct(hu, ct_mm, rng, s.ct)
+    pet = image_pet(suv, hu, moving, ct_mm, pet_mm, shifts, rng, s.pet)
+    truth = _truth(person, canvas, centre, values, plan, hot, breath)
+    if visit:
+        truth = {"response": response, **truth}
     uptake_s = round(np.clip(rng.normal(3600, 480), 2400, 5400))
-    dose_bq = float(round(weight_kg * 4e6 * rng.uniform(0.9, 1.1)))
-    study_date = f"{date(2016, 1, 4) + timedelta(days=int(rng.integers(0, 1200))):%Y%m%d}"
-    return Patient(f"PHANTOM-{index:04d}", ct, pet, truth, weight_kg, size_m, sex, uptake_s, dose_bq, study_date)
+    day = person.first_date + timedelta(days=visit * int(rng.integers(49, 120)))
+    volumes = Volume(ct, ct_affine, "HU"), Volume(pet, pet_affine, "SUV"), Volume(canvas.labels, ct_affine, "1")
+    kg = round(person.weight_kg * rng.uniform(0.94, 1.02) if visit else person.weight_kg, 1)
+    return Patient(
+        f"PHANTOM-{index:04d}", visit, *volumes, Volume(hu, ct_affine, "HU"), Volume(suv, ct_affine, "SUV"), truth,
+        kg, person.size_m, person.build.sex, uptake_s, float(round(kg * 4e6 * rng.uniform(0.85, 1.15))),
+        f"{day:%Y%m%d}", VARIANTS[np.random.default_rng([seed, 8]).permutation(len(VARIANTS))[index % len(VARIANTS)]],
+    )  # fmt: skip
 
 
-def write_patient(patient: Patient, folder: Path, seed: int) -> None:
-    """Two series of one study: <folder>/<patient_id>/CT in HU and /PT in Bq/ml.
+def write_patient(p: Patient, folder: Path, seed: int) -> dict:
+    """One study: <folder>/<patient_id>[-follow-up]/CT, /PT and /SEG, and <folder>/truth/…nii.gz; returns its truth.
 
-    Bq/ml = SUV × dose decayed to the scan / weight in g: the inverse of SUV by body weight (QIBA).
+    The labels, and HU and SUV before imaging, are the CT's size and lie in its space.
     """
-    p, name, root = patient, patient.patient_id, Path(folder) / patient.patient_id
+    name = p.patient_id + "-follow-up" * p.visit
+    root, volumes = Path(folder) / name, Path(folder) / "truth"
     study, frame, ct, pt = (make_uid(seed, name, part) for part in ("study", "frame", "CT", "PT"))
-    subject = Subject(name, study, frame, p.study_date, p.weight_kg, p.size_m, p.sex)
+    subject = Subject(p.patient_id, study, frame, p.study_date, p.weight_kg, p.size_m, p.sex)
     tracer = Tracer(p.dose_bq, _clock(SCAN_TIME_S - p.uptake_s), _clock(SCAN_TIME_S))
-    factor = p.dose_bq * 0.5 ** (p.uptake_s / tracer.half_life_s) / (p.weight_kg * 1000)
-    write_ct(p.ct, root / "CT", subject, ct, _clock(SCAN_TIME_S - 120))
-    activity = Volume(p.pet_suv.array * np.float64(factor), p.pet_suv.affine, "Bq/ml")
-    write_pet(activity, root / "PT", subject, pt, tracer)
+    ct_files = write_study_ct(p.ct, root / "CT", subject, ct, _clock(SCAN_TIME_S - 120), p.variant)
+    write_study_pet(p.pet_suv, root / "PT", subject, pt, tracer, p.variant)
+    segments = [("lung", tuple(LABEL[n] for n in LUNG), "lung")]
+    segments += [(f"lesion {n + 1}", tuple(one["labels"]), "lesion") for n, one in enumerate(p.truth["lesions"])]
+    write_seg(p.labels, segments, ct_files, root / "SEG" / "0001.dcm", f"{seed}|{name}")
+    for kind, volume in (("labels", p.labels), ("hu", p.hu), ("suv", p.suv)):
+        write_nifti(volume, volumes / f"{name}.{kind}.nii.gz")
+    return {"study_date": p.study_date, "headers": p.variant, "volumes": f"truth/{name}.*.nii.gz", **p.truth}
 
 
 def write_phantom(
@@ -102,95 +158,91 @@ def write_phantom(
     patients: int,
     seed: int,
     settings: PhantomSettings = DEFAULTS,
-    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    progress: Callable = iter,
+    jobs: int | None = None,
 ) -> Path:
-    """Write patients 0 … patients − 1 and, last and atomically, truth.json. Returns the folder."""
+    """Write patients 0 … patients − 1, several at a time, and, last and atomically, truth.json. Returns the folder.
+
+    A follow-up is a study of its own under the same PatientID; truth.json has it as "follow_up" of its patient.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    visits = [(i, v) for i in range(patients) for v in range(1 + has_follow_up(seed, i, settings))]
+    work = partial(_write_one, folder=folder, seed=seed, settings=settings)
     truth = {}
-    for index in progress(range(patients)) if progress else range(patients):
-        patient = make_patient(seed, index, settings)
-        write_patient(patient, folder, seed)
-        truth[patient.patient_id] = patient.truth
-    write_json({"seed": seed, "patients": truth}, folder / "truth.json")
+    for (index, visit), one in zip(visits, each(work, visits, jobs=jobs, progress=progress), strict=True):
+        if visit:
+            truth[f"PHANTOM-{index:04d}"]["follow_up"] = one
+        else:
+            truth[f"PHANTOM-{index:04d}"] = one
+    write_json({"seed": seed, "difficulty": settings.difficulty, "patients": truth}, folder / "truth.json")
     return folder
 
 
-def _grid(pixel: float, size: int, slice_mm: float, extent: float, bottom: float, shift: float) -> tuple:
-    """Affine of a grid from `bottom` (z) upwards, its middle at `shift` (x, y), and its voxel centres x, y, z; mm."""
+def _write_one(which: tuple[int, int], folder: Path, seed: int, settings: PhantomSettings) -> dict:
+    index, visit = which
+    return write_patient(make_patient(seed, index, settings, visit), folder, seed)
+
+
+# Geometry.
+
+
+def _grid(pixel: float, size: int, slice_mm: float, extent: float, centre_z: float, shift: float) -> tuple:
+    """Affine of a grid around the nominal origin's height, its middle at `shift` (x, y), and its voxel centres; mm."""
     first = shift - (size - 1) * pixel / 2
-    affine = axial_affine((pixel, pixel, slice_mm), np.array([first, first, bottom + slice_mm / 2]))
+    affine = axial_affine((pixel, pixel, slice_mm), np.array([first, first, centre_z - 0.55 * extent + slice_mm / 2]))
     counts = (size, size, round(extent / slice_mm))
     return affine, [affine[a, 3] + affine[a, a] * np.arange(n) for a, n in enumerate(counts)]
 
 
-def _canvas(rng: np.random.Generator, axes_mm: list, centre: np.ndarray, scale: np.ndarray) -> Canvas:
-    axes = tuple(((a - o) * k).astype(np.float32) for a, o, k in zip(axes_mm, centre, scale, strict=True))
-    shape = tuple(len(a) for a in axes[::-1])
-    return Canvas(np.zeros(shape, np.uint8), axes, scale, _smooth_noise(rng, axes_mm, 9.0))
+def _reach(nominal_z: np.ndarray) -> np.ndarray:
+    """How much of the diaphragm's way a height makes: all at the diaphragm, none at the apex (Seppenwoolde 2002)."""
+    return 1 - smooth_step(nominal_z, -50, 80)
 
 
-def _lookup(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict]:
-    """HU and SUV by label, each (256,), with this patient's own SUV; and both by name for the truth."""
-    hu, suv = np.zeros(256, np.float32), np.zeros(256, np.float32)
-    for name, (organ_hu, organ_suv, _, spread) in ORGANS.items():
-        hu[LABEL[name]] = organ_hu
-        suv[LABEL[name]] = round(organ_suv * (1 + spread * np.clip(rng.normal(), -2, 2)), 3)
-    suv[LABEL["myocardium"]] = round(np.exp(rng.uniform(np.log(1.5), np.log(6))), 3)
-    return hu, suv, {n: {"hu": float(hu[i]), "suv": round(float(suv[i]), 3)} for n, i in LABEL.items()}
+def _canvas(person: Person, ct_mm: list, centre: np.ndarray, breath: float) -> Canvas:
+    axes = tuple(((a - o) * k).astype(np.float32) for a, o, k in zip(ct_mm, centre, person.scale, strict=True))
+    way = person.amplitude_mm * person.scale[2] * breath * _reach(axes[2])
+    return Canvas(
+        np.zeros([len(a) for a in axes[::-1]], np.uint8), axes, (axes[2] + way).astype(np.float32), person.scale
+    )
 
 
-def _image_ct(c: Canvas, hu: np.ndarray, rng: np.random.Generator, s: PhantomSettings) -> np.ndarray:
-    """HU of the labels with texture, denser lung at the back, then noise and blur by one kernel; (z, y, x) float32."""
-    spread = np.zeros(256, np.float32)
-    spread[: len(ORGANS)] = [row[2] for row in ORGANS.values()]
-    image = hu[c.labels] + spread[c.labels] * c.texture
-    image += (c.labels == LABEL["lung"]) * (0.45 * c.axes[1][:, None])  # HU per mm: gravity, supine
-    kernel = ndimage.gaussian_filter1d(np.eye(1, 9, 4)[0], s.ct_blur_voxels)
-    gain = s.ct_noise_hu / np.sum(kernel**2)  # what the blur takes from white noise: √Σk² an axis
-    image += np.float32(gain) * rng.standard_normal(image.shape, np.float32)
-    for axis in (1, 2):
-        image = ndimage.gaussian_filter1d(image, s.ct_blur_voxels, axis=axis, truncate=3.0)
-    return np.maximum(image, -1024.0, out=image)
+# Truth.
 
 
-def _image_pet(
-    c: Canvas, suv: np.ndarray, rng: np.random.Generator, ct_mm: list, pet_mm: list, s: PhantomSettings
-) -> np.ndarray:
-    """SUV as measured, (z, y, x) float32: point spread and resampling by a matrix an axis, breathing, noise ∝ √SUV."""
-    source = suv[c.labels]
-    source += (c.labels == LABEL["lung"]) * (0.0015 * suv[LABEL["lung"]] * c.axes[1][:, None])  # as the lung's density
-    nominal_z = np.interp(pet_mm[2], ct_mm[2], c.axes[2])
-    move = s.breathing_mm * (1 - smooth_step(nominal_z, -40, 60))  # full at the diaphragm, none at the apex
-    mz = sum(_weights(pet_mm[2] - phase * move, ct_mm[2], s.pet_fwhm_mm) for phase in (0.0, 0.5, 1.0))
-    mz /= mz.sum(axis=1, keepdims=True)  # the body goes on beyond the first and last slice
-    mx, my = (_weights(pet_mm[a], ct_mm[a], s.pet_fwhm_mm) for a in (0, 1))
-    clean = _separable(source, mz, my, mx)
-    sigma = s.pet_noise * np.sqrt(np.maximum(clean, 0) * ORGANS["liver"][1])
-    return np.maximum(clean + sigma * _smooth_noise(rng, pet_mm, s.pet_noise_fwhm_mm / 1.7), 0).astype(np.float32)
+def _truth(
+    person: Person, canvas: Canvas, centre: np.ndarray, values: tuple, plan: list, hot: list, breath: float
+) -> dict:
+    """What truth.json says: lesions, benign uptake and organs with HU, SUV and volume before imaging; breathing."""
+    ml = np.bincount(canvas.labels.ravel(), minlength=256) * _voxel_ml(canvas)
+    hu, suv = values
+    organs = {
+        name: {
+            "label": i,
+            "hu": round(float(hu[i]), 1),
+            "suv": round(float(suv[i]), 3),
+            "volume_ml": round(float(ml[i]), 2),
+        }
+        for name, i in LABEL.items()
+        if ml[i]
+    }
+    rows = []
+    for one in plan:
+        row = {k: v for k, v in asdict(one).items() if k not in ("label", "centre", "shape_seed")}
+        labels = [one.label, one.label + 1] if one.core else [one.label]
+        volume = round(float(ml[labels].sum()), 3)
+        z = np.interp(one.centre[2], canvas.inner_z, canvas.axes[2])
+        place = np.array([*one.centre[:2], z]) / person.scale + centre
+        rows.append({"centre_mm": [round(float(v), 2) for v in place], "volume_ml": volume, "labels": labels, **row})
+    uptake = [{"what": u.what, "suv": u.suv, "volume_ml": organs.get(u.what, {}).get("volume_ml", 0.0)} for u in hot]
+    breathing = {"amplitude_mm": round(person.amplitude_mm, 2), "ct_phase": round(float(breath + 0.5), 3)}
+    build = asdict(person.build) | {"fat_mm": round(person.build.fat_mm, 1), "muscle": round(person.build.muscle, 2)}
+    return {"lesions": rows, "benign_uptake": uptake, "organs": organs, "breathing": breathing, "build": build}
 
 
-def _weights(to_mm: np.ndarray, from_mm: np.ndarray, fwhm_mm: float) -> np.ndarray:
-    """Gaussian weights (to, from) of integral 1, so that beyond the samples there is 0."""
-    sigma = fwhm_mm / 2.3548
-    rows = np.exp(-0.5 * ((to_mm[:, None] - from_mm) / sigma) ** 2)
-    return (rows * (from_mm[1] - from_mm[0]) / (sigma * np.sqrt(2 * np.pi))).astype(np.float32)
-
-
-def _separable(image: np.ndarray, mz: np.ndarray, my: np.ndarray, mx: np.ndarray) -> np.ndarray:
-    """Apply one matrix (to, from) to each axis of (z, y, x)."""
-    return np.tensordot(mz, np.matmul(my, image @ mx.T), axes=1)
-
-
-def _smooth_noise(rng: np.random.Generator, axes_mm: list, step_mm: float) -> np.ndarray:
-    """Noise of variance 1, correlated with a FWHM of about 1.7 × step_mm, on the grid of axes x, y, z; (z, y, x)."""
-    matrices = []
-    for axis in axes_mm:
-        nodes = np.arange(axis[0] - 2 * step_mm, axis[-1] + 3 * step_mm, step_mm)
-        rows = np.exp(-0.5 * ((axis[:, None] - nodes) / (0.72 * step_mm)) ** 2)
-        matrices.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
-    coarse = rng.standard_normal([m.shape[1] for m in matrices[::-1]], np.float32)
-    return _separable(coarse, *matrices[::-1])
+def _voxel_ml(c: Canvas) -> float:
+    return float(np.prod([(a[1] - a[0]) / k for a, k in zip(c.axes, c.scale, strict=True)])) / 1000
 
 
 def _clock(seconds: int) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from petct_lib.phantom import PhantomSettings, write_phantom
+from petct_lib.phantom import phantom_settings, write_phantom
 from petct_lib.prepare import Prepared, SliceSettings, prepare
 
 ROOT = Path(__file__).parent.parent
-SMALL = PhantomSettings(ct_pixel_mm=4.0, ct_size=104, ct_slice_mm=8.0, pet_slice_mm=8.0)
+SMALL = phantom_settings("easy", ct_pixel_mm=4.0, ct_size=112, ct_slice_mm=8.0, pet_size=112, pet_slice_mm=8.0)
 
 
 @pytest.fixture(scope="session")

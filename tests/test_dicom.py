@@ -409,6 +409,34 @@ def test_files_that_never_were_dicom_cost_nothing(tmp_path):
     assert sorted(i["what"] for i in report["left_out"]) == sorted(f"a file (A1/PT/{name})" for name in names)
 
 
+def test_many_files_of_one_folder_and_ending_are_one_row(tmp_path):
+    add_patient(tmp_path)
+    names = ["truth/a_ct.nii.gz", "truth/a_pet.nii.gz", "truth/b_ct.nii.gz", "truth/a.json", "truth/b.json"]
+    names += ["other/a.nii.gz", "other/x.1.CSV", "other/x.2.csv", "other/x.3.csv"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"nothing that a scanner has written" * 20)
+    shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path, "truth")
+    report = ingest(tmp_path)
+    assert len(report["studies"]) == 1
+    assert {i["reason"] for i in report["left_out"]} == {"not DICOM"}
+    assert sorted(i["what"] for i in report["left_out"]) == [
+        "3 files (all.zip:truth/*.nii.gz)", "3 files (other/*.csv)", "3 files (truth/*.nii.gz)",
+        "a file (all.zip:truth/a.json)", "a file (all.zip:truth/b.json)", "a file (other/a.nii.gz)",
+        "a file (truth/a.json)", "a file (truth/b.json)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".dcm", "", ".IMA", ".1234"])
+def test_damaged_slices_keep_a_row_each(tmp_path, suffix):
+    add_patient(tmp_path, "A")
+    for path in (add_patient(tmp_path, "B") / "CT").iterdir():
+        garble(path)
+        path.rename(path.with_suffix(suffix))
+    left_out = [i["what"] for i in ingest(tmp_path)["left_out"]]
+    assert [w for w in left_out if "file" in w] == [f"a file (B1/CT/000{k}{suffix})" for k in range(1, 7)]
+
+
 def scribble(path: Path, tag: str | tuple[int, int], value: bytes) -> None:
     """Puts bytes into an attribute, unchecked."""
     ds, number = pydicom.dcmread(path), Tag(tag)
