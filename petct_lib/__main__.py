@@ -57,6 +57,11 @@ def _add_phantom(commands: argparse._SubParsersAction) -> None:
     p.add_argument("folder", type=Path)
     p.add_argument("--patients", type=_positive, default=20, help="how many (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels (%(default)s)")
+    p.add_argument(
+        "--difficulty", choices=("easy", "realistic"), default="realistic",
+        help="easy: solid lesions, little noise and breathing (%(default)s)",
+    )  # fmt: skip
+    p.add_argument("--ct-size", type=_positive, default=512, help="CT pixels along x and y of a 500 mm field (%(default)s)")
     p.set_defaults(command=_phantom)
 
 
@@ -117,12 +122,13 @@ def _ingest_text(report: dict) -> str:
 
 
 def _phantom(args: argparse.Namespace) -> int:
-    from petct_lib.phantom import write_phantom
+    from petct_lib.phantom import phantom_settings, write_phantom
 
     if args.folder.exists() and any(args.folder.iterdir()):
         raise InputError(f"{args.folder}: is not empty; name another folder")
-    write_phantom(args.folder, args.patients, args.seed, progress=lambda items: bar(items, "phantom"))
-    print(f"{args.patients} patients in {args.folder}")
+    settings = phantom_settings(args.difficulty, ct_size=args.ct_size, ct_pixel_mm=round(500 / args.ct_size, 4))
+    write_phantom(args.folder, args.patients, args.seed, settings, lambda items: bar(items, "phantom"))
+    print(f"{args.patients} patients in {args.folder}; truth.json and truth/ say what is where")
     return 0
 
 

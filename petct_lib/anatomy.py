@@ -346,7 +346,7 @@ def _abdomen(rng: np.random.Generator, at: np.ndarray, space: np.ndarray) -> dic
     )
     gas = np.maximum(stomach + 4, at[1] + rng.uniform(30, 50))  # it rises to the front
     bowel = organ((92, -50, -128), (26, 26, 34), j[2])
-    spleen = np.maximum(organ((92, 42, -104), (36, 44, 44), j[3]), -organ((60, 8, -110), (40, 38, 60), j[3]))
+    spleen = np.maximum(organ((80, 36, -112), (46, 52, 54), j[3]), -organ((50, 8, -112), (40, 42, 64), j[3]))
     kidneys = union(organ((-60, 54, -182), (27, 25, 52), j[4]), organ((62, 56, -168), (27, 25, 52), j[4]))
     sinus = union(organ((-46, 48, -184), (16, 12, 26), j[4]), organ((48, 50, -170), (16, 12, 26), j[4]))
     adrenal = union(*(tube(at, [(s * 30, 30, -118), (s * 42, 38, -132)], 3.5) for s in (-1, 1)))

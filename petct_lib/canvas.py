@@ -188,7 +188,7 @@ class Canvas:
 
 
 def interpolate(array: np.ndarray, coarse: tuple, fine: tuple) -> np.ndarray:
-    """Linear interpolation (z, y, x) from coarse to fine axes x, y, z of regular steps; an end goes on beyond itself."""
+    """Linear interpolation (z, y, x) from coarse to fine axes x, y, z of regular steps; the ends go on beyond."""
     (to_x, x), (to_y, y), (to_z, z) = (_linear(c, f) for c, f in zip(coarse, fine, strict=True))
     planes = np.matmul(to_y, array[z, y, x] @ to_x.T)
     return (to_z @ planes.reshape(len(planes), -1)).reshape(-1, *planes.shape[1:])

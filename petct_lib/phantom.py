@@ -15,14 +15,16 @@ import numpy as np
 
 from petct_lib import InputError, benign, lesions
 from petct_lib.canvas import Canvas, smooth_step
+from petct_lib.dicom import Pair, load_pair
 from petct_lib.dicom_write import Subject, Tracer, make_uid
 from petct_lib.files import write_json
 from petct_lib.materials import draw_values, paint
+from petct_lib.organs import organ_means
 from petct_lib.parallel import each
 from petct_lib.person import Person, draw_person
 from petct_lib.scanner import CtScanner, PetScanner, image_ct, image_pet
 from petct_lib.tissues import LABEL, LUNG
-from petct_lib.truth import write_nifti, write_seg
+from petct_lib.truth import read_nifti, write_nifti, write_seg
 from petct_lib.vendors import VARIANTS, write_study_ct, write_study_pet
 from petct_lib.volume import Volume, axial_affine
 
@@ -177,6 +179,13 @@ def write_phantom(
             truth[f"PHANTOM-{index:04d}"] = one
     write_json({"seed": seed, "difficulty": settings.difficulty, "patients": truth}, folder / "truth.json")
     return folder
+
+
+def measure_organs(pair: Pair, folder: Path) -> dict[str, tuple[float, float, float]]:
+    """`organs.organ_means` of a study that `write_phantom` wrote to `folder`, as it is read back from DICOM."""
+    name = pair.ct.images[0].file.path.parent.parent.name
+    study = load_pair(pair)
+    return organ_means(read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz"), study.ct, study.pet)
 
 
 def _write_one(which: tuple[int, int], folder: Path, seed: int, settings: PhantomSettings) -> dict:

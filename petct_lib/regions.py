@@ -91,7 +91,7 @@ def read_segments(refs: list[FileRef]) -> dict[str, list[Volume]]:
     Source: DICOM PS3.3 A.51; the names as in TCIA's BAMF-AIMI annotations (10.5281/zenodo.8345959).
     """
     found: dict[str, list[Volume]] = {}
-    for ref in refs:
+    for ref in dict.fromkeys(refs):  # a multi-frame file is there once a frame
         try:
             masks = _read_masks(ref)
         except InputError as error:

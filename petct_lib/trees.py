@@ -39,7 +39,7 @@ def grow(rng: np.random.Generator, lung: np.ndarray, hila: dict[int, tuple]) -> 
 def _split(rng: np.random.Generator, root: np.ndarray, targets: np.ndarray, radius: float) -> tuple:
     """Start, end and radius of a tree over targets (2^k, 3): each branch divides its targets across their longest axis.
 
-    A branch goes part of the way to the middle of what it serves: region dividing, Kitaoka 1999, J Appl Physiol 87:2207.
+    A branch goes part of the way to the middle of what it serves (Kitaoka 1999, J Appl Physiol 87:2207).
     """
     groups, starts, parts = targets[None], root[None].astype(float), []
     while True:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from petct_lib import WARNING
 from petct_lib.files import replacing
+from petct_lib.volume import Volume
 
 CT_WINDOW_HU = (-1000, 400)  # lung and soft tissue both visible
 PET_WINDOW_SUV = (0, 6)
@@ -64,6 +65,23 @@ def triptych(pet_suv: np.ndarray, ct_hu: np.ndarray, alpha: float = 0.5) -> Figu
     _show(axes[0, 1], ct_hu, "HU", f"CT, {CT_WINDOW_HU[0]} to {CT_WINDOW_HU[1]} HU")
     _show(axes[0, 2], ct_hu, "HU", "fused")
     axes[0, 2].imshow(pet_suv, cmap="hot", vmin=PET_WINDOW_SUV[0], vmax=PET_WINDOW_SUV[1], alpha=alpha, **PIXELS)
+    return fig
+
+
+def planes(ct: Volume, pet: Volume) -> Figure:
+    """CT (HU) above PET (SUV): axial, coronal and sagittal through the middle, and the maximum seen from the front."""
+    fig, axes = _panels(2, 4, side=2.6)
+    for row, volume in zip(axes, (ct, pet), strict=True):
+        z, y, x = (n // 2 for n in volume.array.shape)
+        dx, dy, dz = volume.spacing_mm
+        views = (
+            ("axial", volume.array[z], dy / dx), ("coronal", volume.array[::-1, y], dz / dx),
+            ("sagittal", volume.array[::-1, :, x], dz / dy), ("maximum, front", volume.array[::-1].max(axis=1), dz / dx),
+        )  # fmt: skip
+        for axis, (name, image, aspect) in zip(row, views, strict=True):
+            _show(axis, image, volume.unit, name if volume is ct else "")
+            axis.set_aspect(aspect)
+    axes[0, 3].images[0].set_clim(0, 1000)
     return fig
 
 

@@ -15,7 +15,7 @@ ORDER = (  # imports point upwards only
     ("files", "progress", "volume", "suv", "intensity", "nets", "archives", "enhanced", "parallel"),
     ("canvas", "tissues"),
     ("metrics", "dicom_files", "geometry", "dicom_write", "cyclegan", "diffusion", "train", "download"),
-    ("regions", "vendors", "truth", "scanner", "skeleton", "trees"),
+    ("regions", "vendors", "truth", "scanner", "skeleton", "trees", "organs"),
     ("anatomy",),
     ("lesions", "benign"),
     ("person",),

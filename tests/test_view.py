@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from petct_lib import WARNING, view
+from petct_lib.volume import Volume, axial_affine
 
 RNG = np.random.default_rng(0)
 PET, CT = RNG.uniform(0, 6, (4, 16, 16)), RNG.uniform(-1000, 400, (4, 16, 16))
@@ -20,6 +21,19 @@ def test_triptych_shows_pet_ct_and_both():
     assert np.array_equal(ct, CT[0])
     assert np.array_equal(under, CT[0])
     assert np.array_equal(over, PET[0])
+
+
+def test_planes_show_the_middle_of_each_axis_with_true_proportions_and_the_head_up():
+    ct = Volume(RNG.uniform(-1000, 400, (4, 6, 8)).astype(np.float32), axial_affine((1.0, 2.0, 5.0), np.zeros(3)), "HU")
+    pet = Volume(RNG.uniform(0, 6, (3, 5, 7)).astype(np.float32), axial_affine((4.0, 4.0, 4.0), np.zeros(3)), "SUV")
+    fig = view.planes(ct, pet)
+    axial, coronal, sagittal, front, *of_pet = images_of(fig)
+    assert np.array_equal(axial, ct.array[2])
+    assert np.array_equal(coronal, ct.array[::-1, 3])
+    assert np.array_equal(sagittal, ct.array[::-1, :, 4])
+    assert np.array_equal(front, ct.array[::-1].max(axis=1))
+    assert np.array_equal(of_pet[3], pet.array[::-1].max(axis=1))
+    assert [axis.get_aspect() for axis in fig.axes[:4]] == [2.0, 5.0, 2.5, 5.0]
 
 
 def test_two_rows_show_both_stacks_in_their_windows():
