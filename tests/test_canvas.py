@@ -59,7 +59,7 @@ def test_the_coarse_grid_has_one_step_and_holds_the_body():
 def test_a_sphere_is_exact():
     centre, radius = (12.3, -31.0, 44.7), 35.0
     true = np.sqrt(((AT - np.array(centre)[:, None, None, None]) ** 2).sum(axis=0)) - radius
-    assert np.allclose(ellipsoid(AT, centre, (radius,) * 3), np.minimum(true, FAR_MM), rtol=0, atol=0.01)
+    assert np.allclose(ellipsoid(AT, centre, (radius,) * 3), np.minimum(true, FAR_MM), rtol=0, atol=0.05)
 
 
 def test_an_ellipsoid_is_right_on_its_axes():

@@ -159,4 +159,4 @@ def test_cut_into_slabs_it_is_the_same(tree, share):
         off = np.abs(cut.astype(int) - whole)
         # Its origin is another, so a float32 may fall on the other side of a step of 1/255.
         assert off.max() <= 1
-        assert (off > 0).sum() < 1e-4 * (whole > 0).sum()
+        assert (off > 0).sum() < 1e-3 * (whole > 0).sum()

@@ -29,11 +29,13 @@ def test_planes_show_the_middle_of_each_axis_with_true_proportions_and_the_head_
     fig = view.planes(ct, pet)
     axial, coronal, sagittal, front, *of_pet = images_of(fig)
     assert np.array_equal(axial, ct.array[2])
-    assert np.array_equal(coronal, ct.array[::-1, 3])
-    assert np.array_equal(sagittal, ct.array[::-1, :, 4])
-    assert np.array_equal(front, ct.array[::-1].max(axis=1))
-    assert np.array_equal(of_pet[3], pet.array[::-1].max(axis=1))
-    assert [axis.get_aspect() for axis in fig.axes[:4]] == [2.0, 5.0, 2.5, 5.0]
+    assert np.array_equal(coronal, ct.array[:, 3])
+    assert np.array_equal(sagittal, ct.array[:, :, 4])
+    assert np.array_equal(front, ct.array.max(axis=1))
+    assert np.array_equal(of_pet[3], pet.array.max(axis=1))
+    assert all(axis.get_aspect() == 1.0 for axis in fig.axes)  # drawn in mm
+    assert fig.axes[1].get_ylim() == fig.axes[5].get_ylim() == (-2.5, 17.5)  # feet below
+    assert fig.axes[0].get_ylim() == (11.0, -1.0)  # the back below
 
 
 def test_two_rows_show_both_stacks_in_their_windows():
