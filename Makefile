@@ -48,8 +48,9 @@ lint: $(STAMP)  ## ruff over code and notebooks
 lab: $(STAMP)  ## JupyterLab at the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-bench: $(BENCHED)  ## seconds and memory of ingest against SimpleITK and MONAI, into benchmarks/results.json
+bench: $(BENCHED)  ## seconds and memory of ingest and phantom against peers, into benchmarks/results.json
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/phantom.py
 
 figures: run  ## the README's pictures, from the run (made first if it is missing)
 	mkdir -p figures

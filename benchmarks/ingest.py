@@ -8,10 +8,8 @@ Imports are in nobody's time; SUV, checks and pairing are in ours, though the ot
 import argparse
 import importlib
 import json
-import re
+import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -19,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from report import in_process, peak_mb, row, show_and_save
 
-RESULTS = Path(__file__).parent / "results.json"
 STS = Path(__file__).parents[2] / "shared" / "data" / "sts"
 PEERS = {"simpleitk": "plain SimpleITK script", "monai": "MONAI PydicomReader and ResampleToMatch"}
 IMPORTS = {"ours": ("petct_lib.dicom",), "simpleitk": ("SimpleITK",), "monai": ("monai.transforms", "pydicom")}
-PHANTOM = {"ct_pixel_mm": 0.977, "ct_size": 512, "ct_slice_mm": 1.2, "pet_size": 168, "pet_slice_mm": 3.0}
+PHANTOM = {"ct_slice_mm": 1.5, "pet_slice_mm": 3.0, "follow_ups": 0.0}  # CT 512×512×200
 Arrays = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
@@ -85,23 +83,12 @@ def measure(method: str, root: Path) -> dict:
     return {"seconds": seconds, "peak_mb": peak_mb(), "sums": sorted(sums)}
 
 
-def peak_mb() -> float:
-    """Largest resident size of this program. Not getrusage's, which a process has from the one that started it."""
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
-
-
-def in_process(*arguments: str) -> dict:
-    """What a call of this file in a process of its own prints."""
-    command = [sys.executable, __file__, *arguments]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
 def compare(root: Path, name: str, rounds: int) -> list[dict]:
     """Rows of seconds and peak memory against each peer, medians over rounds in which the methods take turns."""
     found = {method: [] for method in IMPORTS}
     for _ in range(rounds):
         for method, results in found.items():
-            results.append(in_process("--measure", method, str(root)))
+            results.append(in_process(__file__, "--measure", method, str(root)))
     middle = {
         m: {key: statistics.median(r[key] for r in results) for key in ("seconds", "peak_mb")}
         for m, results in found.items()
@@ -117,17 +104,9 @@ def compare(root: Path, name: str, rounds: int) -> list[dict]:
     return rows
 
 
-def row(name: str, mine: float, peer: float, peer_name: str, unit: str) -> dict:
-    """One row of results.json; a ratio above 1 means that ours is better."""
-    return {
-        "name": name, "ours": round(mine, 3), "peer": round(peer, 3), "peer_name": peer_name,
-        "ratio": round(peer / mine, 2), "unit": unit,
-    }  # fmt: skip
-
-
 def preparation(root: Path) -> list[dict]:
     """`prepare` by one process and by one a core, and the same call again with nothing changed."""
-    one, many = in_process("--prepare", "1", str(root)), in_process("--prepare", "0", str(root))
+    one, many = in_process(__file__, "--prepare", "1", str(root)), in_process(__file__, "--prepare", "0", str(root))
     return [
         row("prepare_seconds", many["seconds"], one["seconds"], "the same, one process", "s"),
         row("prepare_again_seconds", many["again"], many["seconds"], "the first time", "s"),
@@ -160,16 +139,6 @@ def unpack_sts(folder: Path) -> Path:
     return folder
 
 
-def table(rows: list[dict]) -> str:
-    """For a terminal."""
-    lines = [f"{'':<32}{'ours':>10}{'peer':>10}{'ratio':>8}  unit  peer"]
-    lines += [
-        f"{r['name']:<32}{r['ours']:>10.2f}{r['peer']:>10.2f}{r['ratio']:>8.2f}  {r['unit']:<6}{r['peer_name']}"
-        for r in rows
-    ]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Writes the phantom to a temporary folder, measures, prints the table, and writes results.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -188,13 +157,14 @@ def main() -> None:
 
 def bench(patients: int, rounds: int) -> None:
     """All comparisons; those on the real patients only where they are there."""
-    from petct_lib.files import write_json
-    from petct_lib.phantom import PhantomSettings, write_phantom
+    from petct_lib.phantom import phantom_settings, write_phantom
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        root = write_phantom(Path(folder) / "phantom", patients, 0, PhantomSettings(**PHANTOM))
+        root = write_phantom(Path(folder) / "phantom", patients, 0, phantom_settings(**PHANTOM))
         (root / "truth.json").unlink()
+        for beside in (root / "truth", *root.glob("*/SEG")):  # the peers cannot read these
+            shutil.rmtree(beside)
         one = Path(folder) / "one"
         one.mkdir()
         studies(root)[0].rename(one / "study")
@@ -203,8 +173,7 @@ def bench(patients: int, rounds: int) -> None:
         rows += preparation(root)
         if STS.is_dir():
             rows += compare(unpack_sts(Path(folder) / "sts"), "ingest_sts", rounds)
-    print(table(rows))
-    write_json(rows, RESULTS)
+    show_and_save(rows)
 
 
 if __name__ == "__main__":

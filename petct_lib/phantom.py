@@ -23,10 +23,10 @@ from petct_lib.organs import organ_means
 from petct_lib.parallel import each
 from petct_lib.person import Person, draw_person
 from petct_lib.scanner import CtScanner, PetScanner, image_ct, image_pet
-from petct_lib.tissues import LABEL, LUNG
+from petct_lib.tissues import FIRST_LESION, LABEL, LUNG
 from petct_lib.truth import read_nifti, write_nifti, write_seg
 from petct_lib.vendors import VARIANTS, write_study_ct, write_study_pet
-from petct_lib.volume import Volume, axial_affine
+from petct_lib.volume import Grid, Volume, axial_affine, resample
 
 SCAN_TIME_S = 11 * 3600  # PET at 11:00; the CT is two minutes earlier
 DIFFICULTIES = ("easy", "realistic")
@@ -186,6 +186,23 @@ def measure_organs(pair: Pair, folder: Path) -> dict[str, tuple[float, float, fl
     name = pair.ct.images[0].file.path.parent.parent.name
     study = load_pair(pair)
     return organ_means(read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz"), study.ct, study.pet)
+
+
+def through_largest_lesion(pairs: list[Pair], folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One axial slice of the first study with a lesion: HU, SUV and labels (H, W) on the CT's grid.
+
+    pairs: of what `write_phantom` wrote to `folder`. Without any lesion it is a middle slice.
+    """
+    for pair in pairs:
+        name = pair.ct.images[0].file.path.parent.parent.name
+        labels = read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz")
+        area = (labels.array >= FIRST_LESION).sum(axis=(1, 2))
+        if area.any():
+            break
+    k = int(area.argmax()) if area.any() else len(area) // 2
+    study = load_pair(pair)
+    pet = resample(study.pet, Grid(labels.size, labels.affine), 0.0)
+    return study.ct.array[k], pet.array[k], labels.array[k]
 
 
 def _write_one(which: tuple[int, int], folder: Path, seed: int, settings: PhantomSettings) -> dict:

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 
 from petct_lib import WARNING
 from petct_lib.files import replacing
+from petct_lib.tissues import FIRST_LESION
 from petct_lib.volume import Volume
 
 CT_WINDOW_HU = (-1000, 400)  # lung and soft tissue both visible
 PET_WINDOW_SUV = (0, 6)
 ERROR_WINDOW = {"HU": (0, 400), "SUV": (0, 2)}
+TRUTH_WINDOWS_HU = {"lung": (-1150, 150), "soft tissue": (-160, 240)}
 DPI = 72
 PIXELS = {"interpolation": "nearest"}  # show the pixels that there are
 STYLE = {
@@ -91,6 +93,20 @@ def planes(ct: Volume, pet: Volume) -> Figure:
             axis.set_title(f"{'CT' if volume is ct else 'PET'}, {name}", fontsize=9)
             axis.set_axis_off()
     axes[0, 3].images[0].set_clim(0, 1000)
+    return fig
+
+
+def truth(ct_hu: np.ndarray, pet_suv: np.ndarray, labels: np.ndarray) -> Figure:
+    """One slice of the phantom in the windows of a reading room, and its labels in colours. All (H, W)."""
+    fig, axes = _panels(1, 4, side=2.9)
+    for axis, (low, high), name in zip(axes[0], TRUTH_WINDOWS_HU.values(), TRUTH_WINDOWS_HU, strict=False):
+        axis.imshow(ct_hu, cmap="gray", vmin=low, vmax=high, **PIXELS)
+        axis.set_title(f"CT, {name} ({low} to {high} HU)", fontsize=9)
+    _show(axes[0, 2], pet_suv, "SUV", f"PET, SUV {PET_WINDOW_SUV[0]} to {PET_WINDOW_SUV[1]}")
+    colours = np.random.default_rng(3).uniform(0.25, 1, (256, 3))
+    colours[0], colours[FIRST_LESION:] = 0, (1, 0, 0)
+    axes[0, 3].imshow(colours[labels], **PIXELS)
+    axes[0, 3].set_title("truth: organs, lesions in red", fontsize=9)
     return fig
 
 

@@ -23,7 +23,7 @@ VOLUMES_ML = {
     "airway": (25, 120),
     "oesophagus": (8, 60),
     "liver": (1000, 2100),
-    "spleen": (20, 350),
+    "spleen": (20, 350),  # 100-250 were normal: the abdomen's dome cuts most of it off
     "stomach": (100, 600),
     "kidney": (50, 400),  # their upper parts
     "diaphragm": (100, 400),
@@ -98,11 +98,7 @@ def touched(mask: np.ndarray, c: Canvas) -> set[str]:
 def test_every_organ_is_there_in_an_adults_size(patient):
     a, c = patient
     volumes = {"lungs": ml(of(c, *LUNG))} | {name: ml(of(c, name)) for name in TISSUES}
-    wrong = {
-        name: round(volumes[name])
-        for name, (low, high) in VOLUMES_ML.items()
-        if not low < volumes[name] < high
-    }
+    wrong = {name: round(volumes[name]) for name, (low, high) in VOLUMES_ML.items() if not low < volumes[name] < high}
     assert not wrong
     present = {name for name in TISSUES if volumes[name]}
     drawn_elsewhere = {"pulmonary vessel", "thyroid", "couch shell", "couch foam", "brown fat", "active muscle",
@@ -152,6 +148,9 @@ def test_lungs_are_about_alike_and_have_five_lobes_of_one_piece(patient):
     fissure = of(c, "fissure")
     assert 0.003 < ml(fissure) / total < 0.03
     assert touched(fissure, c) >= {"right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe"}
+
+
+# Not asked, since it does not hold: right and left lung are apart. Under the heart they meet at x = 0 in every patient.
 
 
 def test_upper_lobes_lie_above_and_before_lower_ones(patient):
@@ -263,7 +262,7 @@ def test_the_humerus_is_beside_the_chest_only_when_the_arms_are_down(patient):
 
 
 def test_the_aorta_runs_beside_the_spine(patient):
-    a, c = patient
+    _, c = patient
     k = np.argmin(np.abs(c.axes[2] + 20))
     x, y = c.axes[:2]
     behind = of(c, "blood")[k] & ((y > 8) & (y < 48))[:, None] & ((x > 5) & (x < 60))[None]
@@ -321,6 +320,9 @@ def test_breathing_moves_the_liver_and_leaves_bones_and_skin():
     assert of(moved, *LUNG).sum() < of(still, *LUNG).sum()
     for name in ("skin", "cortex", "marrow", "endplate", "disc", "cartilage", "cord", "air"):
         assert np.array_equal(of(still, name), of(moved, name)), name
+    outside = still.fine(a.fields["wall"], inner=False) > 1  # muscle, fat and arms stay too
+    assert outside.any()
+    assert np.array_equal(still.labels[outside], moved.labels[outside])
 
 
 def test_breathing_leaves_the_apex():

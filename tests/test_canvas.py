@@ -332,7 +332,7 @@ def test_a_box_holds_what_lies_between_its_corners():
 
 
 def test_fine_noise_has_variance_one_and_is_the_same_in_any_slabs():
-    c = blank(36, step=0.977)  # a CT's pixel: no whole part of the nodes' step
+    c = blank(36, step=0.977)  # no part of the nodes' step: on the nodes themselves it is 1.4 times as much
     whole = fine_noise(np.random.default_rng(7), c)(slice(None))(ALL)
     assert whole.shape == c.labels.shape
     assert whole.mean() == pytest.approx(0, abs=0.05)

@@ -410,3 +410,19 @@ def test_no_header_names_more_than_the_pseudonym(written):
     header = pydicom.dcmread(next((written / "PHANTOM-0000" / "SEG").iterdir()), stop_before_pixels=True)
     assert header.PatientID == "PHANTOM-0000"
     assert str(header.PatientName) == "PHANTOM-0000"
+
+
+def test_the_slice_through_the_largest_lesion(written):
+    pairs = find_pairs(written).pairs
+    ct, pet, labels = phantom.through_largest_lesion(pairs, written)
+    assert ct.shape == pet.shape == labels.shape == (112, 112)
+    names = [pair.pet.images[0].file.path.parent.parent.name for pair in pairs]
+    areas = [(read_nifti(written / "truth" / f"{n}.labels.nii.gz").array >= 100).sum(axis=(1, 2)) for n in names]
+    assert (labels >= 100).sum() == next(a.max() for a in areas if a.any())
+
+
+def test_organs_are_measured_from_dicom(written):
+    pair = find_pairs(written).pairs[0]
+    means = phantom.measure_organs(pair, written)
+    assert -900 < means["lung"][0] < -650
+    assert 30 < means["liver"][0] < 80

@@ -1,4 +1,4 @@
-"""The bones, drawn into a chest of muscle alone: ribs that fall, a closed canal, discs, a sternum, and cortex outside."""
+"""The bones, drawn into a chest of muscle alone: ribs that fall, a closed canal, discs, a sternum, cortex outside."""
 
 import numpy as np
 import pytest
@@ -239,6 +239,7 @@ def test_cortex_surrounds_marrow(grown):
     ribs = muscle((70, -40, -110), (165, 60, -50), (0.6, 0.6, 0.6))
     skeleton.draw(b, ribs, wall)
     assert bare(ribs, np.ones(ribs.labels.shape, bool)) < 0.01
+    # Of the bodies, that is: the marrow of a pedicle lies bare to the canal's fat.
     body = muscle((-30, 5, -60), (30, 55, -20), (1.0, 1.0, 1.0))
     skeleton.draw(b, body, wall)
     x, y, _ = body.grid()

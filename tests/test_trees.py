@@ -14,7 +14,9 @@ ROOTS = 2 * len(LEAVES)
 
 
 def blank(low: tuple, high: tuple, mm: tuple = (1.0, 1.0, 1.0)) -> Canvas:
-    axes = tuple(np.arange(lo, hi + step / 2, step).astype(np.float32) for lo, hi, step in zip(low, high, mm, strict=True))
+    axes = tuple(
+        np.arange(lo, hi + step / 2, step).astype(np.float32) for lo, hi, step in zip(low, high, mm, strict=True)
+    )
     return Canvas(np.zeros([len(a) for a in axes[::-1]], np.uint8), axes, axes[2], np.ones(3))
 
 
@@ -153,9 +155,7 @@ def test_the_whole_tree_holds_the_blood_of_its_cones(tree, share):
 def test_cut_into_slabs_it_is_the_same(tree, share):
     whole, c = share
     for size in (13, 64):
-        cut = np.concatenate(
-            [trees.blood_share(tree, c.part(slice(k, k + size))) for k in range(0, len(whole), size)]
-        )
+        cut = np.concatenate([trees.blood_share(tree, c.part(slice(k, k + size))) for k in range(0, len(whole), size)])
         off = np.abs(cut.astype(int) - whole)
         # Its origin is another, so a float32 may fall on the other side of a step of 1/255.
         assert off.max() <= 1

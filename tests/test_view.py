@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from petct_lib import WARNING, view
+from petct_lib.tissues import FIRST_LESION
 from petct_lib.volume import Volume, axial_affine
 
 RNG = np.random.default_rng(0)
@@ -36,6 +37,20 @@ def test_planes_show_the_middle_of_each_axis_with_true_proportions_and_the_head_
     assert all(axis.get_aspect() == 1.0 for axis in fig.axes)  # drawn in mm
     assert fig.axes[1].get_ylim() == fig.axes[5].get_ylim() == (-2.5, 17.5)  # feet below
     assert fig.axes[0].get_ylim() == (11.0, -1.0)  # the back below
+
+
+def test_truth_shows_both_windows_the_pet_and_lesions_in_red():
+    labels = np.zeros((16, 16), np.uint8)
+    labels[3, 4], labels[5, 6] = FIRST_LESION + 1, 12
+    fig = view.truth(CT[0], PET[0], labels)
+    lung, soft, pet, colours = images_of(fig)
+    assert np.array_equal(lung, CT[0])
+    assert np.array_equal(soft, CT[0])
+    assert np.array_equal(pet, PET[0])
+    assert colours[3, 4].tolist() == [1, 0, 0]
+    assert colours[0, 0].tolist() == [0, 0, 0]
+    assert colours[5, 6].min() > 0.2
+    assert [axis.images[0].get_clim() for axis in fig.axes[:3]] == [(-1150, 150), (-160, 240), (0, 6)]
 
 
 def test_two_rows_show_both_stacks_in_their_windows():
