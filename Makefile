@@ -9,7 +9,7 @@ TESTED := .venv/test-extra
 BENCHED := .venv/bench-extra
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
-SHOWN := 01_triptych 03_strip 04_pet2ct 04_ct2pet 04_uncertainty 04_mae
+SHOWN := 01_planes 01_truth 01_triptych 03_strip 04_pet2ct 04_ct2pet 04_uncertainty 04_mae
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint lab bench figures notebooks clean

@@ -193,11 +193,13 @@ def _chest(
     upper = ellipsoid(at, (0, -26, 62), (rng.uniform(20, 27), 40, 62))
     front = tube(at, [(2, -90, -60), (2, -82, 0), (0, -60, 70)], rng.uniform(3, 7))
     middle = union(spine, heart - rng.uniform(2, 5), upper, front, *sleeve, smooth_mm=14)
+    middle = np.minimum(middle, np.abs(x - 2) - 2.5)  # behind the sternum and under the heart the lungs nearly touch
     floor = _floor(rng, at)
     apex = z - np.where(x < 0, *(_dome(x, y, (s * 52, 14), rng.uniform(104, 114), (78, 70), 70) for s in (-1, 1)))
     lung = np.maximum.reduce([wall + 2.5, (floor - z) / 1.35, -middle, apex / 1.3]).astype(np.float32)
     bent = z - (np.abs(x) - 80) ** 2 / 300 - 7 * np.sin(y / 40 + x / 60)
-    oblique = bent - 0.9 * y - np.where(x < 0, *rng.uniform(-14, 6, 2))
+    right, left = rng.uniform(-14, 6, 2)
+    oblique = bent - 0.9 * y - np.where(x < 0, right, left - 22)
     horizontal = bent - rng.uniform(4, 16) + 0.12 * (y + 40)
     return {
         "mediastinum": np.maximum.reduce([middle, wall + 2, floor - z]), "lung": lung,
@@ -211,7 +213,7 @@ def _floor(rng: np.random.Generator, at: np.ndarray) -> np.ndarray:
     """Height (z, y, x) of the diaphragm at the middle of a breath; the right dome is higher, the back is lower."""
     x, y, _ = at
     right = rng.uniform(-58, -42)
-    left = right - rng.uniform(6, 22)  # a right dome 1-2 cm higher is normal
+    left = right - rng.uniform(4, 16)  # a right dome 1-2 cm higher is normal
     floor = _dome(x, y, (4, -30), right - rng.uniform(14, 24), (100, 84), 80)
     for side, top in ((-1, right), (1, left)):
         floor = np.maximum(floor, _dome(x, y, (side * 70, -14), top, (78, 90), 95))
@@ -251,7 +253,7 @@ def _draw_chest(a: Anatomy, c: Canvas) -> None:
 
 def _heart(rng: np.random.Generator, at: np.ndarray) -> dict[str, np.ndarray]:
     """Atria and right ventricle as blood, the left ventricle as a shell around its pool on an oblique axis."""
-    size, shift = rng.uniform(0.92, 1.08), rng.normal(0, 3, 3)
+    size, shift = rng.uniform(0.92, 1.08), rng.normal((5, 0, 0), 3)
     long = np.array([0.70, -0.52, -0.49]) + rng.normal(0, 0.07, 3)
     long /= np.linalg.norm(long)
     side = np.cross(long, (0, 0, 1.0))
@@ -333,7 +335,7 @@ def _airway(rng: np.random.Generator) -> list[tuple[np.ndarray, float]]:
 
 
 def _abdomen(rng: np.random.Generator, at: np.ndarray, space: np.ndarray) -> dict[str, np.ndarray]:
-    """Liver, spleen, stomach with its gas, kidneys, adrenals and a bend of bowel, under the diaphragm."""
+    """Liver, spleen, stomach with its gas, kidneys and a bend of bowel, under the diaphragm."""
     j = rng.normal(0, 5, (6, 3))
 
     def organ(centre: tuple, radii: tuple, jitter: np.ndarray) -> np.ndarray:
@@ -349,7 +351,6 @@ def _abdomen(rng: np.random.Generator, at: np.ndarray, space: np.ndarray) -> dic
     spleen = np.maximum(organ((80, 36, -112), (46, 52, 54), j[3]), -organ((50, 8, -112), (40, 42, 64), j[3]))
     kidneys = union(organ((-60, 54, -182), (27, 25, 52), j[4]), organ((62, 56, -168), (27, 25, 52), j[4]))
     sinus = union(organ((-46, 48, -184), (16, 12, 26), j[4]), organ((48, 50, -170), (16, 12, 26), j[4]))
-    adrenal = union(*(tube(at, [(s * 30, 30, -118), (s * 42, 38, -132)], 3.5) for s in (-1, 1)))
     fields = {
         "liver": liver,
         "stomach": stomach,
@@ -357,12 +358,11 @@ def _abdomen(rng: np.random.Generator, at: np.ndarray, space: np.ndarray) -> dic
         "bowel": bowel,
         "kidney": np.maximum(kidneys, -sinus),
     }
-    fields["adrenal"] = adrenal
     fields["gas"] = np.minimum(gas, np.maximum(bowel + 5, at[1] + 62))
     return {name: np.maximum(shape, space).astype(np.float32) for name, shape in fields.items()}
 
 
 def _draw_abdomen(a: Anatomy, c: Canvas) -> None:
-    for name in ("bowel", "stomach", "kidney", "adrenal", "spleen", "liver"):
+    for name in ("bowel", "stomach", "kidney", "spleen", "liver"):
         c.solid(a.fields[name], LABEL[name], ABDOMEN)
     c.solid(a.fields["gas"], LABEL["gas"], among("stomach", "bowel"))

@@ -21,7 +21,7 @@ FREQUENCY = {
 OVER = {
     "brown fat": among("fat", "muscle"),
     "active muscle": among("muscle"),
-    "reactive node": among("mediastinal fat", "airway wall", *LOBES),
+    "reactive node": among("mediastinal fat", "airway wall", "fissure", "blood", *LOBES),
     "inflamed lung": among(*LOBES),
     "inflamed joint": among("muscle", "fat"),
 }
@@ -73,8 +73,8 @@ def _muscle(rng: np.random.Generator, a: Anatomy) -> np.ndarray:
 
 def _nodes(rng: np.random.Generator, a: Anatomy) -> np.ndarray:
     """Hilar on both sides, and under the carina, as in sarcoid-like reactions."""
-    at, spots = _grid(), [*HILA.values(), (0, 14, 8)]
-    return union(*(ellipsoid(at, np.array(p) + rng.normal(0, 3, 3), rng.uniform(4.5, 8, 3)) for p in spots))
+    at, spots = _grid(), [*(np.add(p, (14 * s, 6, -10)) for s, p in HILA.items()), (0, 16, 2)]
+    return union(*(ellipsoid(at, p + rng.normal(0, 2, 3), rng.uniform(6, 9, 3)) for p in spots))
 
 
 def _pneumonia(rng: np.random.Generator, a: Anatomy) -> np.ndarray:

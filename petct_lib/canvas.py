@@ -52,6 +52,16 @@ def tube(at: np.ndarray, points: list, radius: float | list[float]) -> np.ndarra
     return field
 
 
+def outside_tube(point: np.ndarray, points: np.ndarray, radius: float | list[float]) -> bool:
+    """Whether a point (3,) lies in none of the round-ended cones of a chain, see `tube`."""
+    radii = np.broadcast_to(np.asarray(radius, np.float32), len(points))
+    for (a, b), (ra, rb) in zip(pairwise(np.asarray(points, np.float32)), pairwise(radii), strict=True):
+        t, gap = _along(point, a, b)
+        if gap < (ra + t * (rb - ra)) ** 2:
+            return False
+    return True
+
+
 def _far(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, tuple]:
     """A field of FAR_MM everywhere, and the part of it (z, y, x) where a shape between two corners (x, y, z) counts."""
     margin = FAR_MM + 10  # the grid's coordinates may be bent by some millimetres
@@ -184,18 +194,22 @@ class Canvas:
         spans = [np.flatnonzero(planes.any(axis=others)) for others in ((0, 1), (0, 2))]
         (x0, x1), (y0, y1) = ((a[s[0]], a[s[-1]]) for a, s in zip((X_MM, Y_MM), spans, strict=True))
         low, high = (x0 - STEP_MM, y0 - STEP_MM, -np.inf), (x1 + STEP_MM, y1 + STEP_MM, np.inf)
-        return self.box(low, high, inner)
+        where = self.box(low, high, inner)
+        return where if all(w.stop > w.start for w in where) else None
 
 
-def interpolate(array: np.ndarray, coarse: tuple, fine: tuple) -> np.ndarray:
+def interpolate(array: np.ndarray, coarse: tuple, fine: tuple, *, keep_variance: bool = False) -> np.ndarray:
     """Linear interpolation (z, y, x) from coarse to fine axes x, y, z of regular steps; the ends go on beyond."""
-    (to_x, x), (to_y, y), (to_z, z) = (_linear(c, f) for c, f in zip(coarse, fine, strict=True))
+    (to_x, x), (to_y, y), (to_z, z) = (_linear(c, f, keep_variance) for c, f in zip(coarse, fine, strict=True))
     planes = np.matmul(to_y, array[z, y, x] @ to_x.T)
     return (to_z @ planes.reshape(len(planes), -1)).reshape(-1, *planes.shape[1:])
 
 
-def _linear(coarse: np.ndarray, fine: np.ndarray) -> tuple[np.ndarray, slice]:
-    """Weights (fine, some of coarse), two a row, and which of the coarse ones these are."""
+def _linear(coarse: np.ndarray, fine: np.ndarray, keep_variance: bool) -> tuple[np.ndarray, slice]:
+    """Weights (fine, some of coarse), two a row, and which of the coarse ones these are.
+
+    keep_variance: the squares of a row's weights add up to 1, not the weights, so that white noise keeps its variance.
+    """
     index = np.clip((fine - coarse[0]) / (coarse[1] - coarse[0]), 0, len(coarse) - 1.001)
     low = index.astype(int)
     used = slice(low.min(), low.max() + 2)
@@ -203,17 +217,17 @@ def _linear(coarse: np.ndarray, fine: np.ndarray) -> tuple[np.ndarray, slice]:
     rows = np.arange(len(fine))
     weights[rows, low - used.start] = 1 - (index - low)
     weights[rows, low - used.start + 1] = index - low
-    return weights, used
+    return weights / np.linalg.norm(weights, axis=1, keepdims=True) if keep_variance else weights, used
 
 
 def fine_noise(rng: np.random.Generator, c: Canvas, step_mm: float = 3.0) -> Callable:
     """Noise of variance 1 that a grid of `step_mm` carries: fine_noise(…)(slab)(part) is that of a part, (z, y, x)."""
     nodes = [np.arange(a[0] - step_mm, a[-1] + 2 * step_mm, step_mm, np.float32) for a in c.axes]
-    white = rng.standard_normal([len(n) for n in nodes[::-1]], np.float32) * np.float32(1.8)  # linear steps average it
+    white = rng.standard_normal([len(n) for n in nodes[::-1]], np.float32)
 
     def of_slab(slab: slice) -> Callable:
         x, y, z = *c.axes[:2], c.axes[2][slab]
-        return lambda part: interpolate(white, nodes, (x[part[2]], y[part[1]], z[part[0]]))
+        return lambda part: interpolate(white, nodes, (x[part[2]], y[part[1]], z[part[0]]), keep_variance=True)
 
     return of_slab
 

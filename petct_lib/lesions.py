@@ -6,7 +6,7 @@ import numpy as np
 
 from petct_lib import skeleton
 from petct_lib.anatomy import HILA, Anatomy
-from petct_lib.canvas import X_MM, Y_MM, Z_MM, Canvas
+from petct_lib.canvas import X_MM, Y_MM, Z_MM, Canvas, outside_tube, sample
 from petct_lib.tissues import FIRST_LESION, LUNG, TISSUES, among
 
 COUNTS = {  # probability of 0, 1, 2 … lesions: a share of patients has none
@@ -121,7 +121,7 @@ def _one(
         centre = _place(rng, a, site, radius)
         if centre is None:
             return None
-        apart = [np.linalg.norm((centre - o.centre) / scale) - 1.3 * (radius + o.radius_mm) for o in others]
+        apart = [np.linalg.norm((centre - o.centre) / scale) - 1.65 * (radius + o.radius_mm) for o in others]
         if all(gap > GAP_MM for gap in apart):
             label = FIRST_LESION + 2 * len(others)
             place = tuple(round(float(v), 2) for v in centre)
@@ -138,9 +138,9 @@ def _place(rng: np.random.Generator, a: Anatomy, site: str, radius: float) -> np
     """A random place in a site, nominal mm (3,)."""
     if site == "hilum":
         side = rng.choice([-1, 1])
-        return np.array(HILA[side]) + np.array((8 * side, 0, 0)) + rng.normal(0, 6, 3)
+        return _beside_vessels(rng, a, np.array(HILA[side]) + np.array((8 * side, 0, 0)), 6.0)
     if site == "mediastinum":
-        return np.array(NODES[str(rng.choice(list(NODES)))]) + rng.normal(0, 4, 3)
+        return _beside_vessels(rng, a, np.array(NODES[str(rng.choice(list(NODES)))]), 4.0)
     if site == "bone":
         z = a.bones.disc_z + skeleton.VERTEBRA_MM * (rng.integers(-5, 5) + 0.5)
         x, y = skeleton.spine_at(a.bones, z)
@@ -154,10 +154,19 @@ def _place(rng: np.random.Generator, a: Anatomy, site: str, radius: float) -> np
     return np.array([X_MM[i], Y_MM[j], Z_MM[k]]) + rng.uniform(-2, 2, 3)
 
 
+def _beside_vessels(rng: np.random.Generator, a: Anatomy, place: np.ndarray, spread_mm: float) -> np.ndarray:
+    """A point about a place, of 30 tried the first (else the last) that is in no great vessel, airway or chamber."""
+    for _ in range(30):
+        point = place + rng.normal(0, spread_mm, 3)
+        chains = [(points, radius) for _, points, radius in a.tubes] + a.airway
+        if sample(a.fields["blood"], point[None])[0] > 0 and all(outside_tube(point, *chain) for chain in chains):
+            break
+    return point
+
+
 def draw(lesion: Lesion, c: Canvas) -> None:
     """Paint one lesion, its edge uneven (and with spikes where it is spiculated), then its core."""
-    rng = np.random.default_rng(lesion.shape_seed)
-    reach = lesion.radius_mm * (2.3 if lesion.kind == "spiculated" else 1.5)
+    reach = lesion.radius_mm * (2.7 if lesion.kind == "spiculated" else 1.6)
     where = c.box(np.array(lesion.centre) - reach * c.scale, np.array(lesion.centre) + reach * c.scale)
     if any(s.stop <= s.start for s in where):
         return
@@ -166,15 +175,27 @@ def draw(lesion: Lesion, c: Canvas) -> None:
     )))  # patient mm  # fmt: skip
     gap = np.sqrt((offsets**2).sum(axis=0))
     direction = offsets / (gap + 1e-3)
-    edge = lesion.radius_mm * (1 + _bumps(rng, direction, 0.12, 1.6) + _bumps(rng, direction, 0.06, 4.0))
-    if lesion.kind == "spiculated":
-        edge = edge * (1 + _spikes(rng, direction))
+    edge = _edge(lesion, direction)
     c.paint(where, gap < edge, lesion.label, PAINTED_OVER[lesion.site])
     if lesion.core:
         inner = edge * lesion.core["radius_mm"] / lesion.radius_mm
         own = np.zeros(256, bool)
         own[lesion.label] = True
         c.paint(where, gap < inner, lesion.label + 1, own)
+
+
+def _edge(lesion: Lesion, direction: np.ndarray) -> np.ndarray:
+    """Distance from centre to edge, mm, in directions (3, …): uneven, of the volume of a ball of its radius."""
+
+    def shape(towards: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(lesion.shape_seed)
+        edge = 1 + _bumps(rng, towards, 0.12, 1.6) + _bumps(rng, towards, 0.06, 4.0)
+        return edge * (1 + _spikes(rng, towards)) if lesion.kind == "spiculated" else edge
+
+    height = np.linspace(-1, 1, 2000)  # directions spread evenly, by the golden angle
+    around, wide = np.pi * (3 - np.sqrt(5)) * np.arange(2000), np.sqrt(1 - height**2)
+    everywhere = np.stack([wide * np.cos(around), wide * np.sin(around), height])
+    return lesion.radius_mm * shape(direction) / np.cbrt((shape(everywhere) ** 3).mean())
 
 
 def _bumps(rng: np.random.Generator, direction: np.ndarray, amount: float, rate: float) -> np.ndarray:
@@ -193,7 +214,7 @@ def _spikes(rng: np.random.Generator, direction: np.ndarray) -> np.ndarray:
     total = 0.0
     for axis, length in zip(axes, lengths, strict=True):
         along = np.tensordot(axis, direction, axes=1)
-        total = np.maximum(total, length * np.clip((along - 0.955) / 0.045, 0, 1) ** 1.5)
+        total = np.maximum(total, length * np.clip((along - 0.97) / 0.03, 0, 1) ** 1.5)
     return total
 
 
@@ -210,7 +231,12 @@ def follow_up(rng: np.random.Generator, lesions: list[Lesion]) -> tuple[str, lis
             changed.append(lesion)  # benign ones stay
         elif grown:
             factor = grown * rng.uniform(0.92, 1.08)
-            core = lesion.core and {**lesion.core, "radius_mm": round(lesion.core["radius_mm"] * factor, 2)}
-            suv = round(max(lesion.suv * heat * rng.uniform(0.85, 1.15), 1.0), 2)
+            hotter = heat * rng.uniform(0.85, 1.15)
+            core = lesion.core and {
+                **lesion.core,
+                "radius_mm": round(lesion.core["radius_mm"] * factor, 2),
+                "suv": round(lesion.core["suv"] * hotter, 2),
+            }
+            suv = round(lesion.suv * hotter, 2)
             changed.append(replace(lesion, radius_mm=round(lesion.radius_mm * factor, 2), suv=suv, core=core))
     return response, changed

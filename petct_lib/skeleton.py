@@ -158,7 +158,7 @@ def _draw_spine(b: Bones, c: Canvas) -> None:
     transverse = (across < 4.5) & (np.abs(u) > 9) & (np.abs(u) < 33 * grow) & (np.abs(along - 3) < 5.5)
     head = (np.hypot(np.abs(v - 12 - 0.75 * (np.abs(u) - 16)), along - 11) < 4.2) & (np.abs(u) > 14) & (np.abs(u) < 40)
     c.paint(where, head | transverse | arch | pedicle | spinous, LABEL["cortex"])
-    core = (np.abs(np.abs(u) - 11.5) < 2.5) & (v < 20) & (np.abs(along - 3) < 4.6) & pedicle
+    core = (np.abs(np.abs(u) - 12.6) < 1.7) & (v < 20) & (np.abs(along - 3) < 4.6) & pedicle
     core |= (across < 2.8) & transverse & (np.abs(along - 3) < 4)
     core |= head & (np.hypot(np.abs(v - 12 - 0.75 * (np.abs(u) - 16)), along - 11) < 2.8)
     core |= spinous & (np.abs(u) < 1.9) & (np.abs(slope) < 5)

@@ -44,7 +44,6 @@ TISSUES: dict[str, Tissue] = {
     "bowel": Tissue(20, 1.2, 40, 0.4),
     "gas": Tissue(-950, 0.1, 10, 0),
     "kidney": Tissue(33, 3.0, 5, 0.25),
-    "adrenal": Tissue(20, 1.3, 5, 0.2),
     "cortex": Tissue(700, 0.8, 90, 0.1, 60),
     "endplate": Tissue(380, 1.1, 50, 0.1, 40),
     "marrow": Tissue(165, 1.4, 30, 0.2, 45),

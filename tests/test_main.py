@@ -2,10 +2,12 @@
 
 import json
 
+import pydicom
 import pytest
 from conftest import petct
 
 from petct_lib.__main__ import main
+from petct_lib.files import read_json
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["ingest"], ["phantom"], ["translate"]])
@@ -49,9 +51,12 @@ def test_ingest_without_anything_usable_exits_2(tmp_path, phantom_dir, capsys):
 
 
 def test_phantom_writes_dicom_and_refuses_a_full_folder(tmp_path, capsys):
-    assert main(["phantom", str(tmp_path / "p"), "--patients", "1", "--seed", "3"]) == 0
+    small = ["--seed", "3", "--ct-size", "100", "--difficulty", "easy"]
+    assert main(["phantom", str(tmp_path / "p"), "--patients", "1", *small]) == 0
     assert "1 patients" in capsys.readouterr().out
-    assert (tmp_path / "p" / "truth.json").exists()
+    assert read_json(tmp_path / "p" / "truth.json")["difficulty"] == "easy"
+    header = pydicom.dcmread(next((tmp_path / "p" / "PHANTOM-0000" / "CT").iterdir()), stop_before_pixels=True)
+    assert (header.Rows, list(header.PixelSpacing)) == (100, [5, 5])
     assert main(["phantom", str(tmp_path / "p"), "--patients", "1"]) == 2
     assert "is not empty" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
