@@ -131,8 +131,14 @@ def _study(person: Person, rng: np.random.Generator, seed: int, index: int, s: P
     return Patient(
         f"PHANTOM-{index:04d}", visit, *volumes, Volume(hu, ct_affine, "HU"), Volume(suv, ct_affine, "SUV"), truth,
         kg, person.size_m, person.build.sex, uptake_s, float(round(kg * 4e6 * rng.uniform(0.85, 1.15))),
-        f"{day:%Y%m%d}", VARIANTS[np.random.default_rng([seed, 8]).permutation(len(VARIANTS))[index % len(VARIANTS)]],
+        f"{day:%Y%m%d}", _variant(seed, index),
     )  # fmt: skip
+
+
+def _variant(seed: int, index: int) -> str:
+    """Whose headers: at random, but any eight patients in a row have all eight."""
+    order = np.random.default_rng([seed, 2**31]).permutation(len(VARIANTS))
+    return VARIANTS[order[index % len(VARIANTS)]]
 
 
 def write_patient(p: Patient, folder: Path, seed: int) -> dict:
