@@ -23,10 +23,10 @@ HILA = {-1: (-46.0, 4.0, 6.0), 1: (49.0, 6.0, 12.0)}  # nominal mm, right and le
 BEND_MM = 3.0  # 1σ of the smooth bending that keeps any organ from being an ellipsoid
 SKIN_MM = 1.8  # epidermis and dermis of the trunk are 1-3 mm
 PLANES_MM = (14.0, 26.0)  # fat between the layers of muscle, from the cage's inner surface
-CHEST = among(*LUNG, "mediastinal fat", "diaphragm", "muscle", "pulmonary vessel", "airway wall")
+CHEST = among(*LUNG, "mediastinal fat", "diaphragm", "muscle", "airway wall")
 SOFT = CHEST | among("abdominal fat", "blood", "oesophagus", "liver", "myocardium")
 ABDOMEN = among("abdominal fat")
-# The cage's inner surface by height: half width, half depth and middle (y), mm. Thoracic index about 0.65 in adults.
+# The cage's inner surface by height: half width, half depth and middle (y), mm. Thoracic index 0.65 to 0.7 in adults.
 CAGE_Z = (-200, -120, -50, 0, 50, 85, 108, 125, 150, 220)
 CAGE = {
     "half_width": (124, 130, 134, 130, 110, 82, 58, 44, 40, 40),
@@ -264,7 +264,9 @@ def _heart(rng: np.random.Generator, at: np.ndarray) -> dict[str, np.ndarray]:
         return ellipsoid(at, shift + np.array(centre), size * np.array(radii), axes if turned else None)
 
     left = np.array((34, -30, -26))
-    wall_mm = rng.uniform(8.5, 11.5)  # left ventricle at end-diastole to mid-cycle
+    wall_mm = rng.uniform(
+        8.5, 11.5
+    )  # at end-diastole 6-10 mm (Lang 2015, J Am Soc Echocardiogr 28:1); PET sees the mean
     outer = chamber(left, (48, 33, 33))
     pool = chamber(left - 6 * long, (48 - wall_mm, 33 - wall_mm, 33 - wall_mm))
     right = np.maximum(chamber((6, -52, -26), (46, 27, 36)), 1.5 - outer)
@@ -286,7 +288,7 @@ def _draw_heart(a: Anatomy, c: Canvas) -> None:
 
 def _great_vessels(rng: np.random.Generator) -> list[tuple[str, np.ndarray, object]]:
     """Aorta, pulmonary arteries and veins, great veins, the arch's branches, oesophagus: chains of points and radii."""
-    j, aorta = rng.normal(0, 2.0, 3), rng.uniform(14, 18)  # ascending aorta 29-37 mm wide
+    j, aorta = rng.normal(0, 2.0, 3), rng.uniform(14, 18)  # 31 ± 4 mm wide, Hager 2002 (JTCVS 123:1060)
     hila = HILA
     chains = [
         ([(4, -24, -4), (-14, -30, 22), (-14, -24, 44), (-3, -8, 60), (14, 10, 60), (27, 22, 46)],
@@ -313,7 +315,10 @@ def _great_vessels(rng: np.random.Generator) -> list[tuple[str, np.ndarray, obje
 
 
 def _airway(rng: np.random.Generator) -> list[tuple[np.ndarray, float]]:
-    """Trachea (15-20 mm wide), main, lobar and segmental bronchi: points and the lumen's radius."""
+    """Trachea, main, lobar and segmental bronchi: points and the lumen's radius.
+
+    The trachea is 15-20 mm wide: 10-25 in Breatnach 1984, AJR 142:903.
+    """
     split, wide = (-2, 8, rng.uniform(20, 30)), rng.uniform(7.5, 9.8)
     chains = [
         ([(0, -4, 220), (0, -2, 130), (0, 4, 70), split], wide),

@@ -9,6 +9,8 @@ from petct_lib.anatomy import HILA, Anatomy
 from petct_lib.canvas import X_MM, Y_MM, Z_MM, Canvas, outside_tube, sample
 from petct_lib.tissues import FIRST_LESION, LUNG, TISSUES, among
 
+# Shares, counts, sizes and uptakes are chosen: wide enough that a translator cannot learn one kind, in the range of
+# what is reported of lung cancer under treatment.
 COUNTS = {  # probability of 0, 1, 2 … lesions: a share of patients has none
     "easy": (0.2, 0.3, 0.3, 0.2),
     "realistic": (0.2, 0.25, 0.2, 0.13, 0.1, 0.07, 0.05),
@@ -17,13 +19,13 @@ SITES = {
     "easy": {"lung": 0.6, "hilum": 0.2, "mediastinum": 0.2},
     "realistic": {"lung": 0.5, "hilum": 0.12, "mediastinum": 0.18, "pleura": 0.08, "bone": 0.12},
 }
-NODES = {  # lymph node stations (IASLC 2009), nominal mm
+NODES = {  # lymph node stations (IASLC map, Rusch 2009, J Thorac Oncol 4:568), nominal mm
     "2R": (-14, -2, 78), "4R": (-18, -2, 42), "4L": (14, 4, 44), "5": (34, -14, 44), "6": (10, -44, 56),
     "7": (0, 14, 8), "8": (16, 14, -36),
 }  # fmt: skip
 PAINTED_OVER = {
-    "lung": among(*LUNG, "pulmonary vessel", "airway wall", "airway"),
-    "hilum": among(*LUNG, "mediastinal fat", "airway wall", "pulmonary vessel", "airway", "blood"),
+    "lung": among(*LUNG, "airway wall", "airway"),
+    "hilum": among(*LUNG, "mediastinal fat", "airway wall", "airway", "blood"),
     "mediastinum": among("mediastinal fat", *LUNG, "oesophagus", "blood"),
     "pleura": among(*LUNG, "muscle", "mediastinal fat", "diaphragm"),
     "bone": among("marrow", "cortex", "endplate", "disc", "muscle"),

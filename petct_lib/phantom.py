@@ -30,7 +30,9 @@ from petct_lib.volume import Grid, Volume, axial_affine, resample
 
 SCAN_TIME_S = 11 * 3600  # PET at 11:00; the CT is two minutes earlier
 DIFFICULTIES = ("easy", "realistic")
-BREATH = np.cos(np.pi * (np.arange(4) + 0.5) / 8) ** 4  # depth of inspiration at four equal times (Lujan 1999)
+BREATH = (
+    np.cos(np.pi * (np.arange(4) + 0.5) / 8) ** 4
+)  # depth of inspiration at four equal times (Lujan 1999, Med Phys 26:715)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PhantomSettings:
     pet_size: int = 168
     pet_slice_mm: float = 4.0
     extent_mm: float = 300.0  # from the shoulders to the kidneys
-    breathing_mm: float = 11.0  # mean way of the diaphragm in quiet breathing; 0 turns it off
+    breathing_mm: float = 11.0  # way of the diaphragm: lower lobes 12 ± 2 mm (Seppenwoolde 2002); 0 turns it off
     couch: bool = True  # every CT has one; PET sees it only as attenuation
     follow_ups: float = 0.25  # share of patients with a second study
     ct: CtScanner = field(default_factory=CtScanner)
@@ -228,7 +230,10 @@ def _grid(pixel: float, size: int, slice_mm: float, extent: float, centre_z: flo
 
 
 def _reach(nominal_z: np.ndarray) -> np.ndarray:
-    """How much of the diaphragm's way a height makes: all at the diaphragm, none at the apex (Seppenwoolde 2002)."""
+    """How much of the diaphragm's way a height makes: all at its domes, none at the apex.
+
+    Source: Seppenwoolde 2002, Int J Radiat Oncol Biol Phys 53:822.
+    """
     return 1 - smooth_step(nominal_z, -50, 80)
 
 

@@ -15,9 +15,9 @@ ARM = {
 }
 CURVE = ((-220, 36), (-130, 43), (-60, 46), (0, 44), (60, 37), (110, 29), (160, 22), (240, 18))  # z, y of the spine, mm
 SOFT = among("muscle", "fat", "skin")
-VERTEBRA_MM = 25.0  # from disc to disc: thoracic 22-28 mm
+VERTEBRA_MM = 25.0  # from disc to disc: thoracic 19-29 mm with the disc (Panjabi 1991, Spine 16:888)
 RIB_MM = 6.0  # the ribs' middle outside of the cage's inner surface
-RIB_HALF_MM = (3.6, 6.6)  # half thickness and half height of a rib
+RIB_HALF_MM = (3.6, 6.6)  # half thickness and half height of a rib (Mohr 2007, J Biomech 40:1310)
 CORTEX_MM = 1.1  # of a rib 0.5-1.5 mm
 
 

@@ -30,15 +30,16 @@ def test_ingest_prints_json_and_nothing_else(phantom_dir):
     report = json.loads(done.stdout)
     assert len(report["studies"]) == 5
     assert {"id", "pet", "ct", "suv_factor", "suv_rule"} <= set(report["studies"][0])
-    assert [item["what"] for item in report["left_out"]] == ["a file (truth.json)"]
+    assert [item["what"] for item in report["left_out"]] == ["15 files (truth/*.nii.gz)", "a file (truth.json)"]
 
 
 def test_ingest_as_text_names_rule_and_grid(phantom_dir, capsys):
     assert main(["ingest", str(phantom_dir / "PHANTOM-0000")]) == 0
     text = capsys.readouterr().out
     assert "1 usable studies" in text
-    assert "BQML: dose decayed to the series time" in text
-    assert "104×104" in text
+    assert "GE MEDICAL SYSTEMS  SUV factor" in text
+    assert "(BQML: dose decayed to the GE private scan time)" in text
+    assert "112×112" in text
 
 
 def test_ingest_without_anything_usable_exits_2(tmp_path, phantom_dir, capsys):

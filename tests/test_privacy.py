@@ -15,6 +15,7 @@ from pydicom import Dataset
 from petct_lib.dicom import pseudonym
 from petct_lib.files import read_json
 from petct_lib.phantom import write_phantom
+from petct_lib.suv import GE_SCAN_TIME
 
 MARKER = "ZQXPRIVATE"
 DAY = "19870613"  # of the scans: it has to stay a date, for SUV depends on it
@@ -59,8 +60,13 @@ def plant(path: Path, patient: int, uids: set[str]) -> None:
     ds.private_block(0x0011, MARKER, create=True).add_new(1, "LO", MARKER)
     if ds.Modality == "PT":
         drug = ds.RadiopharmaceuticalInformationSequence[0]
-        drug.RadiopharmaceuticalStartDateTime = DAY + drug.RadiopharmaceuticalStartDateTime[8:]
+        if "RadiopharmaceuticalStartDateTime" in drug:
+            drug.RadiopharmaceuticalStartDateTime = DAY + drug.RadiopharmaceuticalStartDateTime[8:]
         drug.Radiopharmaceutical = MARKER
+        if "DecayCorrectionDateTime" in ds:
+            ds.DecayCorrectionDateTime = DAY + ds.DecayCorrectionDateTime[8:]
+        if GE_SCAN_TIME in ds:
+            ds[GE_SCAN_TIME].value = DAY + ds[GE_SCAN_TIME].value[8:]
     ds.save_as(path)
     uids.update(str(ds[keyword].value) for keyword in UIDS)
 
@@ -71,6 +77,7 @@ def marked(tmp_path_factory) -> tuple[Path, set[str]]:
     root, uids = tmp_path_factory.mktemp("privacy") / "data", set()
     write_phantom(root, 7, 0, SMALL)
     (root / "truth.json").unlink()
+    shutil.rmtree(root / "truth")
     for k, folder in enumerate(sorted(root.iterdir())):
         for path in folder.rglob("*.dcm"):
             plant(path, k, uids)
@@ -137,8 +144,8 @@ def test_nothing_of_the_patients_is_in_what_a_run_prints(marked, run):
 
 def test_the_reasons_are_told_all_the_same(run):
     told = json.dumps(read_json(run[0] / "prepared" / "index.json")["left_out"])
-    for reason in ("unreadable file", "image 3 of", "PROPCNTS"):
-        assert reason in told
+    for reason in ("unreadable file", r"image \d+ of 38", "PROPCNTS"):
+        assert re.search(reason, told)
 
 
 def test_a_patient_is_found_by_the_salt_of_the_run(run):
