@@ -288,7 +288,7 @@ def _draw_heart(a: Anatomy, c: Canvas) -> None:
 
 def _great_vessels(rng: np.random.Generator) -> list[tuple[str, np.ndarray, object]]:
     """Aorta, pulmonary arteries and veins, great veins, the arch's branches, oesophagus: chains of points and radii."""
-    j, aorta = rng.normal(0, 2.0, 3), rng.uniform(14, 18)  # 31 ± 4 mm wide, Hager 2002 (JTCVS 123:1060)
+    j, aorta = rng.normal(0, 2.0, 3), rng.uniform(14, 18)  # Framingham, by CT: men 34, women 32 mm wide (Rogers 2013)
     hila = HILA
     chains = [
         ([(4, -24, -4), (-14, -30, 22), (-14, -24, 44), (-3, -8, 60), (14, 10, 60), (27, 22, 46)],

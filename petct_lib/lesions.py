@@ -9,8 +9,8 @@ from petct_lib.anatomy import HILA, Anatomy
 from petct_lib.canvas import X_MM, Y_MM, Z_MM, Canvas, outside_tube, sample
 from petct_lib.tissues import FIRST_LESION, LUNG, TISSUES, among
 
-# Shares, counts, sizes and uptakes are chosen: wide enough that a translator cannot learn one kind, in the range of
-# what is reported of lung cancer under treatment.
+# Shares, counts, sizes and uptakes are chosen: wide enough that a translator cannot learn one kind. SUVmax of
+# primaries: 11.0 ± 4.1 and 7.4 ± 4.4 (squamous, adenocarcinoma), of nodes 4.6 ± 3.1 (10.1186/s12890-015-0014-2).
 COUNTS = {  # probability of 0, 1, 2 … lesions: a share of patients has none
     "easy": (0.2, 0.3, 0.3, 0.2),
     "realistic": (0.2, 0.25, 0.2, 0.13, 0.1, 0.07, 0.05),

@@ -10,13 +10,15 @@ from petct_lib.volume import Grid, Volume, resample
 # patients is expected in, and where it is from. Where a source gives SUVmax only, the mean is lower by the noise.
 BUZUG = "Buzug, Computed Tomography, Springer 2008, p. 475"
 METTLER = "Mettler and Guiberteau, Essentials of Nuclear Medicine Imaging, 5th ed. 2006, p. 375"
+MILLAR = "10.1136/thx.44.6.485: 0.07 g/ml at full inspiration, 0.27 at full expiration"
+LIU = "10.5812/iranjradiol.84881: SUV 1.9 ± 0.4; higher in heavier patients"
 PUBLISHED: dict[str, tuple[tuple[float, float], tuple[float, float], str]] = {
-    "lung": ((-870, -700), (0.3, 0.7), f"HU from inspiration ({BUZUG}: -910 to -850) to quiet breathing; {METTLER}"),
-    "liver": ((45, 65), (1.7, 2.5), f"{BUZUG}; {METTLER}: SUVmax 2.5"),
+    "lung": ((-870, -700), (0.3, 0.7), f"quiet breathing, between {MILLAR}; {METTLER}: SUVmax 0.7"),
+    "liver": ((45, 65), (1.7, 2.5), f"{BUZUG}; {LIU}; {METTLER}: SUVmax 2.5"),
     "spleen": ((35, 55), (1.4, 2.1), f"{BUZUG}; {METTLER}: SUVmax 1.9"),
-    "blood": ((35, 65), (1.3, 2.2), f"{BUZUG}: 45 to 65, less in anaemia; SUVmax 1.4 to 2.2 in controls"),
-    "muscle": ((40, 65), (0.5, 0.9), "HU as liver and spleen; about half of the blood's SUV"),
-    "fat": ((-130, -85), (0.15, 0.5), "HU from -140 to -30 in PET/CT (PMC4043057); a third of the muscle's SUV"),
+    "blood": ((35, 65), (1.3, 2.2), f"{BUZUG}: 45 to 65, less in anaemia; SUV by {METTLER}: SUVmax 2.3"),
+    "muscle": ((40, 65), (0.5, 0.9), "HU as liver and spleen; about half of the blood's SUV: textbook, not looked up"),
+    "fat": ((-130, -85), (0.15, 0.5), "HU from -140 to -30 in PET/CT (PMC4043057); SUV: textbook, not looked up"),
 }
 
 

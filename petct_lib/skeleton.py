@@ -18,7 +18,7 @@ SOFT = among("muscle", "fat", "skin")
 VERTEBRA_MM = 25.0  # from disc to disc: thoracic 19-29 mm with the disc (Panjabi 1991, Spine 16:888)
 RIB_MM = 6.0  # the ribs' middle outside of the cage's inner surface
 RIB_HALF_MM = (3.6, 6.6)  # half thickness and half height of a rib (Mohr 2007, J Biomech 40:1310)
-CORTEX_MM = 1.1  # of a rib 0.5-1.5 mm
+CORTEX_MM = 1.1  # of a rib 0.9-2.6 mm at its thickest (Holcombe 2019, J Anat 235:883)
 
 
 @dataclass(frozen=True)

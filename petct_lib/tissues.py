@@ -25,7 +25,7 @@ TISSUES: dict[str, Tissue] = {
     "skin": Tissue(0, 0.5, 8),
     "fat": Tissue(-105, 0.25, 7, 0.15, 4),
     "muscle": Tissue(52, 0.65, 7, 0.12, 4),
-    "breast gland": Tissue(30, 0.8, 14, 0.25),
+    "breast gland": Tissue(30, 0.8, 14, 0.25),  # dense: SUV 0.36 to 0.84 (Vranjesevic 2003, J Nucl Med 44:1238)
     "mediastinal fat": Tissue(-88, 0.45, 14, 0.15),
     "abdominal fat": Tissue(-98, 0.4, 10, 0.15),
     "right upper lobe": Tissue(-850, 0.42, 0, 0),  # lobes share the lung's values, drawn once a patient
@@ -48,7 +48,9 @@ TISSUES: dict[str, Tissue] = {
     "kidney": Tissue(33, 3.0, 5, 0.25),
     "cortex": Tissue(700, 0.8, 90, 0.1, 60),
     "endplate": Tissue(380, 1.1, 50, 0.1, 40),
-    "marrow": Tissue(165, 1.4, 30, 0.2, 45),
+    "marrow": Tissue(
+        165, 1.4, 30, 0.2, 45
+    ),  # L1: 226 ± 44 HU under 30 years, 89 ± 38 over 90 (10.1148/radiol.2019181648)
     "disc": Tissue(80, 0.8, 8, 0.1),
     "cord": Tissue(28, 1.3, 4, 0.15),
     "cartilage": Tissue(120, 0.6, 25, 0.1),
