@@ -1,7 +1,8 @@
 """Seconds and peak memory of the phantom: a clinical patient, a set as DICOM, a projection against scikit-image.
 
 `make bench` runs it. Each measurement is a process of its own; the table gives the medians. The peer of the patient is
-the same code without its own threads, that of the set the same code in one process, that of the projection is `skimage.transform.radon`, slice after slice.
+the same code without its own threads, that of the set the same code in one process, that of the projection is
+`skimage.transform.radon`, slice after slice.
 """
 
 import argparse
