@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy import ndimage
 
 STEP_MM = 4.0  # of the coarse grid
 X_MM, Y_MM, Z_MM = (np.arange(a, b, STEP_MM, np.float32) for a, b in ((-270, 271), (-180, 201), (-200, 221)))
@@ -84,10 +85,10 @@ def union(*fields: np.ndarray, smooth_mm: float = 0.0) -> np.ndarray:
     return joined.astype(np.float32)
 
 
-def noise(rng: np.random.Generator, length_mm: float, axes: tuple = (X_MM, Y_MM, Z_MM)) -> np.ndarray:
-    """Noise of variance 1, correlated with a FWHM of about `length_mm`, on the grid of axes x, y, z; (z, y, x)."""
+def noise(rng: np.random.Generator, length_mm: float) -> np.ndarray:
+    """Noise of variance 1, correlated with a FWHM of about `length_mm`."""
     step, matrices = length_mm / 1.7, []
-    for axis in axes:
+    for axis in (X_MM, Y_MM, Z_MM):
         nodes = np.arange(axis[0] - 2 * step, axis[-1] + 3 * step, step)
         rows = np.exp(-0.5 * ((axis[:, None] - nodes) / (0.72 * step)) ** 2)
         matrices.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
@@ -97,14 +98,8 @@ def noise(rng: np.random.Generator, length_mm: float, axes: tuple = (X_MM, Y_MM,
 
 def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A field at points (n, 3) x, y, z in nominal mm, by linear interpolation; (n,)."""
-    index = [np.clip((points[:, n] - a[0]) / STEP_MM, 0, len(a) - 1.001) for n, a in enumerate((X_MM, Y_MM, Z_MM))]
-    low = [i.astype(int) for i in index]
-    value = np.zeros(len(points), np.float32)
-    for corner in range(8):
-        bits = [corner >> n & 1 for n in range(3)]
-        weight = np.prod([(i - lo) if b else 1 - (i - lo) for i, lo, b in zip(index, low, bits, strict=True)], axis=0)
-        value += weight * field[low[2] + bits[2], low[1] + bits[1], low[0] + bits[0]]
-    return value
+    index = [(points[:, n] - a[0]) / STEP_MM for n, a in ((2, Z_MM), (1, Y_MM), (0, X_MM))]
+    return ndimage.map_coordinates(field, index, order=1, mode="nearest")
 
 
 def smooth_step(value: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The phantom's disease: lesions in lung, hilum, mediastinum, pleura and bone, benign uptake, and how they change."""
+"""The phantom's disease: lesions in lung, hilum, mediastinum, pleura and bone, and how they change."""
 
 from dataclasses import dataclass, replace
 

@@ -25,7 +25,7 @@ from petct_lib.person import Person, draw_person
 from petct_lib.scanner import CtScanner, PetScanner, image_ct, image_pet
 from petct_lib.tissues import FIRST_LESION, LABEL, LUNG
 from petct_lib.truth import read_nifti, write_nifti, write_seg
-from petct_lib.vendors import VARIANTS, write_study_ct, write_study_pet
+from petct_lib.vendors import VARIANTS, clock, write_study_ct, write_study_pet
 from petct_lib.volume import Grid, Volume, axial_affine, resample
 
 SCAN_TIME_S = 11 * 3600  # PET at 11:00; the CT is two minutes earlier
@@ -152,8 +152,8 @@ def write_patient(p: Patient, folder: Path, seed: int) -> dict:
     root, volumes = Path(folder) / name, Path(folder) / "truth"
     study, frame, ct, pt = (make_uid(seed, name, part) for part in ("study", "frame", "CT", "PT"))
     subject = Subject(p.patient_id, study, frame, p.study_date, p.weight_kg, p.size_m, p.sex)
-    tracer = Tracer(p.dose_bq, _clock(SCAN_TIME_S - p.uptake_s), _clock(SCAN_TIME_S))
-    ct_files = write_study_ct(p.ct, root / "CT", subject, ct, _clock(SCAN_TIME_S - 120), p.variant)
+    tracer = Tracer(p.dose_bq, clock(SCAN_TIME_S - p.uptake_s), clock(SCAN_TIME_S))
+    ct_files = write_study_ct(p.ct, root / "CT", subject, ct, clock(SCAN_TIME_S - 120), p.variant)
     write_study_pet(p.pet_suv, root / "PT", subject, pt, tracer, p.variant)
     segments = [("lung", tuple(LABEL[n] for n in LUNG), "lung")]
     segments += [(f"lesion {n + 1}", tuple(one["labels"]), "lesion") for n, one in enumerate(p.truth["lesions"])]
@@ -280,7 +280,3 @@ def _truth(
 
 def _voxel_ml(c: Canvas) -> float:
     return float(np.prod([(a[1] - a[0]) / k for a, k in zip(c.axes, c.scale, strict=True)])) / 1000
-
-
-def _clock(seconds: int) -> str:
-    return f"{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
