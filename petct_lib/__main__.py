@@ -1,4 +1,4 @@
-"""`python -m petct_lib run|ingest|phantom|translate|download`: exit code 0 when done, 2 for unusable input."""
+"""`python -m petct_lib run|train|ingest|phantom|translate|download`: exit code 0 when done, 2 for unusable input."""
 
 import argparse
 import json
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True)
     _add_run(commands)
+    _add_train(commands)
     _add_ingest(commands)
     _add_phantom(commands)
     _add_translate(commands)
@@ -35,12 +36,33 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("run", help="the four notebooks in order, headless")
-    p.add_argument("--profile", default="quick", help="smoke, quick, full, or a .yaml file of parameters (%(default)s)")
+    p.add_argument(
+        "--profile", default="quick", help="smoke, quick, gpu, full, or a .yaml file of parameters (%(default)s)"
+    )
     p.add_argument("--data", default="phantom", help="DICOM folder, zip, or folder of zips (default: the phantom)")
     p.add_argument("--out", type=Path, help="run folder (default: runs/<profile>)")
+    _add_set(p)
     p.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     p.add_argument("--force", action="store_true", help="throw away what the run folder holds")
     p.set_defaults(command=_run)
+
+
+def _add_set(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--set", action="append", default=[], metavar="NOTEBOOK.NAME=VALUE",
+        help="another value for a parameter of the profile, as 02_cyclegan_training.steps=500; may be repeated",
+    )  # fmt: skip
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "train", help="the CycleGAN of a run folder alone; under `accelerate launch -m` or torchrun, on many GPUs"
+    )
+    p.add_argument("--run", type=Path, required=True, help="run folder that notebook 01 has prepared")
+    p.add_argument("--profile", default="quick", help="whose parameters of 02_cyclegan_training to take (%(default)s)")
+    _add_set(p)
+    p.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    p.set_defaults(command=_train)
 
 
 def _add_ingest(commands: argparse._SubParsersAction) -> None:
@@ -97,7 +119,22 @@ def _run(args: argparse.Namespace) -> int:
     from petct_lib.run import run_all
 
     out = args.out or Path("runs") / Path(args.profile).stem
-    run_all(args.profile, args.data, out, resume=args.resume, force=args.force)
+    run_all(args.profile, args.data, out, overrides=args.set, resume=args.resume, force=args.force)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from petct_lib.run import parameters_of, require
+    from petct_lib.train_cyclegan import checkpoint_of, plan_from, train_cyclegan
+
+    notebook = "02_cyclegan_training"
+    run = require(args.run, notebook)
+    if checkpoint_of(run).exists() and not args.resume:
+        raise InputError(f"{checkpoint_of(run)}: is there already; pass --resume to go on with it, or remove it")
+    parameters = parameters_of(notebook, args.profile, args.set)
+    parameters.pop("processes")  # the launcher's business here
+    train_cyclegan(run, plan_from(run, **parameters), resume=args.resume)
+    print(f"trained: {checkpoint_of(run)}")
     return 0
 
 

@@ -4,43 +4,95 @@ Names: G_pet2ct is the paper's G, G_ct2pet its F, D_ct its D_Y, D_pet its D_X.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from petct_lib.nets import PatchDiscriminator, ResnetGenerator, tile
+from petct_lib import InputError
+from petct_lib.nets import NORMS, UPSAMPLINGS, PatchDiscriminator, ResnetGenerator, averaged, tile
 
 DIRECTIONS = ("pet2ct", "ct2pet")
+LOSSES = ("lsgan", "hinge")
 
 
 @dataclass(frozen=True)
 class CycleGANSettings:
-    """Defaults are the paper's."""
+    """Defaults are the paper's, but for `upsampling`. Switches for ablations: a weight of 0 leaves its loss out."""
 
     width: int = 64  # first layer's channels of generator and discriminator
     blocks: int = 9  # residual blocks, for 256×256 images
     patch_layers: int = 3  # 3: 70×70 patches; 2: 34×34, for small images
+    neighbours: int = 1  # 3 or 5: 2.5-D, so many slices in and out; the middle one is the translation
+    upsampling: str = "resize"  # "transposed" is the paper's, and leaves a checkerboard (Odena 2016); or "separable"
+    norm: str = "instance"  # or "group"
+    stem: int = 7  # kernel of the generators' first and last convolution; 3 is cheaper
+    separable: bool = False  # residual blocks of depthwise and 1×1 convolutions: fewer operations
+    gan: str = "lsgan"  # or "hinge"
     lambda_cycle: float = 10.0  # Zhu 2017, §4
     lambda_identity: float = 5.0  # half of lambda_cycle, Zhu 2017, §5.2
-    pool_size: int = 50  # Shrivastava 2017, as in Zhu 2017, §4
+    identity_every: int = 1  # the identity loss on every n-th step only, n times as strong there
+    pool_size: int = 50  # Shrivastava 2017, as in Zhu 2017, §4; 0: no pool
     lr: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
     ema_decay: float = 0.999  # averaged weights are what translates
+    gradient_checkpointing: bool = False  # residual blocks are computed twice and not kept: less memory, more time
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("neighbours", self.neighbours, (1, 3, 5)), ("upsampling", self.upsampling, UPSAMPLINGS),
+            ("norm", self.norm, NORMS), ("gan", self.gan, LOSSES), ("stem", self.stem, (3, 5, 7)),
+        ):  # fmt: skip
+            if value not in allowed:
+                raise InputError(f"CycleGAN: {name} {value!r} is not one of {', '.join(map(str, allowed))}")
+        if min(self.lambda_cycle, self.lambda_identity, self.pool_size) < 0 or self.identity_every < 1:
+            raise InputError(f"CycleGAN: weights and pool_size must be at least 0, identity_every at least 1: {self}")
 
 
-def lsgan_loss(scores: Tensor, is_real: bool) -> Tensor:
-    """Least-squares GAN loss: mean (D − label)², label 1 for real and 0 for fake (Mao 2017; Zhu 2017, §4)."""
-    return (scores - float(is_real)).square().mean()
+class Update(Protocol):
+    """One optimiser step: `updates.Updates`, or anything simpler that does the same."""
+
+    processes: int  # that share the batch
+
+    def __call__(self, kind: str, loss_of: object, batch: dict[str, Tensor]) -> tuple[dict, dict]:
+        """Minimises the sum of `loss_of(batch)`'s losses with optimiser `kind`; gives its losses and images back."""
+
+    def everyone(self, images: Tensor) -> Tensor:
+        """The images of all processes, in the order of the whole batch."""
+
+    def own(self, images: Tensor) -> Tensor:
+        """The share of this process of what `everyone` gives."""
 
 
-def discriminator_loss(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
-    """Half the sum of both least-squares terms: halved to slow D down relative to G (Zhu 2017, appendix 7.1)."""
-    return 0.5 * (lsgan_loss(scores_real, True) + lsgan_loss(scores_fake, False))
+def adversarial_loss(scores: Tensor, kind: str) -> Tensor:
+    """What a generator minimises, over the scores of its fakes.
+
+    "lsgan": mean (D − 1)² (Mao 2017; Zhu 2017, §4). "hinge": −mean D (Lim and Ye 2017).
+    """
+    return (scores - 1).square().mean() if kind == "lsgan" else -scores.mean()
+
+
+def discriminator_loss(scores_real: Tensor, scores_fake: Tensor, kind: str) -> Tensor:
+    """Half the sum of the terms for real and fake: halved to slow D down relative to G (Zhu 2017, appendix 7.1).
+
+    "lsgan": mean (D(real) − 1)² and mean D(fake)². "hinge": mean max(0, 1 − D(real)) and mean max(0, 1 + D(fake)).
+    """
+    if kind == "lsgan":
+        return 0.5 * ((scores_real - 1).square().mean() + scores_fake.square().mean())
+    return 0.5 * (F.relu(1 - scores_real).mean() + F.relu(1 + scores_fake).mean())
+
+
+def discriminator_accuracy(scores_real: Tensor, scores_fake: Tensor, kind: str) -> Tensor:
+    """Share of the patches judged right, 0 to 1: on the right side of 1/2 (least squares) or of 0 (hinge)."""
+    middle = 0.5 if kind == "lsgan" else 0.0
+    return 0.5 * ((scores_real > middle).float().mean() + (scores_fake < middle).float().mean())
 
 
 def cycle_loss(real: Tensor, reconstructed: Tensor, weight: float) -> Tensor:
@@ -61,7 +113,7 @@ class ImagePool:
         self.images: list[Tensor] = []
 
     def query(self, fakes: Tensor, rng: np.random.Generator) -> Tensor:
-        """(B, 1, H, W) fakes in, (B, 1, H, W) fakes for the discriminator out."""
+        """(B, C, H, W) fakes in, (B, C, H, W) fakes for the discriminator out."""
         return torch.stack([self._swap(image, rng).to(fakes.device) for image in fakes.detach()])
 
     def _swap(self, image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -84,53 +136,78 @@ class CycleGAN:
         torch.manual_seed(seed)  # initial weights; everything later takes its randomness as an argument
         s = self.settings = settings
         self.nets: dict[str, nn.Module] = {
-            "G_pet2ct": ResnetGenerator(1, 1, s.width, s.blocks),
-            "G_ct2pet": ResnetGenerator(1, 1, s.width, s.blocks),
-            "D_ct": PatchDiscriminator(1, s.width, s.patch_layers),
-            "D_pet": PatchDiscriminator(1, s.width, s.patch_layers),
-        }
+            "G_pet2ct": self._generator(), "G_ct2pet": self._generator(),
+            "D_ct": PatchDiscriminator(s.neighbours, s.width, s.patch_layers, s.norm),
+            "D_pet": PatchDiscriminator(s.neighbours, s.width, s.patch_layers, s.norm),
+        }  # fmt: skip
         self.optimisers = {kind: self._adam(kind) for kind in "GD"}
-        average = get_ema_multi_avg_fn(s.ema_decay)
-        self.ema = {n: AveragedModel(net, multi_avg_fn=average) for n, net in self.nets.items() if n[0] == "G"}
+        self.ema = {name: averaged(net, s.ema_decay) for name, net in self.nets.items() if name[0] == "G"}
         self.pools = {"ct": ImagePool(s.pool_size), "pet": ImagePool(s.pool_size)}
+
+    def _generator(self) -> ResnetGenerator:
+        s = self.settings
+        return ResnetGenerator(
+            s.neighbours, s.neighbours, s.width, s.blocks, upsampling=s.upsampling, norm=s.norm, stem=s.stem,
+            separable=s.separable, gradient_checkpointing=s.gradient_checkpointing,
+        )  # fmt: skip
 
     def _adam(self, kind: str) -> torch.optim.Adam:
         nets = [net for name, net in self.nets.items() if name[0] == kind]
         parameters = itertools.chain(*(net.parameters() for net in nets))
-        return torch.optim.Adam(parameters, lr=self.settings.lr, betas=(self.settings.beta1, self.settings.beta2))
+        betas = (self.settings.beta1, self.settings.beta2)
+        return torch.optim.Adam(parameters, lr=self.settings.lr, betas=betas, fused=True)
 
-    def step(
-        self, batch: dict[str, Tensor], rng: np.random.Generator, backward: Callable[[Tensor], None]
-    ) -> dict[str, Tensor]:
-        """One update of G and F, then of D_Y and D_X. batch: unpaired "pet" and "ct", (B, 1, H, W) in [−1, 1]."""
-        s, nets, pet, ct = self.settings, self.nets, batch["pet"], batch["ct"]
-        fake_ct, fake_pet = nets["G_pet2ct"](pet), nets["G_ct2pet"](ct)
+    def step(self, batch: dict[str, Tensor], step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
+        """Training step number `step`: an update of G and F, then one of D_Y and D_X; what it logs comes back.
 
-        self._freeze_discriminators(True)
-        adversarial = lsgan_loss(nets["D_ct"](fake_ct), True) + lsgan_loss(nets["D_pet"](fake_pet), True)
-        cycle = cycle_loss(pet, nets["G_ct2pet"](fake_ct), s.lambda_cycle)
-        cycle = cycle + cycle_loss(ct, nets["G_pet2ct"](fake_pet), s.lambda_cycle)
-        identity = identity_loss(ct, nets["G_pet2ct"](ct), s.lambda_identity)
-        identity = identity + identity_loss(pet, nets["G_ct2pet"](pet), s.lambda_identity)
-        self._update("G", adversarial + cycle + identity, backward)
-
-        self._freeze_discriminators(False)
-        d_ct = discriminator_loss(nets["D_ct"](ct), nets["D_ct"](self.pools["ct"].query(fake_ct, rng)))
-        d_pet = discriminator_loss(nets["D_pet"](pet), nets["D_pet"](self.pools["pet"].query(fake_pet, rng)))
-        self._update("D", d_ct + d_pet, backward)
-
+        batch: unpaired "pet" and "ct", (B, C, H, W) in [−1, 1], C slices (`neighbours`).
+        """
+        generator_losses = partial(self.generator_losses, identity=step % self.settings.identity_every == 0)
+        with self._frozen_discriminators():
+            losses, fakes = update("G", generator_losses, batch)
+        for kind, pool in self.pools.items():  # every process keeps the same pool, of all processes' fakes
+            fakes[f"fake_{kind}"] = update.own(pool.query(update.everyone(fakes[f"fake_{kind}"]), rng))
+        judged, accuracy = update("D", self.discriminator_losses, {**batch, **fakes})
         for name, ema in self.ema.items():
-            ema.update_parameters(nets[name])
-        return {"adversarial": adversarial, "cycle": cycle, "identity": identity, "D_ct": d_ct, "D_pet": d_pet}
+            ema.update_parameters(self.nets[name])
+        return {**losses, **judged, **accuracy}
 
-    def _freeze_discriminators(self, frozen: bool) -> None:
-        for name in ("D_ct", "D_pet"):
-            self.nets[name].requires_grad_(not frozen)
+    def generator_losses(
+        self, batch: dict[str, Tensor], identity: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Zhu 2017, eq. 3 and §5.2: the terms that G and F minimise together; and the fakes."""
+        s, pet, ct = self.settings, batch["pet"], batch["ct"]
+        G, F_, D_Y, D_X = (self.nets[name] for name in ("G_pet2ct", "G_ct2pet", "D_ct", "D_pet"))
+        fake_ct, fake_pet = G(pet), F_(ct)
+        losses = {"adversarial": adversarial_loss(D_Y(fake_ct), s.gan) + adversarial_loss(D_X(fake_pet), s.gan)}
+        if s.lambda_cycle:
+            there_and_back = cycle_loss(pet, F_(fake_ct), s.lambda_cycle), cycle_loss(ct, G(fake_pet), s.lambda_cycle)
+            losses["cycle"] = sum(there_and_back)
+        if s.lambda_identity and identity:
+            weight = s.lambda_identity * s.identity_every
+            losses["identity"] = identity_loss(ct, G(ct), weight) + identity_loss(pet, F_(pet), weight)
+        return losses, {"fake_ct": fake_ct, "fake_pet": fake_pet}
 
-    def _update(self, kind: str, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
-        self.optimisers[kind].zero_grad(set_to_none=True)
-        backward(loss)
-        self.optimisers[kind].step()
+    def discriminator_losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What D_Y and D_X minimise, on real images and fakes from the pools; and how often they are right."""
+        losses, accuracy = {}, {}
+        for kind in ("ct", "pet"):
+            real, fake = self.nets[f"D_{kind}"](batch[kind]), self.nets[f"D_{kind}"](batch[f"fake_{kind}"])
+            losses[f"D_{kind}"] = discriminator_loss(real, fake, self.settings.gan)
+            accuracy[f"accuracy_{kind}"] = discriminator_accuracy(real, fake, self.settings.gan)
+        return losses, accuracy
+
+    @contextmanager
+    def _frozen_discriminators(self) -> Iterator[None]:
+        """The generators' update needs the gradient through the discriminators, and none of their weights."""
+        discriminators = [net for name, net in self.nets.items() if name[0] == "D"]
+        for net in discriminators:
+            net.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for net in discriminators:
+                net.requires_grad_(True)
 
     def generator(self, direction: str) -> nn.Module:
         """The averaged generator of a direction, for translating."""
@@ -141,7 +218,9 @@ class CycleGAN:
         """Rows: PET, CT made of it, CT, PET made of it; (1, 4 · H, B · W) in [0, 1]."""
         device = next(self.generator("pet2ct").parameters()).device
         pet, ct = batch["pet"].to(device), batch["ct"].to(device)
-        return tile([pet, self.generator("pet2ct")(pet), ct, self.generator("ct2pet")(ct)])
+        rows = [pet, self.generator("pet2ct")(pet), ct, self.generator("ct2pet")(ct)]
+        middle = self.settings.neighbours // 2
+        return tile([row[:, middle : middle + 1] for row in rows])
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: settings and image pools."""

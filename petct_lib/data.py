@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from petct_lib import InputError
+from petct_lib.augment import Augmentation, Change, draw, move
 from petct_lib.intensity import DECODE, ENCODE, Intensity
 from petct_lib.prepare import Prepared
 
@@ -44,36 +45,83 @@ def refiner_patients(splits: dict[str, list[str]], direction: str) -> list[str]:
 
 
 class Slices(Dataset):
-    """Encoded slices of some patients: item i is {kind: (1, H, W) float32 in [−1, 1]} for each kind asked for."""
+    """Encoded slices of some patients: item i is {kind: (neighbours, H, W) float32 in [−1, 1]} for each kind asked for.
 
-    def __init__(self, prepared: Prepared, patients: list[str], kinds: tuple[str, ...], window: Intensity) -> None:
-        self.kinds, self.window = kinds, window
+    neighbours: 1, or 3 or 5 slices of the same study around slice i, which is the middle one; beyond a study's end its
+    last slice is repeated. device: where all slices are held as they were measured, so that batches are cut there;
+    None: they stay on the disk, memory-mapped.
+    """
+
+    def __init__(
+        self, prepared: Prepared, patients: list[str], kinds: tuple[str, ...], window: Intensity, neighbours: int = 1,
+        device: torch.device | None = None,
+    ) -> None:  # fmt: skip
+        if neighbours not in (1, 3, 5):
+            raise InputError(f"neighbours {neighbours}: slices come alone, or as 3 or 5 neighbours")
+        self.kinds, self.window, self.neighbours, self.device = kinds, window, neighbours, device
         self.studies = prepared.studies(patients)
         self.arrays = {(s, kind): prepared.array(s, kind) for s in self.studies for kind in kinds}
+        self.nbytes = sum(array.nbytes for array in self.arrays.values())
+        if device is not None:
+            self.arrays = {key: torch.from_numpy(np.array(a)).to(device) for key, a in self.arrays.items()}
         self.places = [(s, i) for s in self.studies for i in range(prepared.row(s)["slices"])]
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return self.item(i)
+
+    def item(self, i: int, suv_factor: float = 1.0) -> dict[str, Tensor]:
+        """Slice i; its SUV, not its HU, times a factor before they are encoded."""
         study, k = self.places[i]
-        return {
-            kind: torch.from_numpy(ENCODE[kind](np.array(self.arrays[study, kind][k]), self.window))[None].float()
-            for kind in self.kinds
-        }
+        images = {}
+        for kind in self.kinds:
+            array = self.arrays[study, kind]
+            rows = neighbours_of(k, len(array), self.neighbours)
+            raw = array[rows] if self.device is not None else torch.from_numpy(np.array(array[rows]))
+            images[kind] = ENCODE[kind](raw * suv_factor if kind == "pet" else raw, self.window).float()
+        return images
+
+    def name(self, i: int) -> str:
+        """Where slice i comes from; studies are known by pseudonyms."""
+        study, k = self.places[i]
+        return f"study {study}, slice {k}"
+
+
+def neighbours_of(k: int, slices: int, neighbours: int) -> list[int]:
+    """Numbers of the slices around slice k of a study, the study's first and last repeated beyond its ends."""
+    half = neighbours // 2
+    return [min(max(j, 0), slices - 1) for j in range(k - half, k + half + 1)]
 
 
 class UnpairedBatches:
     """Batches of PET slices of some patients and CT slices of others."""
 
-    def __init__(self, pet: Slices, ct: Slices, size: int, shift: int = 0) -> None:
+    def __init__(self, pet: Slices, ct: Slices, size: int, augmentation: Augmentation | None = None) -> None:
         if set(pet.studies) & set(ct.studies):
             raise ValueError("unpaired training needs different patients for PET and for CT")
-        self.pet, self.ct, self.size, self.shift = pet, ct, size, shift
+        self.slices, self.size, self.augmentation = {"pet": pet, "ct": ct}, size, augmentation or Augmentation()
 
-    def __call__(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """{"pet", "ct"}: (B, 1, H, W), independent slices, shifted at random by up to `shift` pixels."""
-        return {kind: _draw(getattr(self, kind), self.size, self.shift, rng)[kind] for kind in ("pet", "ct")}
+    def __call__(self, rng: np.random.Generator, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """{"pet", "ct"}: (B, neighbours, H, W), independent slices, each changed at random.
+
+        Of a batch drawn by `rng`, the share of process `rank` of `world`, B = size / world.
+        """
+        own = _share(self.size, rank, world)
+        drawn = self._drawn(rng)
+        return {
+            kind: torch.stack([move(of.item(i, c.suv_factor)[kind], c) for i, c in drawn[kind][own]])
+            for kind, of in self.slices.items()
+        }
+
+    def _drawn(self, rng: np.random.Generator) -> dict[str, list[tuple[int, Change]]]:
+        return {kind: _draw(len(of), self.size, self.augmentation, rng) for kind, of in self.slices.items()}
+
+    def names(self, rng: np.random.Generator) -> list[str]:
+        """Which slices the batch of an equal generator holds."""
+        drawn = self._drawn(rng)
+        return [f"{kind}: {of.name(i)}" for kind, of in self.slices.items() for i, _ in drawn[kind]]
 
     def fixed(self) -> dict[str, Tensor]:
         """A batch that never changes, for previews."""
@@ -81,23 +129,46 @@ class UnpairedBatches:
 
     def describe(self) -> dict:
         """What would change the batches; see `train.Batches`."""
-        studies = {"pet": self.pet.studies, "ct": self.ct.studies}
-        return {**studies, "size": self.size, "shift": self.shift, "window": asdict(self.pet.window)}
+        pet = self.slices["pet"]
+        return {
+            **{kind: of.studies for kind, of in self.slices.items()}, "size": self.size, "neighbours": pet.neighbours,
+            "augmentation": asdict(self.augmentation), "window": asdict(pet.window),
+        }  # fmt: skip
 
 
 class PairedBatches:
     """Batches of aligned source, coarse and target slices of the same patients; coarse: (n, 1, H, W), encoded."""
 
-    def __init__(self, slices: Slices, coarse: np.ndarray, direction: str, size: int, shift: int = 0) -> None:
+    def __init__(
+        self, slices: Slices, coarse: np.ndarray, direction: str, size: int, augmentation: Augmentation | None = None
+    ) -> None:
+        self.slices, self.coarse, self.direction, self.size = slices, coarse, direction, size
+        self.augmentation = augmentation or Augmentation()
         if len(coarse) != len(slices):
             raise ValueError(f"{len(coarse)} coarse images for {len(slices)} slices")
-        self.slices, self.coarse, self.direction, self.size, self.shift = slices, coarse, direction, size, shift
+        if slices.neighbours != 1:
+            raise InputError(
+                f"neighbours {slices.neighbours}: pairs are of single slices; only the generator sees more"
+            )
+        if self.augmentation.suv_scale:
+            raise InputError(
+                f"suv_scale {self.augmentation.suv_scale}: coarse images were made of unscaled SUV, so pairs cannot be "
+                "scaled; leave it at 0"
+            )
 
-    def __call__(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """{"source", "coarse", "target"}: (B, 1, H, W), all three shifted alike."""
-        batch = _draw(_Joined(self.slices, self.coarse), self.size, self.shift, rng)
-        source, target = batch[SOURCE[self.direction]], batch[TARGET[self.direction]]
-        return {"source": source, "coarse": batch["coarse"], "target": target}
+    def __call__(self, rng: np.random.Generator, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """{"source", "coarse", "target"}: (B, 1, H, W), all three changed alike; the share of process `rank`."""
+        own = _share(self.size, rank, world)
+        items = []
+        for i, change in _draw(len(self.slices), self.size, self.augmentation, rng)[own]:
+            images = {**self.slices[i], "coarse": torch.from_numpy(np.array(self.coarse[i]))}
+            items.append({key: move(image, change) for key, image in images.items()})
+        names = {"source": SOURCE[self.direction], "coarse": "coarse", "target": TARGET[self.direction]}
+        return {name: torch.stack([item[key] for item in items]) for name, key in names.items()}
+
+    def names(self, rng: np.random.Generator) -> list[str]:
+        """Which slices the batch of an equal generator holds."""
+        return [self.slices.name(i) for i, _ in _draw(len(self.slices), self.size, self.augmentation, rng)]
 
     def fixed(self) -> dict[str, Tensor]:
         """A batch that never changes, for previews."""
@@ -106,42 +177,21 @@ class PairedBatches:
     def describe(self) -> dict:
         """What would change the batches; see `train.Batches`."""
         return {
-            "studies": self.slices.studies, "size": self.size, "shift": self.shift, "direction": self.direction,
-            "window": asdict(self.slices.window),
+            "studies": self.slices.studies, "size": self.size, "augmentation": asdict(self.augmentation),
+            "direction": self.direction, "window": asdict(self.slices.window),
             "coarse": hashlib.sha256(self.coarse).hexdigest(),
         }  # fmt: skip
 
 
-class _Joined(Dataset):
-    def __init__(self, slices: Slices, coarse: np.ndarray) -> None:
-        self.slices, self.coarse = slices, coarse
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {**self.slices[i], "coarse": torch.from_numpy(np.array(self.coarse[i]))}
+def _draw(count: int, size: int, augmentation: Augmentation, rng: np.random.Generator) -> list[tuple[int, Change]]:
+    """`size` random items of `count`, each with its own change; all of them, whichever process will load them."""
+    return [(int(i), draw(augmentation, rng)) for i in rng.integers(count, size=size)]
 
 
-def _draw(dataset: Dataset, size: int, shift: int, rng: np.random.Generator) -> dict[str, Tensor]:
-    """`size` random items as a batch, each moved by its own random (dy, dx), the same for all its images."""
-    items = []
-    for i in rng.integers(len(dataset), size=size):
-        dy, dx = rng.integers(-shift, shift + 1, size=2).tolist()
-        items.append({key: _moved(image, dy, dx) for key, image in dataset[int(i)].items()})
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
-
-
-def _moved(image: Tensor, dy: int, dx: int) -> Tensor:
-    """(1, H, W) moved down by dy and right by dx pixels; −1 (air, no uptake) comes in at the edge."""
-    if dy == 0 and dx == 0:
-        return image
-    out = torch.full_like(image, -1.0)
-    height, width = image.shape[-2:]
-    out[:, max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = image[
-        :, max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
-    ]
-    return out
+def _share(size: int, rank: int, world: int) -> slice:
+    if size % world:
+        raise InputError(f"a batch of {size} cannot be shared by {world} processes; take a multiple of {world}")
+    return slice(rank * size // world, (rank + 1) * size // world)
 
 
 def spread_slices(prepared: Prepared, patient: str, kinds: tuple[str, ...], count: int) -> list[np.ndarray]:

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from petct_lib import InputError
-from petct_lib.nets import Denoiser, tile
+from petct_lib.cyclegan import Update
+from petct_lib.nets import Denoiser, averaged, tile
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,29 @@ class Refiner:
         s = self.settings = settings
         self.nets: dict[str, nn.Module] = {"denoiser": Denoiser(3, s.width, tuple(s.multipliers))}
         net = self.nets["denoiser"]
-        self.optimisers = {"denoiser": torch.optim.Adam(net.parameters(), lr=s.lr, betas=(s.beta1, s.beta2))}
-        self.ema = {"denoiser": AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(s.ema_decay))}
+        self.optimisers = {
+            "denoiser": torch.optim.Adam(net.parameters(), lr=s.lr, betas=(s.beta1, s.beta2), fused=True)
+        }
+        self.ema = {"denoiser": averaged(net, s.ema_decay)}
 
-    def step(
-        self, batch: dict[str, Tensor], rng: np.random.Generator, backward: Callable[[Tensor], None]
-    ) -> dict[str, Tensor]:
+    def step(self, batch: dict[str, Tensor], _step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
         """One update: L1, each image at a random time of the grid. batch: "source", "coarse", "target"."""
         x, c, y = batch["source"], batch["coarse"], batch["target"]
-        predict, times = self._predictor(self.nets["denoiser"], x, c), np.array(time_grid(self.settings.steps))
-        k = rng.integers(len(times), size=len(y))
-        start = c + self.settings.sigma * torch.from_numpy(rng.standard_normal(c.shape, dtype=np.float32)).to(c)
-        clean = self._walked(predict, y, start, times, k) if rng.random() < self.settings.on_policy else y
+        n, times = len(y) * update.processes, np.array(time_grid(self.settings.steps))
+        k = update.own(rng.integers(len(times), size=n))  # drawn for the whole batch, whoever has the slices
+        noise = update.own(rng.standard_normal((n, *c.shape[1:]), dtype=np.float32))
+        start = c + self.settings.sigma * torch.from_numpy(noise).to(c)
+        on_policy, predict = rng.random() < self.settings.on_policy, self._predictor(self.nets["denoiser"], x, c)
+        clean = self._walked(predict, y, start, times, k) if on_policy else y
         t = torch.from_numpy(times[k]).to(y)
-        loss = (predict(bridge(clean, start, t.view(-1, 1, 1, 1)), t) - y).abs().mean()
-        self.optimisers["denoiser"].zero_grad(set_to_none=True)
-        backward(loss)
-        self.optimisers["denoiser"].step()
+        losses, _ = update("denoiser", self.losses, {**batch, "z": bridge(clean, start, t.view(-1, 1, 1, 1)), "t": t})
         self.ema["denoiser"].update_parameters(self.nets["denoiser"])
-        return {"l1": loss}
+        return losses
+
+    def losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """L1 between the denoiser's prediction and the target; no images are given on."""
+        predict = self._predictor(self.nets["denoiser"], batch["source"], batch["coarse"])
+        return {"l1": (predict(batch["z"], batch["t"]) - batch["target"]).abs().mean()}, {}
 
     @staticmethod
     @torch.no_grad()

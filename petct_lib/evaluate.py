@@ -51,7 +51,7 @@ def translate_patient(
     masks = {region: np.array(prepared.of_patient(patient, region)) for region in sources}
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     control = load_refiner(Path(run_dir) / "checkpoints" / f"refiner_l1_{direction}.pt")
-    x, coarse = translator.start(source, direction)
+    x, coarse = translator.start(source, direction, prepared.lengths(patient))
     refined = translator.refined(x, coarse, direction, samples=samples, seed=seed)
     images = {
         "copy": copied(source, direction, translator.window),

@@ -74,6 +74,10 @@ class Prepared:
         """All slices of a patient, the studies one after the other, (n, H, W)."""
         return np.concatenate([self.array(study, kind) for study in self.studies([patient])])
 
+    def lengths(self, patient: str) -> list[int]:
+        """How many slices each study of a patient has, in the order of `of_patient`."""
+        return [self.row(study)["slices"] for study in self.studies([patient])]
+
     def regions(self, patient: str) -> dict[str, str]:
         """The regions that all studies of a patient have masks of, and where the masks come from."""
         sources = [self.row(study)["regions"] for study in self.studies([patient])]

@@ -1,15 +1,17 @@
 """Runs: profiles, the notebook pipeline through papermill, and the manifest of what was done."""
 
+import ast
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,28 +38,65 @@ PACKAGES = ("torch", "numpy", "pydicom", "SimpleITK", "scikit-image", "accelerat
 FROM_COMMAND = {"run_dir", "data", "resume"}  # given by the command, not by a params file
 
 
-def load_params(profile: str) -> dict[str, dict]:
+def load_params(profile: str, overrides: Sequence[str] = ()) -> dict[str, dict]:
     """Parameters by notebook, from `notebooks/params/<profile>.yaml` or a YAML file named by its path.
 
-    Raises InputError for a missing file, an unknown notebook, or a parameter that the notebook does not have.
+    overrides: "NOTEBOOK.NAME=VALUE" each, VALUE as in YAML; they win over the file. Raises InputError for a missing
+    file, an unknown notebook, or a parameter that the notebook does not have.
     """
-    import papermill
-
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else NOTEBOOK_DIR / "params" / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (NOTEBOOK_DIR / "params").glob("*.yaml")))
         raise InputError(f"{path}: no such profile; there are {known}, or name a .yaml file")
-    params = _read_yaml(path)
-    for notebook, values in params.items():
-        if notebook not in NOTEBOOKS:
-            raise InputError(f"{path}: {notebook!r} is not one of {', '.join(NOTEBOOKS)}")
-        allowed = set(papermill.inspect_notebook(str(NOTEBOOK_DIR / f"{notebook}.ipynb"))) - FROM_COMMAND
-        unknown = sorted(set(values or {}) - allowed)
-        if unknown:
-            raise InputError(
-                f"{path}: {notebook} has no parameter {', '.join(unknown)}; it has {', '.join(sorted(allowed))}"
-            )
-    return {notebook: dict(params.get(notebook) or {}) for notebook in NOTEBOOKS}
+    from_file = _read_yaml(path)
+    for notebook, values in from_file.items():
+        _check_parameters(str(path), notebook, set(values or {}))
+    params = {notebook: dict(from_file.get(notebook) or {}) for notebook in NOTEBOOKS}
+    for text in overrides:
+        notebook, name, value = _read_override(text)
+        _check_parameters(f"--set {text}", notebook, {name})
+        params[notebook][name] = value
+    return params
+
+
+def parameters_of(notebook: str, profile: str, overrides: Sequence[str] = ()) -> dict:
+    """All parameters of one notebook, as the command `run` would execute it: its defaults, the profile's, `overrides`.
+
+    Without those that the command gives (`run_dir`, `data`, `resume`). Raises what `load_params` raises.
+    """
+    import papermill
+
+    cell = papermill.inspect_notebook(str(NOTEBOOK_DIR / f"{notebook}.ipynb"))
+    defaults = {name: ast.literal_eval(p["default"]) for name, p in cell.items() if name not in FROM_COMMAND}
+    return {**defaults, **load_params(profile, overrides)[notebook]}
+
+
+def _check_parameters(where: str, notebook: str, names: set[str]) -> None:
+    import papermill
+
+    if notebook not in NOTEBOOKS:
+        raise InputError(f"{where}: {notebook!r} is not one of {', '.join(NOTEBOOKS)}")
+    allowed = set(papermill.inspect_notebook(str(NOTEBOOK_DIR / f"{notebook}.ipynb"))) - FROM_COMMAND
+    if unknown := sorted(names - allowed):
+        raise InputError(
+            f"{where}: {notebook} has no parameter {', '.join(unknown)}; it has {', '.join(sorted(allowed))}"
+        )
+
+
+def _read_override(text: str) -> tuple[str, str, object]:
+    """ "02_cyclegan_training.lr=2e-4" → notebook, name, value."""
+    parts = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text)
+    if not parts:
+        raise InputError(f"--set {text}: must be NOTEBOOK.NAME=VALUE, as 02_cyclegan_training.steps=500")
+    notebook, name, value = parts.groups()
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text}: the value is not YAML ({error})") from None
+    is_float = isinstance(read, str) and re.fullmatch(
+        r"[-+]?\d+e[-+]?\d+", read
+    )  # YAML wants 2.0e-4, people write 2e-4
+    return notebook, name, float(read) if is_float else read
 
 
 def _read_yaml(path: Path) -> dict[str, dict]:
@@ -70,13 +109,16 @@ def _read_yaml(path: Path) -> dict[str, dict]:
     return params
 
 
-def run_all(profile: str, data: str, out: Path, *, resume: bool = False, force: bool = False) -> None:
+def run_all(
+    profile: str, data: str, out: Path, *, overrides: Sequence[str] = (), resume: bool = False, force: bool = False
+) -> None:
     """The four notebooks in order into the run folder `out`; prints the table, the seconds by stage and the folder.
 
-    A finished run of the same settings is only shown again. Raises InputError, and changes nothing, for bad input, for
-    a run of other settings in `out` (unless `force`), and for an unfinished one (unless `resume`).
+    overrides: see `load_params`. A finished run of the same settings is only shown again. InputError, and no change
+    anywhere, for bad input, for a run of other settings in `out` (unless `force`), and for an unfinished one (unless
+    `resume`).
     """
-    params = load_params(profile)
+    params = load_params(profile, overrides)
     data = data if data == "phantom" else str(Path(data).resolve())
     asked = {"profile": profile, "parameters": params, "data_source": data, "data_key": None}
     if data != "phantom":

@@ -1,6 +1,7 @@
 """Slices and volumes through generator and refiner, with uncertainty; a trained run applied to a DICOM study."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,16 @@ from torch import Tensor, nn
 
 from petct_lib import InputError, dicom, dicom_write
 from petct_lib.archives import list_files
+from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
-from petct_lib.data import SOURCE, TARGET, Slices
+from petct_lib.data import SOURCE, TARGET, Slices, neighbours_of
 from petct_lib.dicom_files import LeftOut, Series, read_series
 from petct_lib.diffusion import Refiner, RefinerSettings
 from petct_lib.files import read_json, replacing
 from petct_lib.intensity import DECODE, ENCODE, Intensity
 from petct_lib.prepare import FILL, Prepared
 from petct_lib.suv import suv_factor
-from petct_lib.train import load_checkpoint, restore
+from petct_lib.train import restore
 from petct_lib.volume import Volume, axial_grid, resample
 
 BATCH = 16  # slices at a time: bounds the memory
@@ -55,10 +57,16 @@ def load_refiner(path: Path) -> Refiner:
 
 @torch.no_grad()
 def coarse_images(generator: nn.Module, source: Tensor) -> Tensor:
-    """The generator on (n, 1, H, W) encoded slices, a batch at a time, on the device that it is on."""
+    """The generator on (n, neighbours, H, W) encoded slices, a batch at a time, on its device; (n, 1, H, W)."""
     device = next(generator.parameters()).device
     generator.eval()
-    return torch.cat([generator(part.to(device)).cpu() for part in source.split(BATCH)])
+    return torch.cat([middle(generator(part.to(device))).cpu() for part in source.split(BATCH)])
+
+
+def middle(images: Tensor) -> Tensor:
+    """The slice itself, (n, 1, H, W), of slices with their neighbours, (n, neighbours, H, W)."""
+    k = images.shape[1] // 2
+    return images[:, k : k + 1]
 
 
 def coarse_for(slices: Slices, generator: nn.Module, kind: str, path: Path) -> np.ndarray:
@@ -67,7 +75,7 @@ def coarse_for(slices: Slices, generator: nn.Module, kind: str, path: Path) -> n
     Memory-mapped, encoded, float32: what a training holds in memory does not grow with its patients.
     """
     with replacing(path) as temporary:
-        shape = (len(slices), *slices[0][kind].shape)
+        shape = (len(slices), 1, *slices[0][kind].shape[1:])
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         for first in range(0, len(slices), BATCH):
             part = range(first, min(first + BATCH, len(slices)))
@@ -88,9 +96,16 @@ def refine(refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed:
     return torch.stack(out)
 
 
-def encoded(image: np.ndarray, kind: str, window: Intensity) -> Tensor:
-    """(n, H, W) in SUV or HU → (n, 1, H, W) as the networks take it."""
-    return torch.from_numpy(ENCODE[kind](np.array(image), window))[:, None].float()
+def encoded(
+    image: np.ndarray, kind: str, window: Intensity, neighbours: int = 1, lengths: Sequence[int] | None = None
+) -> Tensor:
+    """Slices (n, H, W) in SUV or HU → (n, neighbours, H, W) as the networks take them.
+
+    lengths: of the studies whose slices these are, one after the other; a slice's neighbours are of its own study.
+    """
+    x = ENCODE[kind](torch.from_numpy(np.array(image)), window).float()  # by torch, as training does: equal to the bit
+    studies = x.split(list(lengths or [len(x)]))
+    return torch.cat([s[torch.tensor([neighbours_of(k, len(s), neighbours) for k in range(len(s))])] for s in studies])
 
 
 def decoded(image: Tensor, kind: str, window: Intensity) -> np.ndarray:
@@ -99,8 +114,8 @@ def decoded(image: Tensor, kind: str, window: Intensity) -> np.ndarray:
 
 
 def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
-    """The generator alone on (n, H, W) in SUV or HU; the result in the target's unit."""
-    x = encoded(source, SOURCE[direction], window)
+    """The generator alone on a study, (n, H, W) in SUV or HU; the result in the target's unit."""
+    x = encoded(source, SOURCE[direction], window, cyclegan.settings.neighbours)
     return decoded(coarse_images(cyclegan.generator(direction), x), TARGET[direction], window)
 
 
@@ -120,18 +135,20 @@ class Translator:
         self.window = Intensity(**read_json(run_dir / "intensity.json"))
         self.grid = read_json(run_dir / "stages.json")["grid"]
 
-    def __call__(self, source: np.ndarray, direction: str, *, samples: int, seed: int) -> Translation:
-        """source: (n, H, W) in SUV or HU, on the run's pixel size.
+    def __call__(
+        self, source: np.ndarray, direction: str, *, samples: int, seed: int, lengths: Sequence[int] | None = None
+    ) -> Translation:
+        """source: (n, H, W) in SUV or HU, on the run's pixel size; lengths: of its studies, where there are several.
 
         Network evaluations a slice: 1 for the generator, and samples × steps.
         """
-        x, coarse = self.start(source, direction)
+        x, coarse = self.start(source, direction, lengths)
         return self.refined(x, coarse, direction, samples=samples, seed=seed)
 
-    def start(self, source: np.ndarray, direction: str) -> tuple[Tensor, Tensor]:
+    def start(self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Source (n, H, W) in SUV or HU → source and coarse image as the refiner takes them, (n, 1, H, W)."""
-        x = encoded(source, SOURCE[direction], self.window)
-        return x, coarse_images(self.cyclegan.generator(direction), x)
+        x = encoded(source, SOURCE[direction], self.window, self.cyclegan.settings.neighbours, lengths)
+        return middle(x), coarse_images(self.cyclegan.generator(direction), x)
 
     def refined(
         self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, refiner: Refiner | None = None

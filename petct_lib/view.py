@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from petct_lib import WARNING
+from petct_lib.collapse import GIVEN_UP_ACCURACY, WON_ACCURACY
 from petct_lib.files import replacing
 from petct_lib.tissues import FIRST_LESION
 from petct_lib.volume import Volume
@@ -19,6 +20,7 @@ CT_WINDOW_HU = (-1000, 400)  # lung and soft tissue both visible
 PET_WINDOW_SUV = (0, 6)
 ERROR_WINDOW = {"HU": (0, 400), "SUV": (0, 2)}
 TRUTH_WINDOWS_HU = {"lung": (-1150, 150), "soft tissue": (-160, 240)}
+VALIDATION_MAE = {"validation_mae_hu": "HU", "validation_mae_suv": "SUV"}  # the keys of `validation.Validation`
 DPI = 72
 PIXELS = {"interpolation": "nearest"}  # show the pixels that there are
 STYLE = {
@@ -30,13 +32,13 @@ METHOD_COLOURS = ("#999999", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A
 
 def save(fig: Figure, run_dir: Path, name: str, alt: str) -> Image:
     """Writes `run_dir/figures/name.png` and returns it for display, with a text alternative."""
-    data = _png(fig)
+    data = png(fig)
     with replacing(Path(run_dir) / "figures" / f"{name}.png") as temporary:
         temporary.write_bytes(data)
     return Image(data=data, format="png", alt=alt)
 
 
-def _png(fig: Figure) -> bytes:
+def png(fig: Figure) -> bytes:
     """The figure as a PNG of 128 colours: half of the size, so that notebooks keep their pictures and stay small."""
     full, small = io.BytesIO(), io.BytesIO()
     fig.savefig(full, format="png", dpi=DPI)
@@ -130,13 +132,75 @@ def two_rows(
 
 
 def losses(history: list[dict], title: str) -> Figure:
-    """The losses that `train.fit` returned, one line each, over the steps."""
-    fig = Figure(figsize=(7, 2.6), layout="constrained")
-    axis = fig.subplots()
-    for k, name in enumerate(key for key in history[0] if key != "step"):
-        axis.plot([r["step"] for r in history], [r[name] for r in history], label=name, color=METHOD_COLOURS[k], lw=1)
-    axis.set(xlabel="step", ylabel="loss", title=title)
-    axis.legend(fontsize=8, ncols=3, frameon=False)
+    """The rows that `train.fit` returned, over the steps: each key where a row has it, panels only for what there is.
+
+    Losses; below them how often the discriminators are right, %, with the limits of `collapse.signs` dotted; below that
+    the body MAE of the validation, HU on the left and SUV on the right axis. Other scores of the validation are left
+    out.
+    """
+    keys = list(dict.fromkeys(key for row in history for key in row if key != "step"))
+    accuracy = [key for key in keys if key.startswith("accuracy_")]
+    maes = [key for key in VALIDATION_MAE if key in keys]
+    others = [key for key in keys if key not in accuracy and not key.startswith("validation_")]
+    heights = [2.3] + [1.4] * (bool(accuracy) + bool(maes))
+    fig = Figure(figsize=(7, sum(heights) + 0.3), layout="constrained")
+    axes = list(fig.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
+    axes[0].set(ylabel="loss", title=title)
+    axes[-1].set_xlabel("step")
+    colours = {key: METHOD_COLOURS[k % len(METHOD_COLOURS)] for k, key in enumerate(others)}
+    for key in others:
+        _curve(axes[0], history, key, key, colours[key])
+    if accuracy:
+        _accuracy(axes[1], history, accuracy, colours)
+    if maes:
+        _validation(axes[-1], history, maes)
+    for axis in axes[: 1 + bool(accuracy)]:
+        if axis.lines:
+            axis.legend(fontsize=8, ncols=3, frameon=False)
+    fig.align_ylabels(axes)
+    return fig
+
+
+def _curve(
+    axis: Axes, history: list[dict], key: str, label: str, colour: str, scale: float = 1.0, marker: str = ""
+) -> None:
+    points = [(row["step"], scale * row[key]) for row in history if key in row]
+    axis.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, lw=1, ms=3)
+
+
+def _accuracy(axis: Axes, history: list[dict], keys: list[str], colours: dict[str, str]) -> None:
+    """colours: of the losses by name, so that a discriminator has one colour."""
+    for key, spare in zip(keys, METHOD_COLOURS, strict=False):
+        name = f"D_{key.removeprefix('accuracy_')}"
+        _curve(axis, history, key, name, colours.get(name, spare), scale=100)
+    for limit in (WON_ACCURACY, GIVEN_UP_ACCURACY):
+        axis.axhline(100 * limit, color="black", lw=0.7, ls=":")
+    axis.set(ylim=(0, 104), yticks=(0, 50, 100), ylabel="D right, %")
+
+
+def _validation(left: Axes, history: list[dict], keys: list[str]) -> None:
+    """One axis a unit, named and coloured as its curve; a single unit stands on the left."""
+    for k, (key, colour, marker) in enumerate(zip(keys, ("black", METHOD_COLOURS[5]), "os", strict=False)):
+        axis = left.twinx() if k else left
+        _curve(axis, history, key, key, colour, marker=marker)
+        axis.set_ylabel(f"MAE, {VALIDATION_MAE[key]}", color=colour)
+        axis.tick_params(axis="y", colors=colour)
+        axis.margins(y=0.2)
+
+
+def invented(real_hu: np.ndarray, fake_hu: np.ndarray, marked: np.ndarray) -> Figure:
+    """Real CT, synthetic CT, and the synthetic one with what is marked in red, a column a slice; all (n, H, W).
+
+    marked: bool, such as `collapse.invented_lung` gives.
+    """
+    fig, axes = _panels(3, len(real_hu), side=1.7, synthetic=True)
+    titles = ("real CT", "synthetic CT", "in red: invented lung")
+    for row, stack, title in zip(axes, (real_hu, fake_hu, fake_hu), titles, strict=True):
+        for axis, image in zip(row, stack, strict=True):
+            _show(axis, image, "HU")
+        row[0].set_title(title, fontsize=9, loc="left")  # from the edge on: it may be wider than the slice
+    for axis, mask in zip(axes[2], marked, strict=True):
+        axis.imshow(mask[..., None] * np.array([1.0, 0.0, 0.0, 0.75]), **PIXELS)
     return fig
 
 
@@ -211,7 +275,7 @@ def slice_viewer(pet_suv: np.ndarray, ct_hu: np.ndarray) -> "object":
 
     def show(k: int, alpha: float) -> Image:
         return Image(
-            data=_png(triptych(pet_suv[k], ct_hu[k], alpha)), format="png", alt=f"PET, CT and fused image of slice {k}"
+            data=png(triptych(pet_suv[k], ct_hu[k], alpha)), format="png", alt=f"PET, CT and fused image of slice {k}"
         )
 
     k = ipywidgets.IntSlider(len(pet_suv) // 2, 0, len(pet_suv) - 1, description="slice")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from petct_lib import InputError
+from petct_lib.augment import Augmentation
 from petct_lib.data import (
     ROLES,
     PairedBatches,
@@ -21,9 +22,81 @@ from petct_lib.data import (
     spread_slices,
 )
 from petct_lib.files import read_json, write_json
-from petct_lib.intensity import Intensity
+from petct_lib.intensity import Intensity, decode_pet
 from petct_lib.prepare import Prepared
 from petct_lib.translate import coarse_for
+
+SHIFT = Augmentation(shift=2)
+ALL = Augmentation(shift=2, rotate_deg=5.0, scale=0.1, flip=True, suv_scale=0.2)
+
+
+def pair_of_batches(prepared, size=4, augmentation=SHIFT, **options):
+    a, b = prepared.patients[:2]
+    parts = (Slices(prepared, [p], (k,), Intensity(), **options) for p, k in ((a, "pet"), (b, "ct")))
+    return UnpairedBatches(*parts, size, augmentation)
+
+
+def test_the_shares_of_two_processes_are_the_whole_batch(prepared):
+    batches = pair_of_batches(prepared, augmentation=ALL)
+    whole = batches(np.random.default_rng(1))
+    shares = [batches(np.random.default_rng(1), rank, 2) for rank in (0, 1)]
+    for kind in ("pet", "ct"):
+        assert torch.equal(torch.cat([share[kind] for share in shares]), whole[kind])
+    slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
+    paired = PairedBatches(slices, np.zeros((len(slices), 1, 32, 32), np.float32), "ct2pet", 4, SHIFT)
+    one, two = (paired(np.random.default_rng(1), rank, 2)["source"] for rank in (0, 1))
+    assert torch.equal(torch.cat([one, two]), paired(np.random.default_rng(1))["source"])
+    with pytest.raises(InputError, match="batch of 4 cannot be shared by 3 processes"):
+        batches(np.random.default_rng(1), 0, 3)
+
+
+def test_held_slices_are_those_on_the_disk_to_the_bit(prepared):
+    disk, held = (pair_of_batches(prepared, augmentation=ALL, device=d) for d in (None, torch.device("cpu")))
+    one, other = disk(np.random.default_rng(2)), held(np.random.default_rng(2))
+    assert all(torch.equal(one[kind], other[kind]) for kind in ("pet", "ct"))
+    assert disk.describe() == held.describe()
+    slices = disk.slices["pet"]
+    assert slices.nbytes == len(slices) * 32 * 32 * 4
+
+
+def test_neighbours_are_of_the_same_study_and_repeated_at_its_ends(prepared):
+    patients = prepared.patients[:2]
+    single = Slices(prepared, patients, ("ct",), Intensity())
+    slices = Slices(prepared, patients, ("ct",), Intensity(), neighbours=3)
+    n = prepared.lengths(patients[0])[0]
+    assert slices[1]["ct"].shape == (3, 32, 32)
+    for i, around in ((1, (0, 1, 2)), (0, (0, 0, 1)), (n - 1, (n - 2, n - 1, n - 1)), (n, (n, n, n + 1))):
+        assert torch.equal(slices[i]["ct"], torch.cat([single[j]["ct"] for j in around])), i
+    with pytest.raises(InputError, match="neighbours 2"):
+        Slices(prepared, patients, ("ct",), Intensity(), neighbours=2)
+
+
+def test_names_are_those_of_the_slices_drawn(prepared):
+    batches = pair_of_batches(prepared, augmentation=Augmentation())
+    batch, names = batches(np.random.default_rng(3)), batches.names(np.random.default_rng(3))
+    assert [name.split(":")[0] for name in names] == ["pet"] * 4 + ["ct"] * 4
+    for image, name in zip(torch.cat([batch["pet"], batch["ct"]]), names, strict=True):
+        kind, study, k = name.replace(": study ", "|").replace(", slice ", "|").split("|")
+        of = batches.slices[kind]
+        assert torch.equal(image, of[of.places.index((study, int(k)))][kind])
+
+
+def test_suv_is_scaled_before_it_is_encoded_and_hu_never(prepared):
+    slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
+    k = len(slices) // 2
+    plain, scaled = slices.item(k), slices.item(k, 1.2)
+    suv, more = (decode_pet(x["pet"], Intensity()) for x in (plain, scaled))
+    assert torch.allclose(more, 1.2 * suv, rtol=1e-4, atol=1e-4)
+    assert torch.equal(plain["ct"], scaled["ct"])
+    coarse = np.zeros((len(slices), 1, 32, 32))
+    with pytest.raises(InputError, match="suv_scale"):
+        PairedBatches(slices, coarse, "pet2ct", 2, Augmentation(suv_scale=0.1))
+
+
+def test_paired_batches_refuse_neighbours(prepared):
+    slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity(), neighbours=3)
+    with pytest.raises(InputError, match="neighbours 3: pairs are of single slices"):
+        PairedBatches(slices, np.zeros((len(slices), 1, 32, 32)), "pet2ct", 2)
 
 
 def test_a_training_knows_its_window_and_its_coarse_images(prepared):
@@ -72,7 +145,7 @@ def test_unpaired_batches_refuse_shared_patients(prepared):
 
 def test_unpaired_batch(prepared):
     a, b = prepared.patients[:2]
-    batches = UnpairedBatches(*(Slices(prepared, [p], (k,), Intensity()) for p, k in ((a, "pet"), (b, "ct"))), 3, 2)
+    batches = UnpairedBatches(*(Slices(prepared, [p], (k,), Intensity()) for p, k in ((a, "pet"), (b, "ct"))), 3, SHIFT)
     batch = batches(np.random.default_rng(5))
     assert {k: tuple(v.shape) for k, v in batch.items()} == {"pet": (3, 1, 32, 32), "ct": (3, 1, 32, 32)}
     assert batch["ct"].min() >= -1
@@ -85,19 +158,11 @@ def test_unpaired_batch(prepared):
 def test_paired_batch_shifts_all_images_alike(prepared):
     slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
     coarse = np.stack([slices[i]["ct"].numpy() for i in range(len(slices))])
-    batch = PairedBatches(slices, coarse, "pet2ct", 6, 4)(np.random.default_rng(0))
+    batch = PairedBatches(slices, coarse, "pet2ct", 6, Augmentation(shift=4))(np.random.default_rng(0))
     assert torch.equal(batch["coarse"], batch["target"])
     assert set(batch) == {"source", "coarse", "target"}
-    still = PairedBatches(slices, coarse, "pet2ct", 6, 0)(np.random.default_rng(0))
+    still = PairedBatches(slices, coarse, "pet2ct", 6)(np.random.default_rng(0))
     assert not torch.equal(batch["target"], still["target"])
-
-
-def test_shifted_slices_bring_in_air(prepared):
-    from petct_lib.data import _moved
-
-    image = torch.arange(12.0).view(1, 3, 4)
-    assert _moved(image, 1, -1)[0].tolist() == [[-1, -1, -1, -1], [1, 2, 3, -1], [5, 6, 7, -1]]
-    assert torch.equal(_moved(image, 0, 0), image)
 
 
 def test_paired_batches_refuse_other_coarse_images(prepared):
@@ -140,7 +205,7 @@ def test_memory_of_a_training_does_not_grow_with_its_patients(prepared, tmp_path
         tracemalloc.start()
         slices = Slices(Prepared(copy), patients, ("pet", "ct"), Intensity())
         coarse = coarse_for(slices, net, "pet", tmp_path / f"{len(patients)}.npy")
-        batches, rng = PairedBatches(slices, coarse, "pet2ct", 4, 2), np.random.default_rng(0)
+        batches, rng = PairedBatches(slices, coarse, "pet2ct", 4, SHIFT), np.random.default_rng(0)
         for _ in range(20):
             batches(rng)
         _, most = tracemalloc.get_traced_memory()

@@ -23,6 +23,7 @@ from petct_lib.run import (
     _provenance,
     fresh_folder,
     load_params,
+    parameters_of,
     record,
     require,
     stage,
@@ -176,13 +177,79 @@ def test_unknown_parameters_profiles_and_notebooks_are_errors(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             load_params(str(path))
-    with pytest.raises(InputError, match="there are full, quick, smoke"):
+    with pytest.raises(InputError, match="there are full, gpu, quick, smoke"):
         load_params("fast")
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "full"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "gpu", "full"])
 def test_every_parameter_of_the_profiles_exists(profile):
     assert set(load_params(profile)) == set(NOTEBOOKS)
+
+
+def test_overrides_win_over_the_profile_and_are_read_as_yaml():
+    given = ("02_cyclegan_training.steps=2", "02_cyclegan_training.lr=1e-3", "02_cyclegan_training.epochs=null")
+    gan = load_params("smoke", (*given, "03_diffusion_refinement.multipliers=[1, 2]"))
+    assert gan["02_cyclegan_training"] == {
+        **load_params("smoke")["02_cyclegan_training"], "steps": 2, "lr": 1e-3, "epochs": None,
+    }  # fmt: skip
+    assert gan["03_diffusion_refinement"]["multipliers"] == [1, 2]
+    assert load_params("smoke", ["04_evaluation.seed=1", "04_evaluation.seed=2"])["04_evaluation"]["seed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("02_cyclegan_training.stepps=2", "02_cyclegan_training has no parameter stepps"),
+        ("02_cyclegan_training.run_dir=x", "has no parameter run_dir"),
+        ("05_else.seed=2", "'05_else' is not one of"),
+        ("steps=2", "must be NOTEBOOK.NAME=VALUE"),
+        ("02_cyclegan_training.steps=[2", "is not YAML"),
+    ],
+)
+def test_wrong_overrides_are_errors(given, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        load_params("smoke", [given])
+    done = petct("run", "--profile", "smoke", "--set", given, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_override_is_another_run(smoke_run):
+    before = (smoke_run / "scores.csv").stat().st_mtime_ns
+    set_as_it_is = ("--set", "02_cyclegan_training.steps=200")
+    assert petct("run", "--profile", "smoke", *set_as_it_is, "--out", str(smoke_run)).returncode == 0
+    other = petct("run", "--profile", "smoke", "--set", "02_cyclegan_training.steps=3", "--out", str(smoke_run))
+    assert other.returncode == 2
+    assert "holds a run with other parameters" in other.stderr
+    assert (smoke_run / "scores.csv").stat().st_mtime_ns == before
+
+
+def test_parameters_of_a_notebook_are_defaults_profile_and_overrides():
+    gan = parameters_of("02_cyclegan_training", "quick", ["02_cyclegan_training.steps=7"])
+    assert (gan["steps"], gan["width"], gan["lr"], gan["epochs"]) == (7, 16, 2e-4, None)
+    assert not {"run_dir", "data", "resume"} & set(gan)
+
+
+TINY = (  # the gpu profile's path, with sizes that a CPU can do
+    "01_data_exploration.patients=5", "01_data_exploration.ct_size=128", "01_data_exploration.ct_pixel_mm=3.9",
+    "01_data_exploration.size=32", "01_data_exploration.slice_mm=30",
+    "02_cyclegan_training.width=4", "02_cyclegan_training.blocks=1", "02_cyclegan_training.patch_layers=1",
+    "02_cyclegan_training.steps=2", "02_cyclegan_training.batch_size=2", "02_cyclegan_training.shift=1",
+    "03_diffusion_refinement.width=4", "03_diffusion_refinement.steps=2", "03_diffusion_refinement.batch_size=2",
+    "03_diffusion_refinement.multipliers=[1, 2]", "03_diffusion_refinement.shift=1",
+)  # fmt: skip
+
+
+def test_the_gpu_profile_runs_to_its_end(tmp_path):
+    out = tmp_path / "gpu"
+    given = [part for setting in TINY for part in ("--set", setting)]
+    done = petct("run", "--profile", "gpu", *given, "--out", str(out))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {r["method"] for r in read_scores(out / "scores.csv")} >= METHODS
+    manifest = read_json(out / "manifest.json")
+    assert manifest["parameters"]["02_cyclegan_training"]["mixed_precision"] == "bf16"
+    assert manifest["parameters"]["02_cyclegan_training"]["steps"] == 2
 
 
 def test_smoke_is_what_the_committed_defaults_are():

@@ -11,18 +11,22 @@ from conftest import dicom_errors, petct
 from petct_lib import WARNING, InputError
 from petct_lib.archives import list_files
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.data import Slices
 from petct_lib.dicom import find_pairs, load_series
 from petct_lib.dicom_files import read_series
 from petct_lib.dicom_write import make_uid
 from petct_lib.diffusion import Refiner, RefinerSettings
 from petct_lib.files import read_json
-from petct_lib.intensity import Intensity
+from petct_lib.intensity import Intensity, decode_ct
 from petct_lib.prepare import Prepared
 from petct_lib.translate import (
     Translator,
+    coarse_for,
     coarse_images,
     decoded,
+    encoded,
     load_cyclegan,
+    middle,
     read_source,
     refine,
     translate_coarse,
@@ -74,6 +78,84 @@ def test_batching_does_not_change_the_generators_images(monkeypatch):
     whole = coarse_images(net, x)
     monkeypatch.setattr("petct_lib.translate.BATCH", 2)
     assert torch.allclose(coarse_images(net, x), whole, atol=1e-5)
+
+
+class FromBelow(torch.nn.Module):
+    """Stands in for a 2.5-D generator: the middle channel out is the first one in, the others are 9."""
+
+    def __init__(self):
+        super().__init__()
+        self.device = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        out = torch.full_like(x, 9.0)
+        out[:, x.shape[1] // 2] = x[:, 0]
+        return out
+
+
+def stack(n):
+    """Slices of known value: k × 100 HU is slice k."""
+    return np.full((n, 4, 4), 100.0, np.float32) * np.arange(n, dtype=np.float32)[:, None, None]
+
+
+def numbers(images):
+    return [[round(float(v)) for v in row] for row in decode_ct(images, Intensity())[..., 0, 0] / 100]
+
+
+def test_slices_are_encoded_with_their_neighbours_and_the_ends_repeated():
+    assert numbers(encoded(stack(3), "ct", Intensity())) == [[0], [1], [2]]
+    assert numbers(encoded(stack(3), "ct", Intensity(), 3)) == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
+    assert numbers(encoded(stack(2), "ct", Intensity(), 5)) == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
+
+
+def test_neighbours_are_never_of_another_study():
+    x = encoded(stack(5), "ct", Intensity(), 3, lengths=[3, 2])
+    assert numbers(x) == [[0, 0, 1], [0, 1, 2], [1, 2, 2], [3, 3, 4], [3, 4, 4]]
+
+
+@pytest.mark.parametrize("kind", ["pet", "ct"])
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_the_networks_are_given_what_they_were_trained_on_to_the_bit(prepared, kind, neighbours):
+    patient = prepared.patients[0]
+    slices = Slices(prepared, [patient], (kind,), Intensity(), neighbours)
+    x = encoded(prepared.of_patient(patient, kind), kind, Intensity(), neighbours, prepared.lengths(patient))
+    assert torch.equal(x, torch.stack([slices[i][kind] for i in range(len(slices))]))
+
+
+def test_the_middle_channel_is_the_translation(monkeypatch):
+    monkeypatch.setattr("petct_lib.translate.BATCH", 2)
+    x = encoded(stack(5), "ct", Intensity(), 3, lengths=[3, 2])
+    coarse = coarse_images(FromBelow(), x)
+    assert coarse.shape == (5, 1, 4, 4)
+    assert numbers(coarse) == [[0], [0], [1], [3], [3]]
+    assert numbers(middle(x)) == [[0], [1], [2], [3], [4]]
+
+
+def test_coarse_images_on_the_disk_are_the_middle_ones(prepared, tmp_path):
+    slices = Slices(prepared, prepared.patients[:2], ("ct",), Intensity(), neighbours=3)
+    coarse = coarse_for(slices, FromBelow(), "ct", tmp_path / "coarse.npy")
+    assert coarse.shape == (len(slices), 1, 32, 32)
+    assert np.array_equal(coarse[:, 0], torch.stack([slices[i]["ct"][0] for i in range(len(slices))]).numpy())
+
+
+def test_a_study_is_translated_with_the_neighbours_of_its_generator():
+    stage = CycleGAN(CycleGANSettings(4, 1, 1, neighbours=3))
+    source = np.random.default_rng(0).uniform(0, 5, (4, 16, 16)).astype(np.float32)
+    whole, alone = (translate_coarse(stage, s, "pet2ct", Intensity()) for s in (source, source[1:2]))
+    assert whole.shape == source.shape
+    assert not np.allclose(whole[1:2], alone, atol=1.0)  # alone, a slice is its own neighbour
+    assert np.allclose(whole[1:2], translate_coarse(stage, source[:3], "pet2ct", Intensity())[1:2], atol=0.1)
+
+
+def test_a_translator_starts_from_single_slices_and_their_coarse_images():
+    translator = object.__new__(Translator)  # without a run
+    translator.cyclegan, translator.window = CycleGAN(CycleGANSettings(4, 1, 1, neighbours=3)), Intensity()
+    source = np.random.default_rng(0).uniform(0, 5, (5, 16, 16)).astype(np.float32)
+    x, coarse = translator.start(source, "pet2ct", [3, 2])
+    assert torch.equal(x, encoded(source, "pet", Intensity()))
+    parts = [translator.start(study, "pet2ct")[1] for study in (source[:3], source[3:])]
+    assert torch.allclose(coarse, torch.cat(parts), atol=1e-5)
+    assert not torch.allclose(coarse, translator.start(source, "pet2ct")[1], atol=1e-4)
 
 
 def test_batching_does_not_repeat_the_noise(monkeypatch):

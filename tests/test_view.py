@@ -89,9 +89,71 @@ def test_patient_scores_plot_one_dot_a_patient():
     assert "n = 2 patients" in fig.axes[0].get_title()
 
 
+def drawn(axis):
+    """Points by label, without the limits."""
+    lines = [line for line in axis.lines if not line.get_label().startswith("_")]
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
+
+
 def test_losses_draw_one_line_a_loss():
     fig = view.losses([{"step": 0, "a": 1.0, "b": 2.0}, {"step": 1, "a": 0.5, "b": 1.0}], "losses")
-    assert [line.get_label() for line in fig.axes[0].lines] == ["a", "b"]
+    [axis] = fig.axes
+    assert drawn(axis) == {"a": ([0, 1], [1.0, 0.5]), "b": ([0, 1], [2.0, 1.0])}
+    assert (axis.get_title(), axis.get_xlabel(), axis.get_ylabel()) == ("losses", "step", "loss")
+
+
+def test_losses_take_each_key_where_it_is():
+    fig = view.losses([{"step": 0, "a": 1.0}, {"step": 5, "a": 2.0, "b": 3.0}, {"step": 9, "b": 4.0}], "losses")
+    assert drawn(fig.axes[0]) == {"a": ([0, 5], [1.0, 2.0]), "b": ([5, 9], [3.0, 4.0])}
+
+
+def test_losses_have_panels_for_accuracy_and_validation():
+    history = [
+        {"step": 0, "D_ct": 0.3, "accuracy_ct": 0.8, "accuracy_pet": 0.6},
+        {"step": 9, "D_ct": 0.2, "accuracy_ct": 0.9, "accuracy_pet": 0.5, "validation_mae_suv": 0.4,
+         "validation_mae_hu": 90.0, "validation_score": 0.1},
+    ]  # fmt: skip
+    loss, right, hu, suv = view.losses(history, "CycleGAN").axes
+    assert drawn(loss) == {"D_ct": ([0, 9], [0.3, 0.2])}
+    assert drawn(right) == {"D_ct": ([0, 9], [80.0, 90.0]), "D_pet": ([0, 9], [60.0, 50.0])}
+    assert drawn(hu) == {"validation_mae_hu": ([9], [90.0])}
+    assert drawn(suv) == {"validation_mae_suv": ([9], [0.4])}
+    assert [axis.get_ylabel() for axis in (loss, right, hu, suv)] == ["loss", "D right, %", "MAE, HU", "MAE, SUV"]
+    assert suv.yaxis.get_label_position() == "right"
+    assert loss.lines[0].get_color() == right.lines[0].get_color()  # a discriminator has one colour
+    assert loss.get_xlim() == hu.get_xlim()
+
+
+@pytest.mark.parametrize(
+    ("row", "labels"),
+    [
+        ({"accuracy_ct": 0.5}, ["loss", "D right, %"]), ({"validation_mae_suv": 0.5}, ["loss", "MAE, SUV"]),
+        ({"validation_score": 0.5}, ["loss"]), ({}, ["loss"]),
+    ],
+)  # fmt: skip
+def test_losses_have_no_empty_panel(row, labels, recwarn):
+    fig = view.losses([{"step": 0, **row}] if row else [], "losses")
+    assert [axis.get_ylabel() for axis in fig.axes] == labels
+    assert view.png(fig).startswith(b"\x89PNG")
+    assert not recwarn.list
+
+
+def test_losses_of_many_terms_have_a_line_each():
+    row = {f"loss {k}": 1.0 for k in range(9)}
+    assert len(drawn(view.losses([{"step": 0, **row}], "losses").axes[0])) == 9
+
+
+def test_invented_marks_in_red_on_the_synthetic_ct():
+    marked = np.zeros((4, 16, 16), bool)
+    marked[2, 3, 4] = True
+    shown = images_of(view.invented(CT, CT[::-1], marked))
+    assert len(shown) == 4 + 4 + 2 * 4
+    assert np.array_equal(shown[0], CT[0])
+    assert np.array_equal(shown[4], CT[3])
+    under, over = shown[12:14]  # the third slice
+    assert np.array_equal(under, CT[1])
+    assert over[3, 4].tolist() == [1, 0, 0, 0.75]
+    assert over.any(axis=-1).sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -101,6 +163,7 @@ def test_losses_draw_one_line_a_loss():
         view.denoising_strip(CT[0], [CT[1]], CT[2], "HU"),
         view.uncertainty(PET, PET, PET > 0, 0, "SUV"),
         view.preview(PET[0], CT[0], CT[1] - CT.min(), "SUV", "HU"),
+        view.invented(CT, CT, CT > 0),
     ],
 )
 def test_synthetic_figures_carry_the_warning(fig):

@@ -1,0 +1,96 @@
+"""Scores of a CycleGAN under training, on a few slices of patients that are kept from it and from the test."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from petct_lib import InputError, collapse, metrics
+from petct_lib.cyclegan import DIRECTIONS, CycleGAN
+from petct_lib.data import SOURCE, TARGET
+from petct_lib.intensity import ENCODE, Intensity
+from petct_lib.prepare import Prepared
+from petct_lib.translate import UNIT, translate_coarse
+
+KINDS = ("ct", "pet")
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """The slices of one patient's first study that are scored, arrays (n, H, W) in HU and SUV."""
+
+    study: str
+    chosen: np.ndarray  # (n,): their numbers in the study
+    real: dict[str, np.ndarray]  # by kind
+    body: np.ndarray
+    lung: np.ndarray | None  # None: the study has no such mask
+
+
+class Validation:
+    """Scores of a stage by name, lower `validation_score` is better; to be called at every checkpoint.
+
+    The patients must be neither trained on nor tested: those of the role `refine`. The slices are read once.
+    """
+
+    def __init__(self, prepared: Prepared, patients: list[str], window: Intensity, slices: int = 16) -> None:
+        self.prepared, self.window = prepared, window
+        self.pixel_mm = prepared.index["grid"]["pixel_mm"]
+        self.patients = [_read(prepared, patient, slices) for patient in patients]
+        if sum(len(p.chosen) for p in self.patients) < 2:
+            raise InputError(f"validation on {len(patients)} patients, {slices} slices each: needs two slices or more")
+
+    def __call__(self, stage: CycleGAN) -> dict[str, float]:
+        """The scores, keys `validation_…`; means over patients of what each patient's slices give.
+
+        mae_hu, mae_suv: in the body. score: the mean of both in the network's range, so that neither unit rules.
+        diversity_ct, diversity_pet: `collapse.diversity` of all patients' slices, in the network's range, so that no
+        hot bladder rules. invented_percent, lungless_percent: `collapse.invented_percent` and
+        `collapse.lungs_in_lungless_slices`, over the patients that have such tissue or slices; else left out.
+        """
+        fakes = [{TARGET[d]: self._translated(stage, patient, d) for d in DIRECTIONS} for patient in self.patients]
+        scores, encoded_maes = {}, []
+        for kind in KINDS:
+            pairs = [(p.real[kind], fake[kind], p.body) for p, fake in zip(self.patients, fakes, strict=True)]
+            scores[f"mae_{UNIT[kind].lower()}"] = _mean([metrics.mae(*pair) for pair in pairs])
+            encode = ENCODE[kind]
+            pairs = [(encode(real, self.window), encode(fake, self.window), body) for real, fake, body in pairs]
+            encoded_maes.append(_mean([metrics.mae(*pair) for pair in pairs]))
+            reals, made = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
+            scores[f"diversity_{kind}"] = collapse.diversity(made, reals)
+        scores["score"] = _mean(encoded_maes)
+        scores |= self._invented([fake["ct"] for fake in fakes])
+        return {f"validation_{name}": value for name, value in scores.items()}
+
+    def _translated(self, stage: CycleGAN, patient: _Patient, direction: str) -> np.ndarray:
+        """The chosen slices; a 2.5-D generator sees them among their neighbours, so it is given the whole study."""
+        kind = SOURCE[direction]
+        if stage.settings.neighbours == 1:
+            return translate_coarse(stage, patient.real[kind], direction, self.window)
+        study = np.array(self.prepared.array(patient.study, kind))
+        return translate_coarse(stage, study, direction, self.window)[patient.chosen]
+
+    def _invented(self, fake_cts: list[np.ndarray]) -> dict[str, float]:
+        scored = [(p, fake) for p, fake in zip(self.patients, fake_cts, strict=True) if p.lung is not None]
+        scores = {}
+        for name, score in (
+            ("invented_percent", collapse.invented_percent),
+            ("lungless_percent", collapse.lungs_in_lungless_slices),
+        ):
+            values = [score(fake, p.real["ct"], p.body, p.lung, self.pixel_mm) for p, fake in scored]
+            values = [value for value in values if value is not None]
+            if values:
+                scores[name] = _mean(values)
+        return scores
+
+
+def _read(prepared: Prepared, patient: str, slices: int) -> _Patient:
+    study = prepared.studies([patient])[0]
+    n = prepared.row(study)["slices"]
+    # As `data.spread_slices` spreads them; their numbers are needed, and each slice once.
+    chosen = np.unique(np.linspace(0, n - 1, slices + 2).round().astype(int)[1:-1])
+    arrays = {kind: np.array(prepared.array(study, kind)[chosen]) for kind in (*KINDS, "body")}
+    lung = np.array(prepared.array(study, "lung")[chosen]) if "lung" in prepared.regions(patient) else None
+    return _Patient(study, chosen, {kind: arrays[kind] for kind in KINDS}, arrays["body"], lung)
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,110 @@
+"""Trainings of a second that the tests of several modules share, and processes to run and kill them in."""
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from petct_lib.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.diffusion import Refiner, RefinerSettings
+from petct_lib.train import FitSettings, fit
+
+GAN = CycleGANSettings(width=4, blocks=1, patch_layers=2, pool_size=3, ema_decay=0.9)
+REFINER = RefinerSettings(width=8, multipliers=(1, 2), steps=2)
+KEYS = {"gan": ("pet", "ct"), "refiner": ("source", "coarse", "target")}
+
+
+class RandomBatches:
+    """Batches that depend on the step's generator alone, as the real ones do; slices are numbered 0 to 99."""
+
+    def __init__(self, keys: tuple[str, ...], size: int = 2) -> None:
+        self.keys, self.size, self.seen = keys, size, 0
+
+    def __call__(self, rng, rank=0, world=1):
+        self.seen += 1
+        images = {}
+        for key in self.keys:
+            slices = [np.random.default_rng(k).uniform(-1, 1, (1, 32, 32)) for k in self._drawn(rng)]
+            images[key] = torch.from_numpy(np.stack(slices).astype(np.float32))
+        return images
+
+    def names(self, rng):
+        return [f"{key} {k}" for key in self.keys for k in self._drawn(rng)]
+
+    def _drawn(self, rng):
+        return rng.integers(100, size=self.size)
+
+    def describe(self):
+        return {"size": self.size}
+
+
+def stage_of(kind: str, **settings: object):
+    """A new stage, its batches."""
+    stage = CycleGAN(CycleGANSettings(**asdict(GAN) | settings)) if kind == "gan" else Refiner(REFINER)
+    return stage, RandomBatches(KEYS[kind])
+
+
+def score(stage) -> dict[str, float]:
+    """A validation score that goes up and down with the weights."""
+    weight = next(iter(stage.nets.values())).state_dict().popitem()[1].double().sum().item()
+    return {"validation_score": float(np.sin(1e5 * weight))}
+
+
+def train(path: Path, kind: str = "gan", steps: int = 16, every: int = 3, **given: object) -> list[dict]:
+    """A training that saves every 3 steps; `prepare(stage)` may set a trap in it; the rest goes to `fit`."""
+    stage, batches = given.pop("pair", None) or stage_of(kind)
+    prepare: Callable = given.pop("prepare", lambda stage: None)
+    prepare(stage)
+    names = ("log_every", "clip_norm", "accumulate", "mixed_precision", "channels_last", "keep", "preview_every")
+    settings = {"log_every": 2} | {name: given.pop(name) for name in names if name in given}
+    given = {"fingerprint": "f", "seed": 3, "validate": score, **given}
+    return fit(stage, batches, FitSettings(steps, checkpoint_every=every, **settings), checkpoint=path, **given)
+
+
+def before_step(stage: object, step: int, act: Callable[[], None]) -> None:
+    """Calls `act` when step number `step` is about to be made."""
+    make = stage.step
+
+    def watched(batch, number, rng, update):
+        if number == step:
+            act()
+        return make(batch, number, rng, update)
+
+    stage.step = watched
+
+
+def amid_step(stage: object, step: int, act: Callable[[], None]) -> None:
+    """Calls `act` in step number `step`, after a network's update and before the averages'."""
+    optimiser, count = list(stage.optimisers.values())[-1], iter(range(10**6))
+    before_step(stage, step, lambda: optimiser.register_step_post_hook(lambda *_: act() if next(count) == 0 else None))
+
+
+def in_process(work: Callable, *arguments: object) -> int:
+    """The exit code of `work(*arguments)` in a process of its own; -9 where it was killed."""
+    context = multiprocessing.get_context("forkserver")  # it has imported everything once, and computed nothing
+    context.set_forkserver_preload(["petct_lib.train", "petct_lib.cyclegan", "petct_lib.diffusion"])
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def differences(a: object, b: object, place: str = "") -> list[str]:
+    """Places where two checkpoints differ, in any bit, type or order."""
+    if type(a) is not type(b):
+        return [place]
+    if isinstance(a, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+        return [] if same else [place]
+    if isinstance(a, dict):
+        if list(a) != list(b):
+            return [place]
+        return [found for key in a for found in differences(a[key], b[key], f"{place}/{key}")]
+    if isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return [place]
+        return [found for k, pair in enumerate(zip(a, b, strict=True)) for found in differences(*pair, f"{place}/{k}")]
+    return [] if a == b else [place]
