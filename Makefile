@@ -48,9 +48,11 @@ lint: $(STAMP)  ## ruff over code and notebooks
 lab: $(STAMP)  ## JupyterLab at the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-bench: $(BENCHED)  ## seconds and memory of ingest and phantom against peers, into benchmarks/results.json
+bench: $(BENCHED)  ## speed and memory of ingest, phantom and training against peers, into benchmarks/ (1 hour)
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/phantom.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/projection.py
 
 figures: run  ## the README's pictures, from the run (made first if it is missing)
 	mkdir -p figures

@@ -42,6 +42,9 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--data", default="phantom", help="DICOM folder, zip, or folder of zips (default: the phantom)")
     p.add_argument("--out", type=Path, help="run folder (default: runs/<profile>)")
     _add_set(p)
+    p.add_argument(
+        "--until", metavar="NOTEBOOK", default="04_evaluation", help="the last notebook to run, as 01_data_exploration"
+    )
     p.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     p.add_argument("--force", action="store_true", help="throw away what the run folder holds")
     p.set_defaults(command=_run)
@@ -58,7 +61,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
         "train", help="the CycleGAN of a run folder alone; under `accelerate launch -m` or torchrun, on many GPUs"
     )
-    p.add_argument("--run", type=Path, required=True, help="run folder that notebook 01 has prepared")
+    p.add_argument("run", type=Path, help="run folder that notebook 01 has prepared")  # torchrun would take a --run
     p.add_argument("--profile", default="quick", help="whose parameters of 02_cyclegan_training to take (%(default)s)")
     _add_set(p)
     p.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
@@ -119,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
     from petct_lib.run import run_all
 
     out = args.out or Path("runs") / Path(args.profile).stem
-    run_all(args.profile, args.data, out, overrides=args.set, resume=args.resume, force=args.force)
+    run_all(args.profile, args.data, out, overrides=args.set, until=args.until, resume=args.resume, force=args.force)
     return 0
 
 

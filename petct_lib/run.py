@@ -93,9 +93,7 @@ def _read_override(text: str) -> tuple[str, str, object]:
         read = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"--set {text}: the value is not YAML ({error})") from None
-    is_float = isinstance(read, str) and re.fullmatch(
-        r"[-+]?\d+e[-+]?\d+", read
-    )  # YAML wants 2.0e-4, people write 2e-4
+    is_float = isinstance(read, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", read)  # 2e-4, where YAML wants 2.0e-4
     return notebook, name, float(read) if is_float else read
 
 
@@ -110,14 +108,17 @@ def _read_yaml(path: Path) -> dict[str, dict]:
 
 
 def run_all(
-    profile: str, data: str, out: Path, *, overrides: Sequence[str] = (), resume: bool = False, force: bool = False
-) -> None:
+    profile: str, data: str, out: Path, *, overrides: Sequence[str] = (), until: str = NOTEBOOKS[-1],
+    resume: bool = False, force: bool = False,
+) -> None:  # fmt: skip
     """The four notebooks in order into the run folder `out`; prints the table, the seconds by stage and the folder.
 
-    overrides: see `load_params`. A finished run of the same settings is only shown again. InputError, and no change
-    anywhere, for bad input, for a run of other settings in `out` (unless `force`), and for an unfinished one (unless
-    `resume`).
+    overrides: see `load_params`. until: the last notebook to run; the run goes on with `resume`. A finished run of the
+    same settings is only shown again. InputError, and no change anywhere, for bad input, for a run of other settings in
+    `out` (unless `force`), and for an unfinished one (unless `resume`).
     """
+    if until not in NOTEBOOKS:
+        raise InputError(f"--until {until}: it must be one of {', '.join(NOTEBOOKS)}")
     params = load_params(profile, overrides)
     data = data if data == "phantom" else str(Path(data).resolve())
     asked = {"profile": profile, "parameters": params, "data_source": data, "data_key": None}
@@ -127,8 +128,8 @@ def run_all(
     if not manifest["finished"]:
         if data != "phantom":
             check_input(Path(data))
-        _run_notebooks(params, data, out, manifest)
-    print(summary(out))
+        _run_notebooks(params, data, out, manifest, until)
+    print(summary(out) if manifest["finished"] else f"ran until {until}; --resume goes on: {out}")
 
 
 def check_input(path: Path) -> None:
@@ -162,11 +163,11 @@ def _open_run(out: Path, asked: dict, resume: bool, force: bool) -> dict:
     return old
 
 
-def _run_notebooks(params: dict, data: str, out: Path, manifest: dict) -> None:
+def _run_notebooks(params: dict, data: str, out: Path, manifest: dict, until: str) -> None:
     if manifest.pop("force", False) and out.exists():
         shutil.rmtree(out)
     out = out.resolve()
-    for notebook in NOTEBOOKS:
+    for notebook in NOTEBOOKS[: NOTEBOOKS.index(until) + 1]:
         if notebook in manifest["done"]:
             continue
         write_json({**manifest, **_provenance(out)}, out / "manifest.json")
@@ -175,7 +176,7 @@ def _run_notebooks(params: dict, data: str, out: Path, manifest: dict) -> None:
         manifest["seconds"][notebook] = round(time.monotonic() - start, 1)
         manifest["peak_memory_mb"] = max(_peak_mb(), manifest.get("peak_memory_mb", 0))
         manifest["done"].append(notebook)
-    manifest["finished"] = True
+    manifest["finished"] = until == NOTEBOOKS[-1]
     write_json({**manifest, **_provenance(out)}, out / "manifest.json")
 
 

@@ -26,6 +26,7 @@ from petct_lib.interrupt import Interrupt
 from petct_lib.progress import bar
 from petct_lib.updates import Updates
 
+LOSSES_SHOWN = ("adversarial", "cycle", "l1")  # in the progress bar, which is short
 SCORE = "validation_score"  # what `validate` is to give: lower is better
 
 
@@ -224,15 +225,16 @@ class _Training:
         if step % settings.log_every == 0 or to_save:
             self._stop_if_bad(to_save)
             row = self._row(step, logged)
-            steps.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "step"}, refresh=False)
+            steps.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k in LOSSES_SHOWN}, refresh=False)
             if to_save and validate and self.is_main:
                 row |= {key: float(score) for key, score in validate(self.stage).items()}
             self.history.append(row)
             for watcher in watchers:
                 watcher.row(row)
         if preview and watchers and (last or self.done % settings.preview_every == 0):
+            picture = self.stage.preview(preview)
             for watcher in watchers:
-                watcher.picture(self.done, self.stage.preview(preview))
+                watcher.picture(self.done, picture)
         if to_save:
             self._save(validate)
 

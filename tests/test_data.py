@@ -81,6 +81,26 @@ def test_names_are_those_of_the_slices_drawn(prepared):
         assert torch.equal(image, of[of.places.index((study, int(k)))][kind])
 
 
+def test_what_changes_the_batches_is_described(prepared):
+    plain = pair_of_batches(prepared).describe()
+    assert pair_of_batches(prepared, augmentation=Augmentation(shift=1)).describe() != plain
+    assert pair_of_batches(prepared, neighbours=3).describe() != plain
+    assert pair_of_batches(prepared, size=2).describe() != plain
+    slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
+    coarse = np.zeros((len(slices), 1, 32, 32), np.float32)
+    one, other = (PairedBatches(slices, coarse, "pet2ct", 2, Augmentation(shift=k)).describe() for k in (0, 1))
+    assert one != other
+
+
+def test_batches_scale_the_pet_alone(prepared):
+    plain, scaled = (
+        pair_of_batches(prepared, augmentation=a)(np.random.default_rng(0))
+        for a in (Augmentation(), Augmentation(suv_scale=0.5))
+    )
+    assert torch.equal(plain["ct"], scaled["ct"])
+    assert not torch.equal(plain["pet"], scaled["pet"])
+
+
 def test_suv_is_scaled_before_it_is_encoded_and_hu_never(prepared):
     slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
     k = len(slices) // 2

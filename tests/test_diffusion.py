@@ -8,12 +8,14 @@ import torch
 
 from petct_lib import InputError
 from petct_lib.diffusion import Refiner, RefinerSettings, bridge, time_grid, walk
+from petct_lib.updates import Updates
 
 TINY = RefinerSettings(width=8, multipliers=(1, 2), steps=2, sigma=0.1, lr=3e-3, ema_decay=0.5)
 
 
-def backward(loss):
-    loss.backward()
+def step(stage, batch, number):
+    """Training step `number` of a stage, seeded by it."""
+    return stage.step(batch, number, np.random.default_rng(number), Updates(stage.optimisers))
 
 
 def images(seed=0, n=4):
@@ -93,7 +95,7 @@ def states_seen(on_policy, monkeypatch):
 
     monkeypatch.setattr(net, "forward", watched)
     for k in range(20):
-        stage.step({"source": x, "coarse": c, "target": y}, np.random.default_rng(k), backward)
+        step(stage, {"source": x, "coarse": c, "target": y}, k)
     assert {t for _, t, _, _ in seen} == {0.5, 1.0}
     return seen
 
@@ -120,7 +122,7 @@ def test_walked_states_take_each_image_to_its_own_time():
 def test_refiner_learns_to_mend_a_constant_error():
     y, x, _ = images(n=8)
     stage, pairs = Refiner(TINY), {"source": x, "coarse": (y + 0.3).clamp(-1, 1), "target": y}
-    losses = [stage.step(pairs, np.random.default_rng(k), backward)["l1"].item() for k in range(150)]
+    losses = [step(stage, pairs, k)["l1"].item() for k in range(150)]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     sample = stage.sample(x, pairs["coarse"], torch.Generator().manual_seed(0))[-1]
     assert (sample - y).abs().mean() < 0.5 * (pairs["coarse"] - y).abs().mean()
@@ -150,3 +152,22 @@ def test_the_control_is_the_same_network_without_noise_or_walk():
 def test_preview_shows_four_rows():
     y, x, c = images()
     assert Refiner(TINY).preview({"source": x, "coarse": c, "target": y}).shape == (1, 64, 64)
+
+
+def test_an_untrained_denoisers_loss_is_the_coarse_images_error():
+    y, x, c = images()
+    losses = step(Refiner(TINY), {"source": x, "coarse": c, "target": y}, 0)
+    assert set(losses) == {"l1"}
+    assert losses["l1"].item() == pytest.approx((c - y).abs().mean().item())  # it returns the coarse image
+
+
+def test_parts_see_the_times_and_the_noise_of_the_whole_batch():
+    y, x, c = images()
+    batch, weights = {"source": x, "coarse": c, "target": y}, []
+    for parts in (1, 2):
+        stage = Refiner(replace(TINY, sigma=0.5))
+        stage.optimisers = {"denoiser": torch.optim.SGD(stage.nets["denoiser"].parameters(), lr=1.0)}
+        for k in range(2):
+            stage.step(batch, k, np.random.default_rng(k), Updates(stage.optimisers, accumulate=parts))
+        weights.append(torch.cat([p.detach().flatten() for p in stage.nets["denoiser"].parameters()]))
+    assert torch.allclose(*weights, rtol=1e-4, atol=1e-6)

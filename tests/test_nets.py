@@ -2,9 +2,20 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from petct_lib.nets import Denoiser, PatchDiscriminator, ResnetGenerator, count_parameters, tile, time_embedding
+from petct_lib.nets import (
+    UPSAMPLINGS,
+    Denoiser,
+    PatchDiscriminator,
+    ResnetGenerator,
+    averaged,
+    count_parameters,
+    norm_layer,
+    tile,
+    time_embedding,
+)
 
 
 def test_generator_keeps_the_size_and_stays_in_range():
@@ -13,9 +24,10 @@ def test_generator_keeps_the_size_and_stays_in_range():
     assert y.abs().max() <= 1
 
 
-def test_the_papers_networks_have_their_published_sizes():
-    assert count_parameters(ResnetGenerator(3, 3, 64, 9)) == 11_378_179  # 11.378 M in the authors' code
-    assert count_parameters(PatchDiscriminator(3, 64, 3)) == 2_764_737 + 0  # 2.765 M
+def test_the_papers_networks_have_their_published_sizes_less_the_biases_before_instance_norms():
+    generator = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64  # output channels of the convolutions before a norm
+    assert count_parameters(ResnetGenerator(3, 3, 64, 9)) == 11_378_179 - generator  # 11.378 M in the authors' code
+    assert count_parameters(PatchDiscriminator(3, 64, 3)) == 2_764_737 - (128 + 256 + 512)  # 2.765 M
 
 
 @pytest.mark.parametrize(("layers", "field"), [(3, 70), (2, 34)])
@@ -29,10 +41,129 @@ def test_receptive_field_of_the_discriminator(layers, field):
     assert int(rows.max() - rows.min()) + 1 == field
 
 
-def test_initial_weights_are_the_papers():
-    conv = next(m for m in ResnetGenerator(1, 1, 32, 2).modules() if isinstance(m, nn.Conv2d) and m.in_channels > 60)
-    assert conv.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert conv.bias.abs().max() == 0
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+def test_initial_weights_are_the_papers(upsampling):
+    torch.manual_seed(0)
+    generator = ResnetGenerator(1, 1, 32, 2, upsampling=upsampling, norm="group", separable=True)
+    layers = [m for net in (generator, PatchDiscriminator(1, 32, norm="group")) for m in net.modules()]
+    layers = [m for m in layers if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    for layer in layers:
+        expected, count = (1 / 3 if layer.groups > 1 else 0.02), layer.weight.numel()
+        assert layer.weight.std().item() == pytest.approx(expected, rel=4 / (2 * count) ** 0.5)  # 4 standard errors
+        assert layer.weight.mean().abs().item() < 4 * expected / count**0.5
+        assert layer.bias is None or layer.bias.abs().max() == 0
+    assert any(layer.groups > 1 for layer in layers)
+    assert any(isinstance(layer, nn.ConvTranspose2d) for layer in layers) == (upsampling == "transposed")
+    assert any(layer.bias is not None for layer in layers)
+
+
+def period_2_share(x):
+    """Share of the energy, without the mean, at the frequencies of period 2 along an axis, (B, 1, H, W) → (B,)."""
+    energy = torch.fft.fft2(x - x.mean((2, 3), keepdim=True)).abs().square()
+    h, w = x.shape[2] // 2, x.shape[3] // 2
+    ring = energy[:, :, h].sum((1, 2)) + energy[:, :, :, w].sum((1, 2)) - energy[:, 0, h, w]
+    return ring / energy.sum((1, 2, 3))
+
+
+def test_the_measure_of_a_checkerboard_on_known_images():
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    wave = torch.cos(2 * torch.pi * rows / 8)  # energy 1/2 at period 8
+    images = torch.stack([(-1.0) ** columns, (-1.0) ** (rows + columns), wave, wave + (-1.0) ** columns])
+    assert period_2_share(images[:, None]).tolist() == pytest.approx([1, 1, 0, 2 / 3], abs=1e-5)
+
+
+@torch.no_grad()
+def checkerboard(upsampling, smooth):
+    """Mean share at period 2 in what untrained generators make of a constant or a smooth image, over 8 seeds."""
+    shares = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        net = ResnetGenerator(1, 1, 8, 1, upsampling=upsampling)
+        coarse = 2 * torch.rand(1, 1, 5, 5) - 1 if smooth else torch.full((1, 1, 5, 5), 0.3)
+        shares.append(period_2_share(net(F.interpolate(coarse, (64, 64), mode="bilinear", align_corners=True))))
+    return torch.cat(shares).mean().item()
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_transposed_convolution_leaves_a_checkerboard_and_upsampling_before_it_none(smooth):
+    assert checkerboard("transposed", smooth) > 0.1
+    assert checkerboard("resize", smooth) < 0.02
+    assert checkerboard("separable", smooth) < 0.03
+
+
+def parts_of(**settings):
+    net = ResnetGenerator(1, 1, 12, 2, **settings)
+    return {name: type(m).__name__ for name, m in net.named_modules() if not list(m.children())}
+
+
+def test_each_switch_changes_its_own_layers_alone():
+    plain = parts_of()
+    group = parts_of(norm="group")
+    assert {plain[k] for k in plain if plain[k] != group[k]} == {"InstanceNorm2d"}
+    assert "InstanceNorm2d" not in group.values()
+    for upsampling in ("transposed", "separable"):
+        other = parts_of(upsampling=upsampling)
+        assert {k: v for k, v in plain.items() if k[:5] != "leave"} == {
+            k: v for k, v in other.items() if k[:5] != "leave"
+        }
+        assert ("ConvTranspose2d" in other.values()) == (upsampling == "transposed")
+        assert ("Upsample" in other.values()) == (upsampling != "transposed")
+    other = parts_of(separable=True)
+    assert {k: v for k, v in plain.items() if k[:6] != "blocks"} == {
+        k: v for k, v in other.items() if k[:6] != "blocks"
+    }
+    assert parts_of(stem=3) == parts_of(gradient_checkpointing=True) == plain
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+@pytest.mark.parametrize(("channels", "stem", "norm"), [(1, 3, "group"), (3, 5, "instance"), (5, 7, "group")])
+def test_every_variant_keeps_the_size_and_uses_every_slice(upsampling, channels, stem, norm):
+    torch.manual_seed(0)
+    net = ResnetGenerator(channels, channels, 4, 1, upsampling=upsampling, norm=norm, stem=stem, separable=True)
+    x = torch.randn(1, channels, 32, 48, requires_grad=True)
+    y = net(x)
+    assert y.shape == x.shape
+    y.square().sum().backward()
+    assert (x.grad.abs().amax((0, 2, 3)) > 0).all()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_group_norm_has_up_to_8_groups_that_divide_the_width():
+    assert [norm_layer("group", width).num_groups for width in (4, 12, 16, 7)] == [4, 4, 8, 1]
+    x = torch.randn(2, 4, 8, 8) * 3 + 1
+    for kind in ("instance", "group"):  # at width 4, each group is one channel
+        y = norm_layer(kind, 4)(x)
+        assert y.mean((2, 3)).abs().max() < 1e-5
+        assert y.std((2, 3), correction=0).flatten().tolist() == pytest.approx([1] * 8, rel=1e-3)
+
+
+def test_gradient_checkpointing_gives_bit_equal_gradients_and_computes_the_blocks_twice():
+    gradients, calls = [], []
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for again in (False, True):
+        torch.manual_seed(0)
+        net = ResnetGenerator(1, 1, 4, 2, gradient_checkpointing=again)
+        counter = []
+        net.blocks[1].register_forward_pre_hook(lambda *_, counter=counter: counter.append(1))
+        net(x).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+        calls.append(len(counter))
+    assert torch.equal(*gradients)
+    assert calls == [1, 2]
+
+
+def test_running_mean_by_hand_with_its_growing_decay():
+    net = nn.Linear(1, 1, bias=False)
+    mean, values = averaged(net, 0.24), []
+    for weight in (1.0, 2.0, 3.0, 5.0):
+        nn.init.constant_(net.weight, weight)
+        mean.update_parameters(net)
+        values.append(mean.module.weight.item())
+    first = 1.0  # a copy
+    second = 2 / 11 * first + 9 / 11 * 2  # decay (1 + 1)/(10 + 1)
+    third = 0.24 * second + 0.76 * 3  # (1 + 2)/(10 + 2) = 0.25 is beyond 0.24
+    assert values == pytest.approx([first, second, third, 0.24 * third + 0.76 * 5])
+    assert net.weight.item() == 5
 
 
 def test_untrained_denoiser_returns_the_coarse_image():

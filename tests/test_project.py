@@ -13,8 +13,10 @@ import petct_lib
 
 ORDER = (  # imports point upwards only
     ("files", "progress", "volume", "suv", "intensity", "nets", "archives", "enhanced", "parallel"),
+    ("augment", "interrupt", "updates"),
     ("canvas", "tissues"),
-    ("metrics", "dicom_files", "geometry", "dicom_write", "cyclegan", "diffusion", "train", "download"),
+    ("metrics", "dicom_files", "geometry", "dicom_write", "cyclegan", "checkpoints", "download"),
+    ("collapse", "diffusion", "train"),
     ("regions", "vendors", "truth", "scanner", "skeleton", "trees", "organs"),
     ("anatomy",),
     ("lesions", "benign"),
@@ -24,7 +26,8 @@ ORDER = (  # imports point upwards only
     ("perceptual", "phantom", "prepare"),
     ("data",),
     ("translate", "view"),
-    ("evaluate",),
+    ("evaluate", "validation", "logs"),
+    ("train_cyclegan",),
     ("run",),
     ("__main__",),
 )

@@ -1,61 +1,19 @@
-"""Schedule, checkpoints, exact resume, and what stops a training."""
+"""Schedule, what is saved when, what stops a training, and what its watchers are told."""
+
+import math
+import resource
+import signal
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from petct_lib import InputError
-from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.diffusion import Refiner, RefinerSettings
-from petct_lib.train import FitSettings, fit, linear_decay, load_checkpoint, save_checkpoint, steps_of
-
-GAN = CycleGANSettings(width=4, blocks=1, patch_layers=2, pool_size=3, ema_decay=0.9)
-REFINER = RefinerSettings(width=8, multipliers=(1, 2), steps=2)
-
-
-class RandomBatches:
-    """Batches that depend on the step's generator alone, as the real ones do."""
-
-    def __init__(self, keys, size=2):
-        self.keys, self.size, self.seen = keys, size, 0
-
-    def __call__(self, rng):
-        self.seen += 1
-        shape = (self.size, 1, 32, 32)
-        return {key: torch.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32)) for key in self.keys}
-
-    def describe(self):
-        return {"size": self.size}
-
-
-def stage_of(kind):
-    if kind == "gan":
-        return CycleGAN(GAN), RandomBatches(("pet", "ct"))
-    return Refiner(REFINER), RandomBatches(("source", "coarse", "target"))
-
-
-def run(tmp_path, kind, steps=12, stop_at=None, resume=True, every=4, **changes):
-    stage, batches = stage_of(kind)
-    if stop_at:
-        batches = Interrupted(batches, stop_at)
-    given = {"fingerprint": "f", "seed": 3, **changes}
-    settings = FitSettings(steps, log_every=1, checkpoint_every=every, preview_every=5)
-    history = fit(stage, batches, settings, checkpoint=tmp_path / "c.pt", logs=tmp_path / "logs", resume=resume,
-                  preview=batches(np.random.default_rng(0)), **given)  # fmt: skip
-    return stage, history
-
-
-class Interrupted(RandomBatches):
-    """Stops like a Ctrl-C in the middle of a step."""
-
-    def __init__(self, batches, at):
-        super().__init__(batches.keys, batches.size)
-        self.at = at
-
-    def __call__(self, rng):
-        if self.seen == self.at:
-            raise KeyboardInterrupt
-        return super().__call__(rng)
+from petct_lib.checkpoints import best_of, earlier, load_checkpoint
+from petct_lib.train import FitSettings, ahead, fit, linear_decay, steps_of
 
 
 def test_linear_decay():
@@ -76,114 +34,286 @@ def test_steps_or_epochs_but_one_of_them(steps, epochs):
         steps_of(steps, epochs, 10, 2)
 
 
-def test_no_steps_are_refused():
-    with pytest.raises(InputError, match="at least 1"):
-        FitSettings(0)
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"keep": 0}, "keep"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"mixed_precision": "fp16"}, "'fp16': it must be no or bf16"),
+        ({"clip_norm": 0.0}, "clip_norm 0.0 must be above 0, or None"),
+    ],
+)
+def test_bad_settings_are_refused(bad, message):
+    with pytest.raises(InputError, match=message):
+        FitSettings(**{"steps": 3, **bad})
 
 
-def tensors_of(state):
-    """Every tensor of a checkpoint with its place in it."""
-    if isinstance(state, torch.Tensor):
-        return {"": state}
-    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
-    return {f"{key}/{place}": tensor for key, value in pairs for place, tensor in tensors_of(value).items()}
-
-
-@pytest.mark.parametrize("kind", ["gan", "refiner"])
-def test_resumed_training_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path, kind):
-    _, history = run(tmp_path / "whole", kind)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", kind, stop_at=7)
-    assert load_checkpoint(tmp_path / "cut" / "c.pt")["step"] == 4
-    _, resumed_history = run(tmp_path / "cut", kind)
-    a, b = (load_checkpoint(tmp_path / name / "c.pt") for name in ("whole", "cut"))
-    assert a["history"] == b["history"] == history == resumed_history
-    one, other = tensors_of(a), tensors_of(b)
-    assert set(one) == set(other)
-    assert all(torch.equal(one[place], other[place]) for place in one)
-    assert any("optimisers" in place for place in one)
-    assert any("ema" in place for place in one)
-
-
-def test_the_rate_decays_to_the_settings_share(tmp_path):
-    stage, _ = run(tmp_path, "refiner", steps=10)
-    rate = stage.optimisers["denoiser"].param_groups[0]["lr"]
-    assert rate == pytest.approx(REFINER.lr * linear_decay(9, 10, 0.5))
+def test_the_rate_decays_with_the_steps(tmp_path):
+    stage, batches = tiny.stage_of("refiner")
+    rates, make = [], stage.step
+    stage.step = lambda *given: rates.append(stage.optimisers["denoiser"].param_groups[0]["lr"]) or make(*given)
+    tiny.train(tmp_path / "c.pt", steps=4, pair=(stage, batches))
+    assert rates == pytest.approx([4e-4, 4e-4, 4e-4, 2e-4])
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
-    _, history = run(tmp_path, "refiner")
-    stage, batches = stage_of("refiner")
-    again = fit(stage, batches, FitSettings(12, log_every=1, checkpoint_every=4), checkpoint=tmp_path / "c.pt",
-                logs=tmp_path / "logs", fingerprint="f", seed=3)  # fmt: skip
+    history = tiny.train(tmp_path / "c.pt", "refiner", steps=4)
+    stage, batches = tiny.stage_of("refiner")
+    assert tiny.train(tmp_path / "c.pt", steps=4, pair=(stage, batches)) == history
     assert batches.seen == 0
-    assert again == history
+    assert tiny.differences(dict(stage.nets["denoiser"].state_dict()), weights(tmp_path / "c.pt")) == []
+
+
+def weights(path):
+    return dict(load_checkpoint(path)["nets"]["denoiser"])
 
 
 def test_without_resume_it_starts_again(tmp_path):
-    run(tmp_path, "refiner", steps=4)
-    _, history = run(tmp_path, "refiner", steps=6, resume=False)
-    assert [row["step"] for row in history] == list(range(6))
+    tiny.train(tmp_path / "c.pt", "refiner", steps=4)
+    rows = tiny.train(tmp_path / "c.pt", "refiner", steps=5, resume=False)
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert [load_checkpoint(p)["step"] for p in earlier(tmp_path / "c.pt")] == [3, 5]
+
+
+class Other(tiny.RandomBatches):
+    def describe(self):
+        return {"size": 4}
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"fingerprint": "g"}, "data"), ({"seed": 4}, "seed"), ({"steps": 9}, "steps")]
-)
-def test_resuming_with_something_else_is_refused(tmp_path, change, named):
-    run(tmp_path, "refiner", steps=4)
-    with pytest.raises(InputError, match=named):
-        run(tmp_path, "refiner", **{"steps": 4, **change})
+    ("change", "named"),
+    [
+        ({"fingerprint": "g"}, r"other data \('f', now 'g'\)"),
+        ({"seed": 4}, r"other seed \(3, now 4\)"),
+        ({"steps": 9}, r"other steps \(4, now 9\)"),
+        ({"clip_norm": 1.0}, r"other clip_norm \(None, now 1\.0\)"),
+        ({"pair": (tiny.stage_of("gan", lr=1e-3, norm="group")[0], tiny.RandomBatches(("pet", "ct")))},
+         r"other settings: norm \('instance', now 'group'\); settings: lr \(0\.0002, now 0\.001\)"),
+        ({"pair": (tiny.stage_of("gan")[0], Other(("pet", "ct")))}, r"other batches: size \(2, now 4\)"),
+    ],
+)  # fmt: skip
+def test_resuming_with_something_else_names_it(tmp_path, change, named):
+    tiny.train(tmp_path / "c.pt", steps=4)
+    before = (tmp_path / "c.pt").read_bytes()
+    with pytest.raises(InputError, match=named + r".*another run folder, or train with resume=False"):
+        tiny.train(tmp_path / "c.pt", **{"steps": 4, **change})
+    assert (tmp_path / "c.pt").read_bytes() == before
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path):
-    stage, batches = stage_of("refiner")
-    stage.step = lambda *_: {"l1": torch.tensor(float("nan"))}
-    with pytest.raises(FloatingPointError, match="step 0: loss l1 is not finite"):
-        fit(stage, batches, FitSettings(3), checkpoint=tmp_path / "c.pt", logs=tmp_path / "l", fingerprint="f", seed=0)
-    assert not (tmp_path / "c.pt").exists()
+def test_what_does_not_change_the_result_may_differ(tmp_path):
+    tiny.train(tmp_path / "a" / "c.pt", "refiner", steps=6, log_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(tmp_path / "b" / "c.pt", "refiner", steps=6, prepare=interrupted_at(3))
+    tiny.train(tmp_path / "b" / "c.pt", "refiner", steps=6, every=5, keep=3)
+    assert tiny.differences(weights(tmp_path / "a" / "c.pt"), weights(tmp_path / "b" / "c.pt")) == []
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def interrupted_at(step):
+    def stop():
+        raise KeyboardInterrupt
+
+    return lambda stage: tiny.before_step(stage, step, stop)
+
+
+def test_a_checkpoint_carries_settings_data_and_batches(tmp_path):
+    tiny.train(tmp_path / "c.pt", steps=1)
+    state = load_checkpoint(tmp_path / "c.pt")
+    assert state["origin"]["data"] == "f"
+    assert state["origin"]["batches"] == {"size": 2}
+    assert state["origin"]["settings"] == state["settings"]
+    assert state["settings"]["pool_size"] == 3
+
+
+def test_the_last_ones_and_the_best_by_validation_are_kept(tmp_path):
+    scores = iter([0.5, math.nan, np.float64(0.2), 0.3, 0.2, 0.9])  # a new best one where it is as good
+    tiny.train(tmp_path / "c.pt", "refiner", steps=12, every=2, validate=lambda _: {"validation_score": next(scores)})
+    assert [load_checkpoint(p)["step"] for p in earlier(tmp_path / "c.pt")] == [10, 12]
+    assert load_checkpoint(best_of(tmp_path / "c.pt"))["step"] == 10
+
+
+def test_without_validation_there_is_no_best(tmp_path):
+    tiny.train(tmp_path / "c.pt", "refiner", steps=3, validate=None)
+    assert not best_of(tmp_path / "c.pt").exists()
+
+
+def spoiled(step, value):
+    """Step number `step` logs `value` as its loss."""
+
+    def prepare(stage):
+        make = stage.step
+        stage.step = lambda b, k, *rest: make(b, k, *rest) | ({"l1": torch.tensor(value)} if k == step else {})
+
+    return prepare
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2e4])
+def test_a_bad_loss_stops_with_its_step_slices_and_the_last_good_checkpoint(tmp_path, value):
     path = tmp_path / "c.pt"
-    save_checkpoint({"step": 1}, path)
-
-    def full_disk(state, file):
-        file.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint({"step": 2}, path)
-    assert load_checkpoint(path)["step"] == 1
-    assert list(tmp_path.iterdir()) == [path]
-
-
-class Evil:
-    def __reduce__(self):
-        return print, ("executed",)
+    with pytest.raises(FloatingPointError) as stopped:
+        tiny.train(path, "refiner", every=5, log_every=5, steps=20, prepare=spoiled(7, value))
+    rng, drawn = np.random.default_rng([3, 7]), []
+    for key in ("source", "coarse", "target"):
+        drawn += [f"{key} {k}" for k in rng.integers(100, size=2)]
+    assert str(stopped.value).startswith(
+        f"step 7: l1 not finite or beyond 10000; last good checkpoint: step 5, {path};"
+    )
+    assert f"the batch's slices: {'; '.join(drawn)}. " in str(stopped.value)
+    assert [load_checkpoint(p)["step"] for p in (path, *earlier(path))] == [5, 5]
 
 
-def test_a_checkpoint_cannot_execute_code(tmp_path, capsys):
-    torch.save({"step": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        load_checkpoint(tmp_path / "evil.pt")
-    assert "executed" not in capsys.readouterr().out
+def test_an_older_trainings_checkpoint_is_not_called_the_last_good_one(tmp_path):
+    tiny.train(tmp_path / "c.pt", "refiner", steps=3)
+    with pytest.raises(FloatingPointError, match=r"step 1: l1 .*there is no checkpoint yet"):
+        tiny.train(tmp_path / "c.pt", "refiner", resume=False, prepare=spoiled(1, math.nan))
 
 
-def test_missing_and_broken_checkpoints(tmp_path):
-    with pytest.raises(InputError, match="no such checkpoint"):
-        load_checkpoint(tmp_path / "c.pt")
-    (tmp_path / "c.pt").write_bytes(b"PK not really")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        load_checkpoint(tmp_path / "c.pt")
+def overflows(step):
+    """From step `step` on, a gradient is infinite, while that step's losses are finite."""
+
+    def prepare(stage):
+        parameter = next(next(iter(stage.nets.values())).parameters())
+        tiny.before_step(stage, step, lambda: parameter.register_hook(lambda gradient: gradient * math.inf))
+
+    return prepare
 
 
-def test_tensorboard_gets_losses_and_pictures(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def finite_score(stage):
+    assert all(p.isfinite().all() for net in stage.nets.values() for p in net.parameters())
+    return tiny.score(stage)
 
-    run(tmp_path, "gan", steps=6)
-    events = EventAccumulator(str(tmp_path / "logs"))
-    events.Reload()
-    assert {f"loss/{k}" for k in ("adversarial", "cycle", "identity", "D_ct", "D_pet")} <= set(events.Tags()["scalars"])
-    assert len(events.Scalars("loss/cycle")) == 6
-    assert events.Tags()["images"] == ["preview"]
+
+@pytest.mark.parametrize(("kind", "net"), [("gan", "G_pet2ct"), ("refiner", "denoiser")])
+def test_weights_that_are_not_finite_are_not_saved_though_the_losses_are(tmp_path, kind, net):
+    with pytest.raises(FloatingPointError, match=f"step 5: weights of {net}.*last good checkpoint: step 3"):
+        tiny.train(tmp_path / "c.pt", kind, prepare=overflows(5), validate=finite_score)
+    assert load_checkpoint(tmp_path / "c.pt")["step"] == 3
+
+
+def test_an_optimiser_that_overflowed_is_not_saved_though_the_weights_are_finite(tmp_path):
+    def prepare(stage):
+        parameter = next(stage.nets["denoiser"].parameters())
+        tiny.before_step(stage, 5, lambda: parameter.register_hook(lambda gradient: torch.full_like(gradient, 1e30)))
+
+    with pytest.raises(FloatingPointError, match="step 5: state of optimiser denoiser not finite"):
+        tiny.train(tmp_path / "c.pt", "refiner", prepare=prepare, validate=None)
+
+
+def train_in_little_space(path):
+    """A process that may write no file beyond half a checkpoint's size once the first one is there."""
+
+    def fill():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        half = path.stat().st_size // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
+
+    try:
+        tiny.train(path, prepare=lambda stage: tiny.before_step(stage, 4, fill))
+    except InputError as error:
+        (path.parent / "error").write_text(str(error))
+
+
+def test_a_disk_that_fills_up_stops_with_a_clear_error_and_the_checkpoint_before_goes_on(tmp_path):
+    path = tmp_path / "cut" / "c.pt"
+    assert tiny.in_process(train_in_little_space, path) == 0
+    error = (path.parent / "error").read_text()
+    assert "checkpoint of step 6 cannot be written ([Errno 27] File too large); the one before it is whole" in error
+    assert load_checkpoint(path)["step"] == 3
+    assert not any(path.parent.glob(".*part"))
+    tiny.train(path)
+    tiny.train(tmp_path / "whole" / "c.pt")
+    assert tiny.differences(load_checkpoint(tmp_path / "whole" / "c.pt"), load_checkpoint(path)) == []
+
+
+@pytest.mark.parametrize("setting", [{"mixed_precision": "bf16"}, {"accumulate": 2}, {"channels_last": True}])
+def test_other_ways_of_computing_stay_close_for_a_step_and_resume_exactly(tmp_path, setting):
+    plain = tiny.train(tmp_path / "plain.pt", steps=1)[0]
+    row = tiny.train(tmp_path / "one.pt", steps=1, **setting)[0]
+    assert {k: v for k, v in row.items() if k[:3] not in ("acc", "val")} == pytest.approx(
+        {k: v for k, v in plain.items() if k[:3] not in ("acc", "val")}, rel=0.02
+    )
+    whole = tiny.train(tmp_path / "whole" / "c.pt", steps=5, **setting)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(tmp_path / "cut" / "c.pt", steps=5, prepare=interrupted_at(4), **setting)
+    assert tiny.train(tmp_path / "cut" / "c.pt", steps=5, **setting) == whole
+    assert all(np.isfinite(list(row.values())).all() for row in whole)
+    assert tiny.differences(*(load_checkpoint(tmp_path / n / "c.pt") for n in ("whole", "cut"))) == []
+
+
+def test_ahead_gives_a_plain_loops_batches_from_a_thread():
+    threads = []
+
+    def draw(step):
+        threads.append(threading.current_thread())
+        return np.random.default_rng(step).random(3)
+
+    drawn = list(ahead(draw, range(4, 9)))
+    assert np.array_equal(drawn, [np.random.default_rng(k).random(3) for k in range(4, 9)])
+    assert threading.main_thread() not in threads
+    assert len(threads) == 5
+
+
+def test_ahead_draws_one_in_advance_and_passes_an_exception_on():
+    asked = []
+
+    def draw(step):
+        asked.append(step)
+        return 1 // (2 - step)
+
+    drawn = ahead(draw, range(5))
+    assert [next(drawn), next(drawn)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(drawn)
+    assert asked[:3] == [0, 1, 2]
+    assert 4 not in asked
+
+
+class Told:
+    """A watcher that writes down what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, name, total_steps, history):
+        self.told.append(("start", name, total_steps, [row["step"] for row in history]))
+
+    def row(self, row):
+        self.told.append(("row", row["step"]))
+
+    def picture(self, step, picture):
+        assert picture.shape == (1, 128, 64)
+        self.told.append(("picture", step))
+
+    def close(self):
+        self.told.append(("close",))
+
+
+def test_watchers_are_told_in_order_also_after_an_exception(tmp_path):
+    given = {"steps": 6, "preview_every": 2, "preview": tiny.stage_of("gan")[1](np.random.default_rng(0)), "name": "x"}
+    cut, rest = Told(), Told()
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(tmp_path / "c.pt", watchers=[cut], prepare=interrupted_at(4), **given)
+    assert cut.told == [
+        ("start", "x", 6, []), ("row", 0), ("picture", 2), ("row", 2), ("picture", 4), ("close",),
+    ]  # fmt: skip
+    tiny.train(tmp_path / "c.pt", watchers=[rest], **given)
+    assert rest.told == [
+        ("start", "x", 6, [0, 2]), ("picture", 4), ("row", 4), ("row", 5), ("picture", 6), ("close",),
+    ]  # fmt: skip
+
+
+def test_rows_hold_what_the_step_logged_and_the_scores(tmp_path):
+    rows = tiny.train(tmp_path / "c.pt", "refiner", steps=6)
+    assert [set(row) for row in rows] == [
+        {"step", "l1"} | ({"validation_score"} if k in (1, 3) else set()) for k in range(4)
+    ]
+    assert [row["step"] for row in rows] == [0, 2, 4, 5]
+
+
+def test_a_stage_needs_no_more_than_the_docstring_says(tmp_path):
+    stage = SimpleNamespace(
+        nets={}, ema={}, optimisers={}, settings=SimpleNamespace(lr=1.0), extra_state=lambda: {"settings": {}},
+        load_extra_state=lambda state: None, step=lambda *_: {"loss": torch.tensor(0.5)},
+    )  # fmt: skip
+    rows = fit(stage, tiny.RandomBatches(("x",)), FitSettings(2), checkpoint=tmp_path / "c.pt", fingerprint="", seed=0)
+    assert rows == [{"step": 0, "loss": 0.5}, {"step": 1, "loss": 0.5}]

@@ -109,18 +109,18 @@ def test_losses_take_each_key_where_it_is():
 
 def test_losses_have_panels_for_accuracy_and_validation():
     history = [
-        {"step": 0, "D_ct": 0.3, "accuracy_ct": 0.8, "accuracy_pet": 0.6},
-        {"step": 9, "D_ct": 0.2, "accuracy_ct": 0.9, "accuracy_pet": 0.5, "validation_mae_suv": 0.4,
+        {"step": 0, "cycle": 1.0, "D_ct": 0.3, "accuracy_ct": 0.8, "accuracy_pet": 0.6},
+        {"step": 9, "cycle": 1.0, "D_ct": 0.2, "accuracy_ct": 0.9, "accuracy_pet": 0.5, "validation_mae_suv": 0.4,
          "validation_mae_hu": 90.0, "validation_score": 0.1},
     ]  # fmt: skip
     loss, right, hu, suv = view.losses(history, "CycleGAN").axes
-    assert drawn(loss) == {"D_ct": ([0, 9], [0.3, 0.2])}
+    assert drawn(loss) == {"cycle": ([0, 9], [1.0, 1.0]), "D_ct": ([0, 9], [0.3, 0.2])}
     assert drawn(right) == {"D_ct": ([0, 9], [80.0, 90.0]), "D_pet": ([0, 9], [60.0, 50.0])}
     assert drawn(hu) == {"validation_mae_hu": ([9], [90.0])}
     assert drawn(suv) == {"validation_mae_suv": ([9], [0.4])}
     assert [axis.get_ylabel() for axis in (loss, right, hu, suv)] == ["loss", "D right, %", "MAE, HU", "MAE, SUV"]
     assert suv.yaxis.get_label_position() == "right"
-    assert loss.lines[0].get_color() == right.lines[0].get_color()  # a discriminator has one colour
+    assert loss.lines[1].get_color() == right.lines[0].get_color()  # a discriminator has one colour
     assert loss.get_xlim() == hu.get_xlim()
 
 

@@ -85,7 +85,7 @@ def amid_step(stage: object, step: int, act: Callable[[], None]) -> None:
 def in_process(work: Callable, *arguments: object) -> int:
     """The exit code of `work(*arguments)` in a process of its own; -9 where it was killed."""
     context = multiprocessing.get_context("forkserver")  # it has imported everything once, and computed nothing
-    context.set_forkserver_preload(["petct_lib.train", "petct_lib.cyclegan", "petct_lib.diffusion"])
+    context.set_forkserver_preload(["petct_lib.train", "petct_lib.cyclegan", "petct_lib.diffusion", "torch._dynamo"])
     process = context.Process(target=work, args=arguments)
     process.start()
     process.join(60)
@@ -97,7 +97,11 @@ def differences(a: object, b: object, place: str = "") -> list[str]:
     if type(a) is not type(b):
         return [place]
     if isinstance(a, torch.Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+        same = (
+            a.dtype == b.dtype
+            and a.shape == b.shape
+            and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+        )
         return [] if same else [place]
     if isinstance(a, dict):
         if list(a) != list(b):
