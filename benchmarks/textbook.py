@@ -90,8 +90,7 @@ class Textbook:
     def __init__(self, steps: int, device: torch.device, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.G, self.F, self.D_Y, self.D_X = (
-            net.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
-            for net in (generator(), generator(), discriminator(), discriminator())
+            net.to(device) for net in (generator(), generator(), discriminator(), discriminator())
         )
         generators = [*self.G.parameters(), *self.F.parameters()]
         discriminators = [*self.D_Y.parameters(), *self.D_X.parameters()]
