@@ -9,14 +9,14 @@ TESTED := .venv/test-extra
 BENCHED := .venv/bench-extra
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
-SHOWN := 01_planes 01_truth 01_triptych 03_strip 04_pet2ct 04_ct2pet 04_uncertainty 04_mae
+SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 04_pet2ct 04_ct2pet 04_uncertainty 04_mae
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint lab bench figures notebooks clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
-	@echo "  DATA=<folder, zip, or folder of zips>  NAME=<run's name>  PROFILE=smoke|quick|full  RESUME=1  FORCE=1"
+	@echo "  DATA=<folder, zip, or folder of zips>  NAME=<run's name>  PROFILE=smoke|quick|gpu|full  RESUME=1  FORCE=1"
 
 install: $(STAMP)  ## .venv with the pinned dependencies and the library (about 2 minutes)
 
@@ -52,7 +52,7 @@ bench: $(BENCHED)  ## speed and memory of ingest, phantom and training against p
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/phantom.py
 	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/projection.py
+	$(BIN)/python benchmarks/projection.py --measure
 
 figures: run  ## the README's pictures, from the run (made first if it is missing)
 	mkdir -p figures

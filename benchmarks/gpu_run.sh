@@ -12,7 +12,7 @@ PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
 
 if [ -d wheels ]; then  # torch and what it brings are the machine's own: --no-deps
-    "$PYTHON" -m pip install --quiet --no-index --find-links wheels --no-deps wheels/*.whl
+    "$PYTHON" -m pip install --quiet --no-deps wheels/*.whl
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"  # the library itself needs no installation
 "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no GPU"; print(torch.__version__, torch.cuda.get_device_name())' \

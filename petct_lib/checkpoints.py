@@ -35,7 +35,7 @@ def save_checkpoint(state: dict, path: Path, *, keep: int = 1, best: bool = Fals
             f"{path}: the checkpoint of step {state['step']} cannot be written ({reason}); "
             f"{'the one before it is whole' if path.exists() else 'there is none yet'}. Free some space and go on"
         ) from error
-    for old in earlier(path)[: -keep or None]:
+    for old in earlier(path)[:-keep]:
         old.unlink()
 
 

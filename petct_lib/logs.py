@@ -37,7 +37,7 @@ class TensorBoardLog:
 
     def picture(self, step: int, picture: Tensor) -> None:
         """A panel of samples, (1, H, W) in [0, 1]."""
-        self.writer.add_image("preview", picture, step)
+        self.writer.add_image(f"preview {WARNING}", picture, step)
 
     def close(self) -> None:
         """Writes out what is left."""

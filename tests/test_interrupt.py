@@ -15,6 +15,14 @@ from petct_lib.interrupt import Interrupt
 INT, TERM = signal.SIGINT, signal.SIGTERM
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handler():
+    """A shell that starts a job in the background has it ignore SIGINT, and Python then has no handler of its own."""
+    before = signal.signal(INT, signal.default_int_handler)
+    yield
+    signal.signal(INT, before)
+
+
 def send(*numbers):
     for number in numbers:
         os.kill(os.getpid(), number)
@@ -70,6 +78,7 @@ def test_in_another_thread_a_training_runs_and_handlers_stay(tmp_path):
 
 
 def interrupted(path, step, *numbers):
+    signal.signal(INT, signal.default_int_handler)
     tiny.train(path, prepare=lambda stage: tiny.amid_step(stage, step, partial(send, *numbers)))
 
 

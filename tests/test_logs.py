@@ -33,7 +33,7 @@ def test_tensorboard_has_every_key_under_its_group(tmp_path):
     events = read(tmp_path)
     assert set(events.Tags()["scalars"]) == {"loss/adversarial", "loss/cycle", "watch/accuracy_ct", "validation/mae_hu"}
     assert [(e.step, e.value) for e in events.Scalars("loss/cycle")] == [(0, 2.0), (10, 1.5)]
-    assert [(e.step, e.width, e.height) for e in events.Images("preview")] == [(10, 4, 3)]
+    assert [(e.step, e.width, e.height) for e in events.Images(f"preview {WARNING}")] == [(10, 4, 3)]
 
 
 def test_tensorboard_takes_back_what_was_written_after_the_checkpoint(tmp_path):

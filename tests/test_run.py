@@ -227,7 +227,7 @@ def test_another_override_is_another_run(smoke_run):
 
 def test_parameters_of_a_notebook_are_defaults_profile_and_overrides():
     gan = parameters_of("02_cyclegan_training", "quick", ["02_cyclegan_training.steps=7"])
-    assert (gan["steps"], gan["width"], gan["lr"], gan["epochs"]) == (7, 16, 2e-4, None)
+    assert (gan["steps"], gan["width"], gan["lr"], gan["epochs"]) == (7, 16, 5e-4, None)
     assert not {"run_dir", "data", "resume"} & set(gan)
 
 
