@@ -335,7 +335,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="pixels along x and y (default: the profile's)")
     parser.add_argument("--batch", type=int, help="slices of each kind a step (default: 1 against the profile's)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--textbook-steps", type=int, default=240, help="about 10 minutes on 2 cores (%(default)s)")
+    parser.add_argument("--textbook-steps", type=int, default=240, help="about 5 minutes on 2 cores (%(default)s)")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these of our variants; none: ours alone")
     parser.add_argument("--limit-s", type=float, default=3600.0, help="of one measurement (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="seconds, to try it out; writes no results")
