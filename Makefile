@@ -38,7 +38,7 @@ run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into 
 	$(BIN)/python -m petct_lib run --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" $(FLAGS)
 
 test: $(TESTED) lint  ## ruff, pytest with coverage, and nbval over every notebook at its committed defaults
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
 
 lint: $(STAMP)  ## ruff over code and notebooks

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from petct_lib.phantom import phantom_settings, write_phantom
 from petct_lib.prepare import Prepared, SliceSettings, prepare
@@ -28,11 +29,15 @@ def prepared(phantom_dir, tmp_path_factory) -> Prepared:
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> Path:
-    """The four notebooks through papermill, as `make run PROFILE=smoke` runs them."""
-    out = tmp_path_factory.mktemp("runs") / "smoke"
-    done = petct("run", "--profile", "smoke", "--out", str(out))
-    assert done.returncode == 0, done.stderr[-3000:]
-    (out / "terminal.txt").write_text(done.stdout)
+    """The four notebooks through papermill, as `make run PROFILE=smoke` runs them; one for all pytest workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = shared / "smoke"
+    with FileLock(shared / "smoke.lock"):
+        if not (out / "terminal.txt").exists():
+            done = petct("run", "--profile", "smoke", "--out", str(out))
+            assert done.returncode == 0, done.stderr[-3000:]
+            (out / "terminal.txt").write_text(done.stdout)
     return out
 
 
