@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.data import refiner_patients, split_patients
-from petct_lib.diffusion import Refiner, RefinerSettings
+from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.run import parameters_of
 from petct_lib.train import steps_of
 
@@ -133,7 +133,7 @@ def stages() -> list[tuple[str, int, int, Count]]:
     splits, per_study = split_patients([str(i) for i in range(STUDIES)], 0), round(SCAN_MM / slice_mm)
     larger = max(len(splits["train_pet"]), len(splits["train_ct"])) * per_study
     paired = max(len(refiner_patients(splits, d)) for d in ("pet2ct", "ct2pet")) * per_study
-    walk = settings_of(RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]))
+    walk = settings_of(RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]), warmup=0)
     gan_step = counted(
         lambda: CycleGAN(settings_of(CycleGANSettings, gan)), ("pet", "ct"), gan["batch_size"], size,
         gan["mixed_precision"] == "bf16",

@@ -100,6 +100,12 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", type=Path, required=True, help="new or empty folder for the results")
     p.add_argument("--samples", type=_positive, default=2, help="samples averaged (%(default)s)")
     p.add_argument("--seed", type=int, default=0)
+    end = p.add_mutually_exclusive_group()
+    end.add_argument(
+        "--mode", choices=("default", "distortion"), default="default",
+        help="texture at hardly any cost in error, or least error with one evaluation (%(default)s)",
+    )  # fmt: skip
+    end.add_argument("--alpha", type=float, help="between them: 0 is distortion, 1 is default")
     p.set_defaults(command=_translate)
 
 
@@ -193,14 +199,15 @@ def _download(args: argparse.Namespace) -> int:
 def _translate(args: argparse.Namespace) -> int:
     from petct_lib import view
     from petct_lib.data import SOURCE, TARGET
-    from petct_lib.translate import UNIT, translate_study
+    from petct_lib.translate import DISTORTION, UNIT, translate_study
 
+    alpha = DISTORTION if args.mode == "distortion" else args.alpha
     source, result = translate_study(
-        args.path, args.run, args.direction, args.out, samples=args.samples, seed=args.seed
+        args.path, args.run, args.direction, args.out, samples=args.samples, seed=args.seed, alpha=alpha
     )
     k = len(source) // 2
     units = UNIT[SOURCE[args.direction]], UNIT[TARGET[args.direction]]
-    fig = view.preview(source[k], result.refined[k], result.std[k], *units)
+    fig = view.preview(source[k], result.refined[k], result.uncertainty[k], *units)
     view.save(fig, args.out, "preview", "source, translation and uncertainty of the middle slice")
     print(f"{len(source)} slices in {args.out}: refined/, uncertainty/, figures/preview.png. {WARNING}")
     return 0

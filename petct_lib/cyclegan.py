@@ -4,8 +4,6 @@ Names: G_pet2ct is the paper's G, G_ct2pet its F, D_ct its D_Y, D_pet its D_X.
 """
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Protocol
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from petct_lib import InputError
-from petct_lib.nets import NORMS, UPSAMPLINGS, PatchDiscriminator, ResnetGenerator, averaged, tile
+from petct_lib.nets import NORMS, UPSAMPLINGS, PatchDiscriminator, ResnetGenerator, averaged, frozen, tile
 
 DIRECTIONS = ("pet2ct", "ct2pet")
 LOSSES = ("lsgan", "hinge")
@@ -163,7 +161,7 @@ class CycleGAN:
         batch: unpaired "pet" and "ct", (B, C, H, W) in [−1, 1], C slices (`neighbours`).
         """
         generator_losses = partial(self.generator_losses, identity=step % self.settings.identity_every == 0)
-        with self._frozen_discriminators():
+        with frozen(net for name, net in self.nets.items() if name[0] == "D"):
             losses, fakes = update("G", generator_losses, batch)
         for kind, pool in self.pools.items():  # every process keeps the same pool, of all processes' fakes
             fakes[f"fake_{kind}"] = update.own(pool.query(update.everyone(fakes[f"fake_{kind}"]), rng))
@@ -196,18 +194,6 @@ class CycleGAN:
             losses[f"D_{kind}"] = discriminator_loss(real, fake, self.settings.gan)
             accuracy[f"accuracy_{kind}"] = discriminator_accuracy(real, fake, self.settings.gan)
         return losses, accuracy
-
-    @contextmanager
-    def _frozen_discriminators(self) -> Iterator[None]:
-        """The generators' update needs the gradient through the discriminators, and none of their weights."""
-        discriminators = [net for name, net in self.nets.items() if name[0] == "D"]
-        for net in discriminators:
-            net.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for net in discriminators:
-                net.requires_grad_(True)
 
     def generator(self, direction: str) -> nn.Module:
         """The averaged generator of a direction, for translating."""

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 
-from petct_lib import metrics, perceptual
+from petct_lib import calibration, metrics, perceptual, realism
+from petct_lib.bridge import interpolated
 from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
-from petct_lib.intensity import Intensity
+from petct_lib.intensity import ENCODE, Intensity
+from petct_lib.lesion_scores import score_lesions
 from petct_lib.prepare import Prepared
-from petct_lib.translate import UNIT, Translator, load_refiner
+from petct_lib.translate import DISTORTION, UNIT, Translator
 
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
 LPIPS_WINDOW = {"ct": (-1000.0, 400.0), "pet": (0.0, 10.0)}  # display windows, HU and SUV
@@ -28,7 +29,9 @@ class Case:
     masks: dict[str, np.ndarray]  # bool by region, for scoring only
     sources: dict[str, str]  # where each mask comes from: SEG or HU threshold
     images: dict[str, np.ndarray]  # translations by method
-    std: np.ndarray  # spread of the samples of `refined`
+    uncertainty: np.ndarray  # the absolute error to be expected of `refined`
+    lengths: tuple[int, ...] | None = None  # slices of each study, one after the other; None: one study
+    voxel_mm: tuple[float, float, float] | None = None  # z, y, x; None: no lesions are counted
 
     @property
     def body(self) -> np.ndarray:
@@ -43,28 +46,39 @@ def translate_patient(
     """Every method on one patient, by its name in `scores.csv`.
 
     The controls: `copy` is the source shown through the target's range, `atlas` the mean of the training targets,
-    `refiner_l1` the refiner's network trained as a one-step regression on the same pairs.
+    `refiner_l1` the refiner's network trained as a one-step regression on the same pairs, which is the mode
+    `distortion`, too; `blend` half `refiner_l1` and half `cyclegan`.
     """
     kind = TARGET[direction]
     source, real = (np.array(prepared.of_patient(patient, k)) for k in (SOURCE[direction], kind))
     sources = prepared.regions(patient)
     masks = {region: np.array(prepared.of_patient(patient, region)) for region in sources}
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
-    control = load_refiner(Path(run_dir) / "checkpoints" / f"refiner_l1_{direction}.pt")
     x, coarse = translator.start(source, direction, prepared.lengths(patient))
-    refined = translator.refined(x, coarse, direction, samples=samples, seed=seed)
+    refined, regression = (
+        translator.refined(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
+        for alpha in (None, DISTORTION)
+    )
     images = {
         "copy": copied(source, direction, translator.window),
         "atlas": np.broadcast_to(atlas, source.shape),
         "cyclegan": refined.coarse,
-        "refiner_l1": translator.refined(x, coarse, direction, samples=1, seed=seed, refiner=control).refined,
+        "refiner_l1": regression.refined,
+        "blend": interpolated(regression.refined, refined.coarse, 0.5),
         "refined": refined.refined,
     }
-    return Case(patient, source, real, masks, sources, images, refined.std)
+    grid = prepared.index["grid"]
+    return Case(
+        patient, source, real, masks, sources, images, refined.uncertainty,
+        tuple(prepared.lengths(patient)), (grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]),
+    )  # fmt: skip
 
 
 def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch.nn.Module | None = None) -> list[dict]:
-    """One row a score: each method, all slices of the patient together, over body, lung, soft tissue, bone, lesions."""
+    """One row a score: each method, all slices of the patient together, over body, lung, soft tissue, bone, lesions.
+
+    Of a PET, the lesions one by one too, see `lesion_scores`; and how smoothly slice follows slice (`coherence`).
+    """
     kind = TARGET[direction]
     low, high = CT_RANGE_HU if kind == "ct" else (0.0, window.suv_cap)
     lpips = lpips_model and partial(perceptual.lpips, model=lpips_model, window=LPIPS_WINDOW[kind])
@@ -76,8 +90,35 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
             scores += metrics.score_region(
                 case.real, image, case.masks[region], region=region, source=case.sources[region], **fixed
             )
+        scores += _further_scores(case, image, kind)
         rows.extend({"direction": direction, "method": method, "patient": case.patient, **row} for row in scores)
     return rows
+
+
+def _further_scores(case: Case, image: np.ndarray, kind: str) -> list[dict]:
+    coherence = realism.coherence(case.real, image, case.body, case.lengths)
+    scores = [("body", "coherence", coherence, "1")]
+    if kind == "pet" and case.voxel_mm and "lesion" in case.masks:
+        lesions = score_lesions(case.real, image, case.masks["lesion"], case.body, case.voxel_mm)
+        units = {"suvmax_error": "SUV", "suvmean_error": "SUV"}
+        scores += [("lesion", name, value, units.get(name, "count")) for name, value in lesions.items()]
+    return [
+        {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": case.sources[region]}
+        for region, name, value, unit in scores
+    ]
+
+
+def two_sample_accuracy(cases: list[Case], method: str, direction: str, window: Intensity, seed: int) -> float:
+    """How often a classifier tells a method's slices from real ones, 0.5 to 1; see `realism.two_sample_accuracy`.
+
+    Trained on some of the cases' patients, judged on the others. Outside the body both are set to the lowest value.
+    """
+    encode = ENCODE[TARGET[direction]]
+    real, made = (
+        [np.where(case.body, encode(image, window), -1.0).astype(np.float32) for case, image in of]
+        for of in (((case, case.real) for case in cases), ((case, case.images[method]) for case in cases))
+    )
+    return realism.two_sample_accuracy(real, made, seed=seed)
 
 
 def middle_slice(case: Case) -> dict[str, np.ndarray]:
@@ -87,7 +128,11 @@ def middle_slice(case: Case) -> dict[str, np.ndarray]:
     return {"source": case.source[k], "real": case.real[k], **{name: image[k] for name, image in images.items()}}
 
 
-def spread_correlation(case: Case) -> float | None:
-    """Spearman correlation of the samples' spread with the absolute error over the body; None without a spread."""
-    std, error = case.std[case.body], np.abs(case.images["refined"] - case.real)[case.body]
-    return float(stats.spearmanr(std, error).statistic) if np.ptp(std) > 0 else None
+def uncertainty_scores(case: Case) -> dict[str, float]:
+    """Does the uncertainty map know the error, over the body? See `calibration`; NaN for a constant map's order."""
+    given = case.uncertainty, np.abs(case.images["refined"] - case.real), case.body
+    correlation = calibration.rank_correlation(*given)
+    return {
+        "rank_correlation": np.nan if correlation is None else correlation,
+        "calibration_error": calibration.calibration_error(*given),
+    }

@@ -22,6 +22,10 @@ from petct_lib.files import replacing, write_json
 SCORE_COLUMNS = ("direction", "method", "patient", "region", "metric", "value", "unit", "mask")  # mask: its source
 KEY_COLUMNS = SCORE_COLUMNS[:5]  # they name one score; a second row with the same five is an error
 TABLE_COLUMNS = {"mae": "MAE", "rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "spectrum": "spectrum", "lpips": "LPIPS"}
+FURTHER_COLUMNS = {
+    "coherence": "coherence", "lesions": "lesions", "suvmax_error": "SUVmax error", "suvmean_error": "SUVmean error",
+    "missed": "missed", "invented": "invented",
+}  # fmt: skip
 INTERVAL_COLUMNS = ("mae", "ssim")  # the table shows the interval of these two, and has no room for more
 WANG_2004 = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # SSIM as it was published
 POWER_FLOOR = 1e-12  # of the real images' strongest ring; power below it is the rounding of float32
@@ -337,6 +341,19 @@ def format_regions(rows: Sequence[Row], metric: str = "mae") -> str:
         for method, cells in methods.items():
             lines.append([method, *(_cell(cells.get(region, {}).get(metric), False) for region in regions)])
         tables.append(_text(f"{direction}, {metric} ({mine[0]['unit']}) by region, mean", lines))
+    return "\n\n".join(tables)
+
+
+def format_further(rows: Sequence[Row]) -> str:
+    """Coherence and the lesion scores by method as plain text: the mean over the patients that have the score."""
+    tables = []
+    for direction, methods in aggregate(rows).items():
+        cells = {method: {**of.get("lesion", {}), **of["body"]} for method, of in methods.items()}
+        names = [name for name in FURTHER_COLUMNS if any(name in of for of in cells.values())]
+        patients = [str(max(of[name]["n"] for of in cells.values() if name in of)) for name in names]
+        lines = [["", *(FURTHER_COLUMNS[name] for name in names)], ["patients", *patients]]
+        lines += [[method, *(_cell(of.get(name), False) for name in names)] for method, of in cells.items()]
+        tables.append(_text(f"{direction}, mean", lines))
     return "\n\n".join(tables)
 
 

@@ -1,6 +1,8 @@
 """The networks: ResNet generator and PatchGAN (Zhu et al. 2017), and the time-conditioned U-Net of the refiner."""
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -133,14 +135,16 @@ def init_gan(module: nn.Module) -> None:
 class Denoiser(nn.Module):
     """Predicts the clean target from (z_t, source, coarse) and t: a small U-Net, (B, in, H, W), (B,) → (B, 1, H, W).
 
-    H and W divisible by 2 ** (len(multipliers) - 1). The output is added to the last input channel, the coarse image,
-    so that an untrained denoiser returns the coarse image.
+    H and W divisible by 2 ** (len(multipliers) - 1). `residual`: the output is added to the last input channel, the
+    coarse image, so that an untrained denoiser returns the coarse image.
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 64, multipliers: tuple[int, ...] = (1, 2, 4, 4)) -> None:
+    def __init__(
+        self, in_channels: int = 3, width: int = 64, multipliers: tuple[int, ...] = (1, 2, 4, 4), residual: bool = True
+    ) -> None:
         super().__init__()
         widths = [width * m for m in multipliers]
-        self.width = width
+        self.width, self.residual = width, residual
         self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
         self.head = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
@@ -163,7 +167,8 @@ class Denoiser(nn.Module):
         h = self.middle(skips.pop(), emb)
         for block in self.up:
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0), skips.pop()], dim=1), emb)
-        return x[:, -1:] + self.tail(h).float()
+        out = self.tail(h).float()
+        return x[:, -1:] + out if self.residual else out
 
 
 class TimeBlock(nn.Module):
@@ -200,6 +205,19 @@ def averaged(net: nn.Module, decay: float) -> AveragedModel:
         get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(means, weights, count)
 
     return AveragedModel(net, multi_avg_fn=average)
+
+
+@contextmanager
+def frozen(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """A generator's update needs the gradient through its discriminators, and none of their weights."""
+    nets = list(nets)
+    for net in nets:
+        net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for net in nets:
+            net.requires_grad_(True)
 
 
 def count_parameters(module: nn.Module) -> int:

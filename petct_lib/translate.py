@@ -11,29 +11,33 @@ from torch import Tensor, nn
 
 from petct_lib import InputError, dicom, dicom_write
 from petct_lib.archives import list_files
+from petct_lib.bridge import interpolated
 from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
 from petct_lib.data import SOURCE, TARGET, Slices, neighbours_of
 from petct_lib.dicom_files import LeftOut, Series, read_series
-from petct_lib.diffusion import Refiner, RefinerSettings
 from petct_lib.files import read_json, replacing
 from petct_lib.intensity import DECODE, ENCODE, Intensity
 from petct_lib.prepare import FILL, Prepared
+from petct_lib.prior import Prior, PriorSettings
+from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.suv import suv_factor
 from petct_lib.train import restore
 from petct_lib.volume import Volume, axial_grid, resample
 
 BATCH = 16  # slices at a time: bounds the memory
 UNIT = {"pet": "SUV", "ct": "HU"}
+DISTORTION = 0.0  # the mode's α: the regression `refiner_l1` alone; the run's own `default` lies between it and 1
+FITTED = "refiner.json"  # in a run's folder, by direction: α of the mode `default`, factor on the uncertainty map
 
 
 @dataclass(frozen=True)
 class Translation:
-    """One volume translated, in the target's unit, each (n, H, W): the GAN's image, the refined one, its spread."""
+    """One volume translated, in the target's unit, each (n, H, W)."""
 
-    coarse: np.ndarray
+    coarse: np.ndarray  # the GAN's image
     refined: np.ndarray  # mean of the samples
-    std: np.ndarray  # standard deviation of the samples: 0 with a single one
+    uncertainty: np.ndarray  # the absolute error to be expected of `refined`
 
 
 def load_cyclegan(path: Path) -> CycleGAN:
@@ -46,12 +50,14 @@ def load_cyclegan(path: Path) -> CycleGAN:
     return stage
 
 
-def load_refiner(path: Path) -> Refiner:
-    """A trained refiner, or the control `refiner_l1`, from its checkpoint."""
+def load_refiner(path: Path) -> Refiner | Prior:
+    """A trained refiner, a control of the same network, or a prior, from its checkpoint."""
     state = load_checkpoint(path)
-    stage = Refiner(RefinerSettings(**{**state["settings"], "multipliers": tuple(state["settings"]["multipliers"])}))
+    settings = {**state["settings"], "multipliers": tuple(state["settings"]["multipliers"])}
+    stage = Prior(PriorSettings(**settings)) if "t0" in settings else Refiner(RefinerSettings(**settings))
     restore(stage, state)
-    stage.ema["denoiser"].to(best_device())
+    for ema in stage.ema.values():
+        ema.to(best_device())
     return stage
 
 
@@ -84,15 +90,18 @@ def coarse_for(slices: Slices, generator: nn.Module, kind: str, path: Path) -> n
     return np.load(path, mmap_mode="r")
 
 
-def refine(refiner: Refiner, source: Tensor, coarse: Tensor, samples: int, seed: int) -> Tensor:
-    """Samples of the refiner, (samples, n, 1, H, W), encoded. Sample k depends on seed and k, not on the batch."""
+def refine(refiner: Refiner | Prior, source: Tensor, coarse: Tensor, samples: int, seed: int) -> Tensor:
+    """Samples of the refiner, (samples, n, 1, H, W), encoded. Sample k depends on seed and k, not on the batch.
+
+    All slices of a sample share their noise, so that neighbours differ as the patient does and not as noise does.
+    """
     if samples < 1:
         raise InputError(f"samples {samples}: at least 1 is needed")
     out = []
     for k in range(samples):
-        generator = torch.Generator().manual_seed(seed * 1000 + k)
-        parts = zip(source.split(BATCH), coarse.split(BATCH), strict=True)
-        out.append(torch.cat([refiner.sample(x, c, generator)[-1].clamp(-1, 1).cpu() for x, c in parts]))
+        noise = [torch.Generator().manual_seed(seed * 1000 + k) for _ in source.split(BATCH)]
+        parts = zip(source.split(BATCH), coarse.split(BATCH), noise, strict=True)
+        out.append(torch.cat([refiner.sample(x, c, generator)[-1].clamp(-1, 1).cpu() for x, c, generator in parts]))
     return torch.stack(out)
 
 
@@ -132,18 +141,23 @@ class Translator:
         self.checkpoints = run_dir / "checkpoints"
         self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
         self.refiners = {d: load_refiner(self.checkpoints / f"refiner_{d}.pt") for d in DIRECTIONS}
+        self.regressions = {d: load_refiner(self.checkpoints / f"refiner_l1_{d}.pt") for d in DIRECTIONS}
         self.window = Intensity(**read_json(run_dir / "intensity.json"))
         self.grid = read_json(run_dir / "stages.json")["grid"]
+        self.fitted = read_json(run_dir / FITTED) if (run_dir / FITTED).exists() else {}
 
     def __call__(
-        self, source: np.ndarray, direction: str, *, samples: int, seed: int, lengths: Sequence[int] | None = None
-    ) -> Translation:
+        self, source: np.ndarray, direction: str, *, samples: int, seed: int, lengths: Sequence[int] | None = None,
+        alpha: float | None = None,
+    ) -> Translation:  # fmt: skip
         """source: (n, H, W) in SUV or HU, on the run's pixel size; lengths: of its studies, where there are several.
 
-        Network evaluations a slice: 1 for the generator, and samples × steps.
+        alpha: from 0, least error, to 1, most realism; None: the run's own, of the mode `default`.
+        Network evaluations a slice: 1 for the generator, samples × steps for the refiner (none at α = 0), 1 for the
+        regression (none at α = 1), and 1 of the error network, which is smaller.
         """
         x, coarse = self.start(source, direction, lengths)
-        return self.refined(x, coarse, direction, samples=samples, seed=seed)
+        return self.refined(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
 
     def start(self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Source (n, H, W) in SUV or HU → source and coarse image as the refiner takes them, (n, 1, H, W)."""
@@ -151,17 +165,52 @@ class Translator:
         return middle(x), coarse_images(self.cyclegan.generator(direction), x)
 
     def refined(
-        self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, refiner: Refiner | None = None
+        self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float | None = None
     ) -> Translation:
-        """From source and coarse image on. refiner: another one (a control) in the place of the run's own."""
+        """From source and coarse image on. alpha: 0 least error, 1 most realism; see `bridge.interpolated`."""
+        alpha = self.default_alpha(direction) if alpha is None else alpha
+        if not 0 <= alpha <= 1:
+            raise InputError(f"alpha {alpha}: must lie between 0 (distortion) and 1 (default)")
         kind = TARGET[direction]
-        images = decoded(refine(refiner or self.refiners[direction], x, coarse, samples, seed), kind, self.window)
-        return Translation(decoded(coarse, kind, self.window), images.mean(axis=0), images.std(axis=0))
+        image = interpolated(*self.ends(x, coarse, direction, samples=samples, seed=seed, alpha=alpha), alpha)
+        uncertainty = self.expected_error(x, coarse, image, direction)
+        return Translation(decoded(coarse, kind, self.window), image, uncertainty)
+
+    def ends(
+        self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float = 0.5
+    ) -> list[np.ndarray]:
+        """The images of least error and of most realism, (n, H, W) each; zeros for one that `alpha` has no use for."""
+        networks = (1 - alpha, self.regressions[direction]), (alpha, self.refiners[direction])
+        nothing = np.zeros((len(x), *x.shape[2:]), np.float32)
+        return [
+            self.image(network, x, coarse, direction, samples=samples, seed=seed) if share else nothing
+            for share, network in networks
+        ]
+
+    def default_alpha(self, direction: str) -> float:
+        """The α of the mode `default`, as `train_refiner.calibrate` fitted it; 1 where it did not."""
+        return self.fitted.get(direction, {}).get("alpha", 1.0)
+
+    def image(
+        self, refiner: Refiner | Prior, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int
+    ) -> np.ndarray:
+        """The mean of one network's samples, (n, H, W) in the target's unit; of a network without noise, of one."""
+        samples = samples if getattr(refiner.settings, "sigma", 1) else 1
+        return decoded(refine(refiner, x, coarse, samples, seed), TARGET[direction], self.window).mean(axis=0)
+
+    def expected_error(self, x: Tensor, coarse: Tensor, image: np.ndarray, direction: str) -> np.ndarray:
+        """The absolute error to be expected of an image, (n, H, W) both, in the target's unit."""
+        kind = TARGET[direction]
+        again = ENCODE[kind](torch.from_numpy(image), self.window)[:, None].float()
+        parts = zip(x.split(BATCH), coarse.split(BATCH), again.split(BATCH), strict=True)
+        error = torch.cat([self.refiners[direction].expected_error(*part).cpu() for part in parts])
+        high, low = decoded(again + error, kind, self.window), decoded(again - error, kind, self.window)
+        return self.fitted.get(direction, {}).get("error_scale", 1.0) * (high - low) / 2
 
     def identity(self, direction: str) -> str:
         """SHA-256 over the checkpoints of a direction: other weights, another identity (and other UIDs)."""
         digest = hashlib.sha256()
-        for name in ("cyclegan.pt", f"refiner_{direction}.pt"):
+        for name in ("cyclegan.pt", f"refiner_{direction}.pt", f"refiner_l1_{direction}.pt"):
             digest.update((self.checkpoints / name).read_bytes())
         return digest.hexdigest()
 
@@ -174,7 +223,7 @@ def export(
     kind = TARGET[direction]
     name = f"{kind.upper()} from {SOURCE[direction].upper()}"
     for number, (part, array, what) in enumerate(
-        (("refined", translation.refined, name), ("uncertainty", translation.std, f"SD of {name}")), start=1
+        (("refined", translation.refined, name), ("uncertainty", translation.uncertainty, f"error of {name}")), start=1
     ):
         volume = Volume(array, affine, UNIT[kind])
         dicom_write.write_derived(
@@ -194,7 +243,7 @@ def export_patient(
     for study in studies:
         row = prepared.row(study)
         part = slice(first, first + row["slices"])
-        one = Translation(result.coarse[part], result.refined[part], result.std[part])
+        one = Translation(result.coarse[part], result.refined[part], result.uncertainty[part])
         seed = f"{prepared.fingerprint}|{study}|{direction}|{made_by}"
         subject = dicom_write.Subject(patient, dicom_write.make_uid("study", seed), row["frame_of_reference_uid"])
         place = folder / study if len(studies) > 1 else folder
@@ -226,8 +275,9 @@ def read_source(path: Path, direction: str, suv_kind: str = "bw") -> tuple[Volum
 
 
 def translate_study(
-    path: Path, run_dir: Path, direction: str, out: Path, *, samples: int = 2, seed: int = 0
-) -> tuple[np.ndarray, Translation]:
+    path: Path, run_dir: Path, direction: str, out: Path, *, samples: int = 2, seed: int = 0,
+    alpha: float | None = None,
+) -> tuple[np.ndarray, Translation]:  # fmt: skip
     """A trained run applied to a DICOM study: derived series under `out`. Returns the source on the run's grid, and the
     translation.
 
@@ -244,8 +294,9 @@ def translate_study(
     corners = volume.corners_mm()
     grid = axial_grid(corners.min(axis=0), corners.max(axis=0), g["size"], g["fov_mm"], g["slice_mm"])
     source = resample(volume, grid, FILL[SOURCE[direction]]).array
-    translation = translator(source, direction, samples=samples, seed=seed)
-    made_from = f"{series.uid}|{translator.identity(direction)}|{samples}|{seed}"
+    translation = translator(source, direction, samples=samples, seed=seed, alpha=alpha)
+    alpha = translator.default_alpha(direction) if alpha is None else alpha
+    made_from = f"{series.uid}|{translator.identity(direction)}|{samples}|{seed}|{alpha}"
     patient = dicom.pseudonym(dicom.study_patient([series]), series.uid)
     frame = str(series.get("FrameOfReferenceUID"))
     subject = dicom_write.Subject(patient, dicom_write.make_uid("study", made_from), frame)

@@ -1,15 +1,28 @@
-"""Scores of a CycleGAN under training, on a few slices of patients that are kept from it and from the test."""
+"""Scores of a stage under training, on a few slices of patients that are kept from it and from the test."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from petct_lib import InputError, collapse, metrics
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN
 from petct_lib.data import SOURCE, TARGET
+from petct_lib.files import read_json
 from petct_lib.intensity import ENCODE, Intensity
 from petct_lib.prepare import Prepared
-from petct_lib.translate import UNIT, translate_coarse
+from petct_lib.prior import Prior
+from petct_lib.refiner import Refiner
+from petct_lib.translate import (
+    UNIT,
+    coarse_images,
+    decoded,
+    encoded,
+    load_cyclegan,
+    middle,
+    refine,
+    translate_coarse,
+)
 
 KINDS = ("ct", "pet")
 
@@ -80,6 +93,39 @@ class Validation:
             if values:
                 scores[name] = _mean(values)
         return scores
+
+
+class RefinerValidation:
+    """Scores of a refiner of one direction, or of a prior; `validation_score` is its body MAE in the network's range.
+
+    The patients must be neither trained on, as pairs, nor tested: see `train_refiner.held_out`.
+    """
+
+    def __init__(self, run_dir: Path, patients: list[str], direction: str, slices: int = 16) -> None:
+        prepared = Prepared(Path(run_dir) / "prepared")
+        self.window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
+        self.kind, source = TARGET[direction], SOURCE[direction]
+        cyclegan = load_cyclegan(Path(run_dir) / "checkpoints" / "cyclegan.pt")
+        self.patients = []  # (source, coarse) as the refiner takes them, and the real image and body, by patient
+        for one in (_read(prepared, patient, slices) for patient in patients):
+            study = np.array(prepared.array(one.study, source))
+            x = encoded(study, source, self.window, cyclegan.settings.neighbours)[one.chosen]
+            coarse = coarse_images(cyclegan.generator(direction), x)
+            self.patients.append((middle(x), coarse, one.real[self.kind], one.body))
+
+    def __call__(self, stage: Refiner | Prior) -> dict[str, float]:
+        """Means over the patients, keys `validation_…`: mae_hu or mae_suv, score, and spectrum (realism)."""
+        maes, encoded_maes, spectra = [], [], []
+        for x, c, real, body in self.patients:
+            image = decoded(refine(stage, x, c, samples=1, seed=0)[0], self.kind, self.window)
+            encode = ENCODE[self.kind]
+            maes.append(metrics.mae(real, image, body))
+            encoded_maes.append(metrics.mae(encode(real, self.window), encode(image, self.window), body))
+            outside = real.min()
+            spectra.append(metrics.spectrum_distance(*(np.where(body, stack, outside) for stack in (real, image))))
+        unit = UNIT[self.kind].lower()
+        scores = {f"mae_{unit}": _mean(maes), "score": _mean(encoded_maes), "spectrum": _mean(spectra)}
+        return {f"validation_{name}": value for name, value in scores.items()}
 
 
 def _read(prepared: Prepared, patient: str, slices: int) -> _Patient:

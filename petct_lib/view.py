@@ -10,7 +10,7 @@ from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from petct_lib import WARNING
+from petct_lib import WARNING, calibration
 from petct_lib.collapse import GIVEN_UP_ACCURACY, WON_ACCURACY
 from petct_lib.files import replacing
 from petct_lib.tissues import FIRST_LESION
@@ -219,13 +219,15 @@ def translations(rows: Sequence[dict[str, np.ndarray]], source_unit: str, target
     return fig
 
 
-def preview(source: np.ndarray, refined: np.ndarray, std: np.ndarray, source_unit: str, target_unit: str) -> Figure:
+def preview(
+    source: np.ndarray, refined: np.ndarray, uncertainty: np.ndarray, source_unit: str, target_unit: str
+) -> Figure:
     """One slice of a study that was translated: source, translation, and where it is unsure. All (H, W)."""
     fig, axes = _panels(1, 3, side=2.6, synthetic=True)
     _show(axes[0, 0], source, source_unit, "source")
     _show(axes[0, 1], refined, target_unit, "translation")
-    axes[0, 2].imshow(std, cmap="magma", vmin=0, **PIXELS)
-    axes[0, 2].set_title(f"spread, 0 to {std.max():.2g} {target_unit}", fontsize=9)
+    axes[0, 2].imshow(uncertainty, cmap="magma", vmin=0, **PIXELS)
+    axes[0, 2].set_title(f"expected error, 0 to {uncertainty.max():.2g} {target_unit}", fontsize=9)
     return fig
 
 
@@ -235,23 +237,21 @@ def denoising_strip(coarse: np.ndarray, predictions: Sequence[np.ndarray], real:
     return montage([coarse, *predictions, real], unit, titles, synthetic=True)
 
 
-def uncertainty(std: np.ndarray, error: np.ndarray, body: np.ndarray, k: int, unit: str) -> Figure:
-    """Spread of the samples beside the absolute error of slice k of (n, H, W) stacks, and error by decile of spread."""
+def uncertainty(expected: np.ndarray, error: np.ndarray, body: np.ndarray, k: int, unit: str) -> Figure:
+    """Expected beside actual absolute error of slice k of (n, H, W) stacks, and both by decile of the expected one."""
     fig = Figure(figsize=(8.4, 2.9), layout="constrained")
-    left, middle, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.3])
+    *images, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.3])
     fig.supxlabel(WARNING, fontsize=7, color="#B00000")
-    top = float(np.percentile(std[body], 99.5)) or 1.0
-    left.imshow(std[k], cmap="magma", vmin=0, vmax=top, **PIXELS)
-    left.set_title(f"spread, 0 to {top:.2g} {unit}", fontsize=9)
     low, high = ERROR_WINDOW[unit]
-    middle.imshow(error[k], cmap="magma", vmin=low, vmax=high, **PIXELS)
-    middle.set_title(f"|error|, {low} to {high} {unit}", fontsize=9)
-    for axis in (left, middle):
+    for axis, image, name in zip(images, (expected[k], error[k]), ("expected error", "|error|"), strict=True):
+        axis.imshow(image, cmap="magma", vmin=low, vmax=high, **PIXELS)
+        axis.set_title(f"{name}, {low} to {high} {unit}", fontsize=9)
         axis.set_axis_off()
-    groups = np.array_split(np.argsort(std[body], kind="stable"), 10)
-    right.bar(range(1, 11), [error[body][g].mean() for g in groups], color=METHOD_COLOURS[2])
-    right.set(xlabel="decile of the spread", ylabel=f"mean |error|, {unit}", title="does the spread know the error?")
-    right.title.set_fontsize(9)
+    told, found = zip(*calibration.deciles(expected, error, body), strict=True)
+    right.bar(range(1, 11), found, color=METHOD_COLOURS[2], label="found")
+    right.plot(range(1, 11), told, "o-", color=METHOD_COLOURS[3], ms=4, label="expected")
+    right.set(xlabel="decile of the expected error", ylabel=f"mean |error|, {unit}")
+    right.legend(fontsize=8, frameon=False)
     return fig
 
 

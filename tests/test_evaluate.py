@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from petct_lib.data import mean_atlas
-from petct_lib.evaluate import Case, middle_slice, score_case, spread_correlation, translate_patient
+from petct_lib.evaluate import (
+    Case,
+    middle_slice,
+    score_case,
+    translate_patient,
+    two_sample_accuracy,
+    uncertainty_scores,
+)
 from petct_lib.files import read_json
 from petct_lib.intensity import Intensity
 from petct_lib.prepare import Prepared
@@ -66,13 +73,16 @@ def test_methods_of_a_run_are_what_they_say(smoke_run):
     prepared, splits = Prepared(smoke_run / "prepared"), read_json(smoke_run / "splits.json")
     translator = Translator(smoke_run)
     case = translate_patient(smoke_run, prepared, splits, splits["test"][0], "pet2ct", translator, samples=2, seed=0)
-    assert list(case.images) == ["copy", "atlas", "cyclegan", "refiner_l1", "refined"]
+    assert list(case.images) == ["copy", "atlas", "cyclegan", "refiner_l1", "blend", "refined"]
     assert all(image.shape == case.source.shape for image in case.images.values())
     assert np.array_equal(case.images["atlas"][0], mean_atlas(prepared, splits["train_ct"], "ct"))
     whole = translator(case.source, "pet2ct", samples=2, seed=0)
     assert np.array_equal(case.images["refined"], whole.refined)
     assert np.array_equal(case.images["cyclegan"], whole.coarse)
-    assert np.array_equal(case.std, whole.std)
+    assert np.array_equal(case.uncertainty, whole.uncertainty)
+    distortion = translator(case.source, "pet2ct", samples=2, seed=0, alpha=0.0)
+    assert np.array_equal(case.images["refiner_l1"], distortion.refined)
+    assert np.allclose(case.images["blend"], (distortion.refined + whole.coarse) / 2, atol=1e-3)
     assert not np.array_equal(case.images["refined"], case.images["refiner_l1"])
 
 
@@ -85,15 +95,43 @@ def test_middle_slice_is_the_middle_one(prepared):
     assert np.array_equal(row["source"], case.source[k])
 
 
-def test_spread_correlation():
-    real, body = np.zeros((1, 4, 4)), np.ones((1, 4, 4), bool)
-    error = np.arange(16.0).reshape(1, 4, 4)
+def test_uncertainty_scores():
+    real, body = np.zeros((1, 4, 5)), np.ones((1, 4, 5), bool)
+    error = np.arange(20.0).reshape(1, 4, 5)
 
-    def correlation(std):
-        return spread_correlation(
-            Case("p", real, real, {"body": body}, {"body": "HU threshold"}, {"refined": error}, std)
+    def scores(expected):
+        return uncertainty_scores(
+            Case("p", real, real, {"body": body}, {"body": "HU threshold"}, {"refined": error}, expected)
         )
 
-    assert correlation(error**2) == pytest.approx(1)
-    assert correlation(-error) == pytest.approx(-1)
-    assert correlation(np.zeros((1, 4, 4))) is None
+    assert scores(error) == {"rank_correlation": pytest.approx(1), "calibration_error": pytest.approx(0)}
+    assert scores(2 * error) == {"rank_correlation": pytest.approx(1), "calibration_error": pytest.approx(1)}
+    assert scores(19 - error)["rank_correlation"] == pytest.approx(-1)
+    assert np.isnan(scores(np.ones_like(error))["rank_correlation"])
+
+
+def test_lesions_and_coherence_are_scored(prepared):
+    case = case_of(prepared, "pet", perfect=lambda real, body: real, empty=lambda real, body: real * 0)
+    lesion = np.zeros_like(case.body)
+    k, i, j = np.argwhere(case.body & (case.real > 0.2))[0]
+    lesion[k, i, j] = True
+    case = Case(**{**vars(case), "masks": {**case.masks, "lesion": lesion}, "voxel_mm": (16.0, 10.0, 10.0)})
+    case.sources["lesion"] = "SEG"
+    rows = score_case(case, "ct2pet", Intensity())
+    assert value(rows, "perfect", "coherence") == pytest.approx(1)
+    assert value(rows, "empty", "coherence") == 0
+    assert value(rows, "perfect", "suvmax_error", "lesion") == 0
+    assert value(rows, "empty", "suvmax_error", "lesion") == pytest.approx(case.real[k, i, j])
+    assert value(rows, "perfect", "missed", "lesion") == 0
+    assert value(rows, "empty", "missed", "lesion") == value(rows, "empty", "lesions", "lesion") == 1
+
+
+def test_two_sample_accuracy_tells_a_flat_image_and_not_the_real_one():
+    rng, cases = np.random.default_rng(0), []
+    body = np.ones((8, 16, 16), bool)
+    for patient in "abcd":
+        real = rng.normal(0, 300, (8, 16, 16)).astype(np.float32)
+        images = {"same": real, "flat": np.zeros_like(real)}
+        cases.append(Case(patient, real, real, {"body": body}, {"body": "HU threshold"}, images, real))
+    assert two_sample_accuracy(cases, "same", "pet2ct", Intensity(), 0) == pytest.approx(0.5)
+    assert two_sample_accuracy(cases, "flat", "pet2ct", Intensity(), 0) > 0.9

@@ -458,3 +458,18 @@ def test_table_of_regions_names_the_source_of_the_masks():
         "refined   3     4",
         "copy      3     n/a",
     ]
+
+
+def test_further_scores_as_text():
+    def row(method, metric, value, region="body", patient="a"):
+        return {"direction": "ct2pet", "method": method, "patient": patient, "region": region, "metric": metric,
+                "value": value, "unit": "1", "mask": "SEG"}  # fmt: skip
+
+    rows = [
+        row("copy", "coherence", 1.5), row("copy", "coherence", 2.5, patient="b"), row("copy", "missed", 3.0, "lesion"),
+        row("refined", "coherence", 1.0), row("refined", "mae", 9.0),
+    ]  # fmt: skip
+    assert metrics.format_further(rows).splitlines() == [
+        "ct2pet, mean", "          coherence  missed", "patients  2          1", "copy      2          3",
+        "refined   1          n/a",
+    ]  # fmt: skip

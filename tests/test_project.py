@@ -16,7 +16,8 @@ ORDER = (  # imports point upwards only
     ("augment", "interrupt", "updates"),
     ("canvas", "tissues"),
     ("metrics", "dicom_files", "geometry", "dicom_write", "cyclegan", "checkpoints", "download"),
-    ("collapse", "diffusion", "train"),
+    ("bridge", "calibration", "realism", "lesion_scores", "collapse", "train"),
+    ("prior", "refiner"),
     ("regions", "vendors", "truth", "scanner", "skeleton", "trees", "organs"),
     ("anatomy",),
     ("lesions", "benign"),
@@ -28,6 +29,7 @@ ORDER = (  # imports point upwards only
     ("translate", "view"),
     ("evaluate", "validation", "logs"),
     ("train_cyclegan",),
+    ("train_refiner",),
     ("run",),
     ("__main__",),
 )

@@ -30,7 +30,7 @@ from petct_lib.run import (
     summary,
 )
 
-METHODS = {"copy", "atlas", "cyclegan", "refiner_l1", "refined"}
+METHODS = {"copy", "atlas", "cyclegan", "refiner_l1", "blend", "refined"}
 METRICS = {"mae", "mse", "rmse", "psnr", "ssim", "spectrum"}
 
 

@@ -15,10 +15,10 @@ from petct_lib.data import Slices
 from petct_lib.dicom import find_pairs, load_series
 from petct_lib.dicom_files import read_series
 from petct_lib.dicom_write import make_uid
-from petct_lib.diffusion import Refiner, RefinerSettings
 from petct_lib.files import read_json
 from petct_lib.intensity import Intensity, decode_ct
 from petct_lib.prepare import Prepared
+from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.translate import (
     Translator,
     coarse_for,
@@ -47,10 +47,11 @@ def source(smoke_run):
 
 def test_translation_is_in_the_targets_unit_and_window(translator, source):
     result = translator(source, "pet2ct", samples=2, seed=0)
-    assert result.coarse.shape == result.refined.shape == result.std.shape == source.shape
+    assert result.coarse.shape == result.refined.shape == result.uncertainty.shape == source.shape
     assert result.refined.min() >= -1024
     assert result.refined.max() <= 1500
-    assert result.std.max() > 0
+    assert result.uncertainty.min() >= 0
+    assert result.uncertainty.max() > 0
     assert not np.array_equal(result.coarse, result.refined)
 
 
@@ -60,17 +61,52 @@ def test_same_seed_same_translation(translator, source):
     assert not np.array_equal(a, c)
 
 
-def test_one_sample_has_no_spread(translator, source):
-    assert translator(source, "pet2ct", samples=1, seed=0).std.max() == 0
-
-
-def test_mean_and_spread_are_those_of_the_samples(translator, source):
+def test_the_refined_image_is_the_mean_of_the_samples(translator, source):
     x, c = translator.start(source, "pet2ct")
     images = decoded(refine(translator.refiners["pet2ct"], x, c, 3, 0), "ct", translator.window)
-    result = translator(source, "pet2ct", samples=3, seed=0)
+    result = translator(source, "pet2ct", samples=3, seed=0, alpha=1.0)
     assert images.shape == (3, *source.shape)
     assert np.allclose(result.refined, images.mean(axis=0))
-    assert np.allclose(result.std, images.std(axis=0))
+
+
+def test_alpha_leads_from_the_regression_to_the_adversarial_image(translator, source):
+    given = {"samples": 1, "seed": 0}
+    regression, half, adversarial = (translator(source, "pet2ct", alpha=a, **given).refined for a in (0.0, 0.5, 1.0))
+    x, c = translator.start(source, "pet2ct")
+    expected = decoded(refine(translator.regressions["pet2ct"], x, c, 1, 5), "ct", translator.window)[0]
+    assert np.array_equal(regression, expected), "no noise in it, whatever the seed"
+    assert np.allclose(half, (regression + adversarial) / 2, atol=1e-3)
+    assert not np.allclose(regression, adversarial, atol=1.0)
+    for bad in (-0.1, 1.1):
+        with pytest.raises(InputError, match="alpha"):
+            translator(source, "pet2ct", alpha=bad, **given)
+
+
+def test_the_default_alpha_and_the_error_scale_are_the_runs_own(translator, source, monkeypatch):
+    given = {"samples": 1, "seed": 0}
+    monkeypatch.setattr(translator, "fitted", {"pet2ct": {"alpha": 0.25, "error_scale": 1.0}})
+    once = translator(source, "pet2ct", **given)
+    assert np.array_equal(once.refined, translator(source, "pet2ct", alpha=0.25, **given).refined)
+    translator.fitted["pet2ct"]["error_scale"] = 2.0
+    assert np.allclose(translator(source, "pet2ct", **given).uncertainty, 2 * once.uncertainty)
+    assert translator.default_alpha("ct2pet") == 1.0, "not fitted"
+
+
+def test_the_uncertainty_is_the_error_networks_in_the_targets_unit(translator, source):
+    x, c = translator.start(source, "pet2ct")
+    result = translator(source, "pet2ct", samples=1, seed=0, alpha=1.0)
+    refined = refine(translator.refiners["pet2ct"], x, c, 1, 0)[0]
+    b = translator.refiners["pet2ct"].expected_error(x[:4], c[:4], refined[:4])[:, 0].numpy()
+    inside = (np.abs(refined[:4, 0].numpy()) + b < 1) & (b > 0)
+    expected = translator.fitted["pet2ct"]["error_scale"] * b * (1500 + 1024) / 2
+    assert np.allclose(result.uncertainty[:4][inside], expected[inside], rtol=1e-2, atol=0.5)
+
+
+def test_slices_share_their_noise_across_batches(translator, source, monkeypatch):
+    x, c = (z[:1].expand(5, -1, -1, -1) for z in translator.start(source, "pet2ct"))
+    monkeypatch.setattr("petct_lib.translate.BATCH", 2)
+    images = refine(translator.refiners["pet2ct"], x, c, 1, 0)[0]
+    assert torch.allclose(images, images[:1].expand_as(images), atol=1e-5)
 
 
 def test_batching_does_not_change_the_generators_images(monkeypatch):
@@ -159,7 +195,7 @@ def test_a_translator_starts_from_single_slices_and_their_coarse_images():
 
 
 def test_batching_does_not_repeat_the_noise(monkeypatch):
-    refiner = Refiner(RefinerSettings(8, (1, 2), 1, 0.5))
+    refiner = Refiner(RefinerSettings(8, (1, 2), 1, 0.5, patch_width=4))
     refiner.sample = lambda x, c, generator: [torch.randn(c.shape, generator=generator)]
     monkeypatch.setattr("petct_lib.translate.BATCH", 1)
     noise = refine(refiner, torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8), 1, 0)

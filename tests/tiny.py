@@ -2,19 +2,21 @@
 
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.diffusion import Refiner, RefinerSettings
+from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.train import FitSettings, fit
 
 GAN = CycleGANSettings(width=4, blocks=1, patch_layers=2, pool_size=3, ema_decay=0.9)
-REFINER = RefinerSettings(width=8, multipliers=(1, 2), steps=2)
-KEYS = {"gan": ("pet", "ct"), "refiner": ("source", "coarse", "target")}
+REFINER = RefinerSettings(width=8, multipliers=(1, 2), steps=2, lambda_l1=1.0, lambda_adversarial=0.0)
+ADVERSARIAL = replace(REFINER, lambda_adversarial=1.0, patch_width=4, patch_layers=1, error_width=4, warmup=2)
+PAIRED = ("source", "coarse", "target")
+KEYS = {"gan": ("pet", "ct"), "refiner": PAIRED, "adversarial": PAIRED}
 
 
 class RandomBatches:
@@ -43,8 +45,9 @@ class RandomBatches:
 
 def stage_of(kind: str, **settings: object):
     """A new stage, its batches."""
-    stage = CycleGAN(CycleGANSettings(**asdict(GAN) | settings)) if kind == "gan" else Refiner(REFINER)
-    return stage, RandomBatches(KEYS[kind])
+    if kind == "gan":
+        return CycleGAN(CycleGANSettings(**asdict(GAN) | settings)), RandomBatches(KEYS[kind])
+    return Refiner(REFINER if kind == "refiner" else ADVERSARIAL), RandomBatches(KEYS[kind])
 
 
 def score(stage) -> dict[str, float]:
@@ -85,7 +88,7 @@ def amid_step(stage: object, step: int, act: Callable[[], None]) -> None:
 def in_process(work: Callable, *arguments: object) -> int:
     """The exit code of `work(*arguments)` in a process of its own; -9 where it was killed."""
     context = multiprocessing.get_context("forkserver")  # it has imported everything once, and computed nothing
-    context.set_forkserver_preload(["petct_lib.train", "petct_lib.cyclegan", "petct_lib.diffusion", "torch._dynamo"])
+    context.set_forkserver_preload(["petct_lib.train", "petct_lib.cyclegan", "petct_lib.refiner", "torch._dynamo"])
     process = context.Process(target=work, args=arguments)
     process.start()
     process.join(60)

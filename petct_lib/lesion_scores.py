@@ -1,0 +1,76 @@
+"""What a translation does to the lesions on PET: how far their uptake is off, which are missed, which are invented.
+
+Masks are for scoring only. Arrays are a patient's stack (n, H, W); PET is in SUV; voxels are (z, y, x) mm.
+"""
+
+import math
+
+import numpy as np
+from scipy import ndimage
+
+from petct_lib import metrics
+
+MISSED_SHARE = 0.5  # of the real SUVmax: PET lesions are contoured at 41 to 50 % of it (EANM 2.0, Boellaard 2015)
+HOT_SUV = 4.0  # above blood and liver, about 2 to 3; the safer of the thresholds 2.5 and 4.0 in use (PMC7139791)
+MIN_ML = 0.5  # chosen: a ball 10 mm across, hardly more than PET resolves; in ml, for voxels differ. Less is noise
+TOUCHING = np.ones((3, 3, 3), bool)  # a voxel and its 26 neighbours
+
+
+def score_lesions(
+    real_suv: np.ndarray,
+    synthetic_suv: np.ndarray,
+    lesion: np.ndarray,
+    body: np.ndarray,
+    voxel_mm: tuple[float, float, float],
+) -> dict[str, float]:
+    """Scores of one patient's lesions; each component of the mask `lesion` with its 26 neighbours is one.
+
+    lesions: their number. suvmax_error, suvmean_error: |synthetic − real| of the maximum and mean inside a lesion, the
+    mean over lesions, in SUV; left out where there is none. missed: lesions with a synthetic SUVmax below MISSED_SHARE
+    of the real one, which for those that never took up any says little. invented: see `invented_regions`.
+
+    Stacks (n, H, W), masks bool of that shape; `lesion` may be empty. ValueError as for `metrics.mae` with the mask
+    `body`, for a `lesion` of another shape or not bool, and for voxels without size.
+    """
+    real, synthetic, body = metrics.checked(real_suv, synthetic_suv, body)
+    if np.shape(lesion) != real.shape or np.asarray(lesion).dtype != bool:
+        raise ValueError(f"lesion {np.shape(lesion)} must be bool, of the images' shape {real.shape}")
+    labels, count = ndimage.label(lesion, TOUCHING)
+    invented = invented_regions(real, synthetic, body, voxel_mm)
+    scores = {"lesions": float(count), "missed": 0.0, "invented": float(invented)}
+    if count == 0:
+        return scores
+    each = range(1, count + 1)
+    max_real, max_synthetic = (np.asarray(ndimage.maximum(suv, labels, each)) for suv in (real, synthetic))
+    mean_real, mean_synthetic = (np.asarray(ndimage.mean(suv, labels, each)) for suv in (real, synthetic))
+    return scores | {
+        "suvmax_error": float(np.abs(max_synthetic - max_real).mean()),
+        "suvmean_error": float(np.abs(mean_synthetic - mean_real).mean()),
+        "missed": float(np.count_nonzero(max_synthetic < MISSED_SHARE * max_real)),
+    }
+
+
+def invented_regions(
+    real_suv: np.ndarray, synthetic_suv: np.ndarray, body: np.ndarray, voxel_mm: tuple[float, float, float]
+) -> int:
+    """Number of hot regions of the synthetic PET that the real one knows nothing of.
+
+    A region: voxels of the body with HOT_SUV or more that touch (26 neighbours), MIN_ML or more together. The real
+    PET knows of it if, in the region or one voxel around it, it is above half of the region's synthetic maximum:
+    uptake that is shared, as the heart's, or painted somewhat too strong, is not invented. An invented lesion that
+    touches shared uptake is one region with it and is not counted. ValueError as for `score_lesions`.
+    """
+    real, synthetic, body = metrics.checked(real_suv, synthetic_suv, body)
+    if len(voxel_mm) != 3 or not all(math.isfinite(size) and size > 0 for size in voxel_mm):
+        raise ValueError(f"voxel_mm must be three sizes above 0 mm, (z, y, x), not {voxel_mm}")
+    labels, _ = ndimage.label(body & (synthetic >= HOT_SUV), TOUCHING)
+    voxel_mm3 = math.prod(voxel_mm)
+    invented = 0
+    for k, box in enumerate(ndimage.find_objects(labels), start=1):
+        box = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)  # with room for the dilation
+        region = labels[box] == k
+        if np.count_nonzero(region) * voxel_mm3 < 1000 * MIN_ML:
+            continue
+        around = ndimage.binary_dilation(region, TOUCHING)
+        invented += int(real[box][around].max() <= synthetic[box][region].max() / 2)
+    return invented

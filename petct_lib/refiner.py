@@ -1,0 +1,214 @@
+"""The refiner of one direction: an adversarially trained denoiser on the bridge from the coarse image to the real one.
+
+A denoising diffusion GAN (Xiao 2022; SynDiff, Özbey 2023) on the bridge of `bridge.py`: the denoiser predicts y from
+z_t, the source x, the coarse image c and t; L1 keeps it at the patient, a patch discriminator that sees the source
+beside the image gives it the texture that L1 alone blurs away. Settings make the controls of the same network: without
+the discriminator the regression `refiner_l1`, without the coarse image `pix2pix` and `unet_l1`.
+A second, smaller network predicts the absolute error of the refined image: the uncertainty map.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from petct_lib import InputError
+from petct_lib.bridge import SAMPLERS, bridge, time_grid
+from petct_lib.cyclegan import Update, adversarial_loss, discriminator_accuracy, discriminator_loss
+from petct_lib.nets import Denoiser, PatchDiscriminator, averaged, frozen, tile
+
+FIRST_LOG_ERROR = -3.0  # what the error network says untrained: e⁻³ of the network's range, about 60 HU
+
+
+@dataclass(frozen=True)
+class RefinerSettings:
+    """Defaults are the `default` mode's; each reason that is a measurement is in README, section ablation."""
+
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    steps: int = 1  # denoiser evaluations a sample: the times of its grid
+    sigma: float = 0.1  # noise at t = 1, in network units
+    sampler: str = "renoised"
+    sees_source: bool = True
+    sees_coarse: bool = True  # False: no c anywhere, and the bridge starts at σ·ε
+    lambda_l1: float = 10.0
+    lambda_adversarial: float = 1.0  # 0: no discriminator
+    warmup: int = 0  # steps of L1 alone at the beginning
+    patch_width: int = 64  # the discriminator's first layer
+    patch_layers: int = 2  # 34×34 patches: texture is judged, the patient is L1's matter
+    error_width: int = 0  # of the network that predicts the absolute error; 0: none
+    lr: float = 4e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if (
+            self.steps < 1
+            or min(self.sigma, self.lambda_l1, self.lambda_adversarial, self.warmup, self.error_width) < 0
+        ):
+            raise InputError(
+                f"refiner: steps must be at least 1, sigma, weights, warmup and error_width 0 or more: {self}"
+            )
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"refiner: sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
+        if not (self.sees_source or self.sees_coarse):
+            raise InputError("refiner: it must see the source, the coarse image, or both")
+
+
+class Refiner:
+    """Denoiser, discriminator and error network of one direction with their optimisers: a stage for `train.fit`."""
+
+    def __init__(self, settings: RefinerSettings, seed: int = 0) -> None:
+        torch.manual_seed(seed)  # initial weights; everything later takes its randomness as an argument
+        s = self.settings = settings
+        images = 1 + s.sees_source + s.sees_coarse  # z_t, x, c
+        self.nets: dict[str, nn.Module] = {
+            "denoiser": Denoiser(images, s.width, tuple(s.multipliers), residual=s.sees_coarse)
+        }
+        if s.lambda_adversarial:
+            of_state = 2 if s.steps > 1 else 0  # z_t and t: at t = 1 alone they tell nothing that x does not
+            self.nets["D"] = PatchDiscriminator(1 + s.sees_source + of_state, s.patch_width, s.patch_layers)
+        if s.error_width:
+            self.nets["error"] = Denoiser(images, s.error_width, tuple(s.multipliers), residual=False)
+            nn.init.constant_(self.nets["error"].tail[-1].bias, FIRST_LOG_ERROR)
+        self.optimisers = {name: self._adam(name, net) for name, net in self.nets.items()}
+        self.ema = {name: averaged(net, s.ema_decay) for name, net in self.nets.items() if name != "D"}
+
+    def _adam(self, name: str, net: nn.Module) -> torch.optim.Adam:
+        s = self.settings
+        beta1 = 0.5 if name == "D" else s.beta1  # Radford 2016: momentum 0.9 lets a GAN oscillate
+        return torch.optim.Adam(net.parameters(), lr=s.lr, betas=(beta1, s.beta2), fused=True)
+
+    def step(self, batch: dict[str, Tensor], step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
+        """Training step number `step`: denoiser, discriminator, error network, in this order; what it logs comes back.
+
+        batch: "source", "coarse", "target" (B, 1, H, W) in [−1, 1]. Each image gets one random time of the grid, to
+        which it is walked as in sampling: with y itself in z_t the network would learn to copy y, and err when the ŷ
+        of sampling is wrong (exposure bias, Ning 2023).
+        """
+        batch = {**batch, **self._state(batch, rng, update)}
+        adversarial = self.settings.lambda_adversarial > 0 and step >= self.settings.warmup
+        with frozen([net for name, net in self.nets.items() if name == "D"]):
+            losses, images = update("denoiser", partial(self.denoiser_losses, adversarial=adversarial), batch)
+        if adversarial:
+            judged, accuracy = update("D", self.discriminator_losses, {**batch, **images})
+            losses = {**losses, **judged, **accuracy}
+        if "error" in self.nets:
+            losses |= update("error", self.error_losses, {**batch, **images})[0]
+        for name, ema in self.ema.items():
+            ema.update_parameters(self.nets[name])
+        return losses
+
+    def denoiser_losses(
+        self, batch: dict[str, Tensor], adversarial: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """λ · L1 and, once warm, the least-squares adversarial loss (Isola 2017, eq. 4); and "refined"."""
+        s, y = self.settings, batch["target"]
+        refined = self._predict(self.nets["denoiser"], batch, batch["z"], batch["t"])
+        losses = {"l1": s.lambda_l1 * (refined - y).abs().mean()}
+        if adversarial:
+            losses["adversarial"] = s.lambda_adversarial * adversarial_loss(self._judge(batch, refined), "lsgan")
+        return losses, {"refined": refined}
+
+    def discriminator_losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What D minimises on real and refined images of the same source; and how often it is right."""
+        real, fake = self._judge(batch, batch["target"]), self._judge(batch, batch["refined"])
+        return {"D_patch": discriminator_loss(real, fake, "lsgan")}, {
+            "accuracy_patch": discriminator_accuracy(real, fake, "lsgan")
+        }
+
+    def error_losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Negative log likelihood of the denoiser's error e as Laplace, |e|/b + log b (Kendall 2017, eq. 8, with L1).
+
+        At its least, b is the mean |e| to be expected. The denoiser is not changed by it.
+        """
+        log_b = self._predict(self.nets["error"], batch, batch["refined"], 0.0)
+        error = (batch["refined"] - batch["target"]).abs()
+        return {"error": (error * torch.exp(-log_b) + log_b).mean()}, {}
+
+    def _state(self, batch: dict[str, Tensor], rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
+        """z_t and t of each image: one walk as sampling does it, stopped at the image's own time."""
+        s, c = self.settings, self._coarse(batch["coarse"])
+        n, times = len(c) * update.processes, time_grid(s.steps)
+        k = update.own(rng.integers(len(times), size=n))  # drawn for the whole batch, whoever has the slices
+        draw = partial(_noise, c, rng, update)
+        predictions = []
+        if k.max() > 0:
+            with torch.no_grad():
+                predict = partial(self._predict, self.nets["denoiser"], batch)
+                predictions = SAMPLERS[s.sampler](predict, c, times[: k.max()], sigma=s.sigma, draw=draw)
+        t = torch.tensor([times[i] for i in k], dtype=c.dtype, device=c.device)
+        before = torch.stack(
+            [predictions[i - 1][j] if i else c[j] for j, i in enumerate(k)]
+        )  # at t = 1 it has no weight
+        return {"z": bridge(before, c + s.sigma * draw(), t.view(-1, 1, 1, 1)), "t": t}
+
+    def _coarse(self, c: Tensor) -> Tensor:
+        return c if self.settings.sees_coarse else torch.zeros_like(c)
+
+    def _predict(self, net: nn.Module, batch: dict[str, Tensor], z: Tensor, t: float | Tensor) -> Tensor:
+        """t: one time, or (B,)."""
+        seen = [batch[key] for key, sees in self._inputs() if sees]
+        times = torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(len(z))
+        return net(torch.cat([z, *seen], dim=1), times)
+
+    def _inputs(self) -> tuple[tuple[str, bool], ...]:
+        return ("source", self.settings.sees_source), ("coarse", self.settings.sees_coarse)
+
+    def _judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
+        """D's scores of an image beside its source; on a grid of several times, beside z_t and t, too."""
+        seen = [batch["source"]] if self.settings.sees_source else []
+        if self.settings.steps > 1:
+            seen += [batch["z"], batch["t"].view(-1, 1, 1, 1).expand_as(image)]
+        return self.nets["D"](torch.cat([*seen, image], dim=1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the averaged denoiser is."""
+        return next(self.ema["denoiser"].parameters()).device
+
+    def preview(self, batch: dict[str, Tensor]) -> Tensor:
+        """Rows: source, coarse, refined, target; (1, 4 · H, B · W) in [0, 1]."""
+        x, c, y = (batch[key] for key in ("source", "coarse", "target"))
+        return tile([x, c, self.sample(x, c, torch.Generator().manual_seed(0))[-1], y])
+
+    @torch.no_grad()
+    def sample(self, x: Tensor, c: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Predictions of y along one walk, the last one being the sample, each (B, 1, H, W).
+
+        generator: on the CPU, so that every device draws the same noise: one ε (1, 1, H, W) a time for all slices.
+        """
+        s, x, c = self.settings, x.to(self.device), self._coarse(c.to(self.device))
+        predict = partial(self._predict, self.ema["denoiser"].module.eval(), {"source": x, "coarse": c})
+
+        def draw() -> Tensor:
+            return torch.randn((1, *c.shape[1:]), generator=generator).to(c).expand_as(c)
+
+        return SAMPLERS[s.sampler](predict, c, time_grid(s.steps), sigma=s.sigma, draw=draw)
+
+    @torch.no_grad()
+    def expected_error(self, x: Tensor, c: Tensor, refined: Tensor) -> Tensor:
+        """Expected |refined − y| of each pixel, (B, 1, H, W) in the network's range.
+
+        InputError without an error network.
+        """
+        if "error" not in self.ema:
+            raise InputError("refiner: it was trained without an error network (error_width 0), and has no uncertainty")
+        x, c, refined = (image.to(self.device) for image in (x, c, refined))
+        net = self.ema["error"].module.eval()
+        return self._predict(net, {"source": x, "coarse": c}, refined, 0.0).exp()
+
+    def extra_state(self) -> dict:
+        """What a checkpoint must hold beside weights and optimiser: the settings."""
+        return {"settings": {**asdict(self.settings), "multipliers": list(self.settings.multipliers)}}
+
+    def load_extra_state(self, state: dict) -> None:
+        """Nothing beside the settings, which `train.fit` has compared already."""
+
+
+def _noise(c: Tensor, rng: np.random.Generator, update: Update) -> Tensor:
+    whole = rng.standard_normal((len(c) * update.processes, *c.shape[1:]), dtype=np.float32)
+    return torch.from_numpy(update.own(whole)).to(c)

@@ -1,0 +1,131 @@
+"""Stage 2 of a run folder: the refiner of a direction, its controls, and the unpaired prior.
+
+What notebook 03 and `make ablation` train: one function for all of them, which differ in their settings alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from petct_lib import metrics
+from petct_lib.augment import Augmentation
+from petct_lib.bridge import interpolated
+from petct_lib.calibration import scale_to_fit
+from petct_lib.data import SOURCE, TARGET, PairedBatches, Slices, refiner_patients
+from petct_lib.files import read_json, write_json
+from petct_lib.intensity import Intensity
+from petct_lib.logs import TensorBoardLog
+from petct_lib.prepare import Prepared
+from petct_lib.prior import Prior, PriorSettings
+from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.train import FitSettings, Watcher, fit
+from petct_lib.train_cyclegan import checkpoint_of
+from petct_lib.translate import FITTED, Translator, coarse_for, load_cyclegan
+from petct_lib.validation import RefinerValidation
+
+PREVIEWED = 4  # slices of the sample panel
+ALPHAS = tuple(k / 10 for k in range(11))  # that the mode `default` chooses from
+MARGIN = 1.02  # how much error, as a multiple of the regression's, the mode `default` may pay for texture
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a refiner's result, beside the data and the CycleGAN. None: the whole of its patients."""
+
+    stage: RefinerSettings | PriorSettings
+    fit: FitSettings
+    augmentation: Augmentation
+    batch_size: int
+    seed: int
+    patients: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The slices that refiners of a direction learn from, and their coarse images, (n, 1, H, W), encoded."""
+
+    slices: Slices
+    coarse: np.ndarray
+    direction: str
+
+
+def held_out(splits: dict[str, list[str]], direction: str) -> list[str]:
+    """Who validates the refiner of a direction: the patients whose source the CycleGAN was fitted on.
+
+    No refiner of this direction learns from them. Their coarse images are in-fold, and so a little better than a new
+    patient's. The test patients stay for notebook 04.
+    """
+    return splits["train_" + SOURCE[direction]]
+
+
+def pairs_of(run_dir: Path, direction: str, patients: Sequence[str] | None = None, name: str | None = None) -> Pairs:
+    """The pairs of a direction; their coarse images are made and kept in the run's `coarse/<name>.npy`.
+
+    patients: by default `data.refiner_patients`; name: by default the direction.
+    """
+    run_dir = Path(run_dir)
+    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    window = Intensity(**read_json(run_dir / "intensity.json"))
+    patients = list(refiner_patients(splits, direction) if patients is None else patients)
+    cyclegan, kind = load_cyclegan(checkpoint_of(run_dir)), SOURCE[direction]
+    around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
+    path = run_dir / "coarse" / f"{name or direction}.npy"
+    coarse = coarse_for(around, cyclegan.generator(direction), kind, path)
+    return Pairs(Slices(prepared, patients, ("pet", "ct"), window), coarse, direction)
+
+
+def train_refiner(
+    run_dir: Path, name: str, pairs: Pairs, plan: Plan, *, resume: bool, watchers: Sequence[Watcher] = ()
+) -> list[dict]:
+    """Trains a refiner, a control or the prior, as `plan.stage` says, into `checkpoints/<name>.pt`; the rows logged.
+
+    A prior reads the targets of the pairs alone.
+    """
+    run_dir = Path(run_dir)
+    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    batches = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, plan.batch_size, plan.augmentation)
+    fixed = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, PREVIEWED).fixed()
+    stage = (Refiner if isinstance(plan.stage, RefinerSettings) else Prior)(plan.stage, plan.seed)
+    return fit(
+        stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt",
+        fingerprint=prepared.fingerprint, seed=plan.seed, resume=resume, name=name, preview=fixed,
+        watchers=[TensorBoardLog(run_dir / "logs" / name), *watchers],
+        validate=RefinerValidation(run_dir, held_out(splits, pairs.direction), pairs.direction),
+    )  # fmt: skip
+
+
+def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin: float = MARGIN) -> dict:
+    """What the mode `default` of a direction needs, fitted on `held_out` patients and kept in the run's folder.
+
+    "alpha": the largest of ALPHAS whose mean body MAE is at most `margin` times the regression's. "error_scale": the
+    factor on the uncertainty map there, the mean over patients: the error network learned from the errors on its own
+    training patients, which are smaller than on new ones. "mae": the mean body MAE by α, in the target's unit.
+    """
+    run_dir, translator = Path(run_dir), Translator(run_dir)
+    given, translator.fitted = {"samples": samples, "seed": seed}, {}
+    maes, scales = {alpha: [] for alpha in ALPHAS}, []
+    for x, coarse, real, body in _held_out_images(translator, run_dir, direction):
+        ends = translator.ends(x, coarse, direction, **given)
+        for alpha, of in maes.items():
+            of.append(metrics.mae(real, interpolated(*ends, alpha), body))
+    mae = {alpha: float(np.mean(of)) for alpha, of in maes.items()}
+    best = max(alpha for alpha in ALPHAS if mae[alpha] <= margin * mae[0.0])
+    for x, coarse, real, body in _held_out_images(translator, run_dir, direction):
+        result = translator.refined(x, coarse, direction, alpha=best, **given)
+        scales.append(scale_to_fit(result.uncertainty, np.abs(result.refined - real), body))
+    by_alpha = {str(alpha): round(value, 4) for alpha, value in mae.items()}
+    fitted = {"alpha": best, "error_scale": float(np.mean(scales)), "mae": by_alpha}
+    path = run_dir / FITTED
+    write_json({**(read_json(path) if path.exists() else {}), direction: fitted}, path)
+    return fitted
+
+
+def _held_out_images(translator: Translator, run_dir: Path, direction: str) -> Iterator[tuple]:
+    """Of each validation patient: source and coarse image as `Translator.start` gives them, real image, and body."""
+    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    for patient in held_out(splits, direction):
+        kinds = (SOURCE[direction], TARGET[direction], "body")
+        source, real, body = (np.array(prepared.of_patient(patient, kind)) for kind in kinds)
+        yield *translator.start(source, direction, prepared.lengths(patient)), real, body
