@@ -11,7 +11,7 @@ FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
 SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 04_pet2ct 04_ct2pet 04_uncertainty 04_mae
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint lab bench figures notebooks clean
+.PHONY: help install run test lint lab bench ablation figures notebooks clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -48,6 +48,9 @@ bench: $(STAMP)  ## speed and memory of ingest, phantom and training against pee
 	$(BIN)/python benchmarks/phantom.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/projection.py --measure
+
+ablation: $(STAMP)  ## three seeds, every variant and control of the refiner, into runs/ablation (about 2 hours)
+	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out runs/ablation
 
 figures: run  ## the README's pictures, from the run (made first if it is missing)
 	mkdir -p figures

@@ -1,4 +1,4 @@
-"""`python -m petct_lib run|train|ingest|phantom|translate|download`: exit code 0 when done, 2 for unusable input."""
+"""`python -m petct_lib run|train|ingest|phantom|translate|ablation|…`: exit code 0 when done, 2 for unusable input."""
 
 import argparse
 import json
@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ingest(commands)
     _add_phantom(commands)
     _add_translate(commands)
+    _add_ablation(commands)
     _add_download(commands)
     return parser
 
@@ -90,6 +91,16 @@ def _add_phantom(commands: argparse._SubParsersAction) -> None:
         "--ct-size", type=_positive, default=512, help="CT pixels along x and y of a 500 mm field (%(default)s)"
     )
     p.set_defaults(command=_phantom)
+
+
+def _add_ablation(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("ablation", help="several seeds, and every variant and control of the refiner: scores.csv")
+    p.add_argument("--profile", default="quick", help="smoke, quick, gpu, full, or a .yaml file (%(default)s)")
+    p.add_argument("--data", default="phantom", help="folder or zip of DICOM (%(default)s)")
+    p.add_argument("--out", type=Path, default=Path("runs/ablation"), help="what is there goes on (%(default)s)")
+    p.add_argument("--seeds", type=_positive, default=3, help="trainings of the main methods (%(default)s)")
+    _add_set(p)
+    p.set_defaults(command=_ablation)
 
 
 def _add_translate(commands: argparse._SubParsersAction) -> None:
@@ -193,6 +204,13 @@ def _download(args: argparse.Namespace) -> int:
         f"{done['fetched']} series fetched ({done['fetched_bytes'] / 1e6:.0f} MB), {done['there']} were there already"
     )
     print(f"next: python -m petct_lib ingest {args.folder}")
+    return 0
+
+
+def _ablation(args: argparse.Namespace) -> int:
+    from petct_lib.ablation import run_ablation
+
+    print(run_ablation(args.profile, args.data, args.out, seeds=args.seeds, overrides=args.set))
     return 0
 
 

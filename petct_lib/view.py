@@ -271,6 +271,30 @@ def patient_scores(rows: list[dict], metric: str, unit: dict[str, str], region: 
     return fig
 
 
+def plane(rows: list[dict], direction: str) -> Figure:
+    """Every method of a direction by distortion (body MAE) and realism (spectrum distance), means over test patients.
+
+    Towards the lower left is better in both; the methods that no other beats in both are joined by a line, the front.
+    """
+    mine = [row for row in rows if row["direction"] == direction and row["region"] == "body"]
+    points = {}
+    for method in dict.fromkeys(row["method"] for row in mine):
+        values = [[r["value"] for r in mine if (r["method"], r["metric"]) == (method, m)] for m in ("mae", "spectrum")]
+        points[method] = tuple(float(np.mean(of)) for of in values)
+    front = sorted(p for p in points.values() if not any(q[0] < p[0] and q[1] < p[1] for q in points.values()))
+    fig = Figure(figsize=(8.4, 6), layout="constrained")
+    axis = fig.subplots()
+    axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0)
+    for k, (method, (x, y)) in enumerate(points.items()):
+        axis.plot(x, y, "osD^v"[k % 5], color=METHOD_COLOURS[1 + k % 5], ms=5)
+        axis.annotate(method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    [unit] = {row["unit"] for row in mine if row["metric"] == "mae"}
+    patients = len({row["patient"] for row in mine})
+    axis.set(xscale="log", yscale="log", xlabel=f"distortion: body MAE, {unit}", ylabel="realism: spectrum distance")
+    axis.set_title(f"{direction}, means over {patients} test patients; lower left is better", fontsize=10)
+    return fig
+
+
 def slice_viewer(pet_suv: np.ndarray, ct_hu: np.ndarray) -> "object":
     """Sliders over slice and fusion around `triptych`, for (n, H, W) stacks: an ipywidgets box."""
     import ipywidgets

@@ -31,6 +31,7 @@ ORDER = (  # imports point upwards only
     ("train_cyclegan",),
     ("train_refiner",),
     ("run",),
+    ("ablation",),
     ("__main__",),
 )
 

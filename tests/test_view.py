@@ -187,3 +187,18 @@ def test_viewer_moves_through_the_slices(monkeypatch):
     box.children[1].value = 0.2
     assert np.array_equal(seen[-1][0], PET[3])
     assert seen[-1][1] == 0.2
+
+
+def test_plane_joins_the_methods_that_no_other_beats():
+    values = {"a": (100, 0.2), "b": (80, 0.6), "c": (110, 0.7)}  # c is beaten in both
+    rows = []
+    for name, pair in values.items():
+        for metric, value in zip(("mae", "spectrum"), pair, strict=True):
+            row = {"direction": "pet2ct", "method": name, "region": "body", "metric": metric, "value": value}
+            rows += [{**row, "patient": p, "unit": "HU" if metric == "mae" else "1", "mask": "SEG"} for p in "xy"]
+    [axis] = view.plane(rows, "pet2ct").axes
+    front = axis.lines[0]
+    assert list(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [(80, 0.6), (100, 0.2)]
+    assert {text.get_text() for text in axis.texts} == {"a", "b", "c"}
+    assert "2 test patients" in axis.get_title()
+    assert "HU" in axis.get_xlabel()

@@ -1,0 +1,190 @@
+"""The ablation: what each part of the refiner buys. All variants of a run's refiner, trained and scored like it.
+
+`python -m petct_lib ablation` makes the run with several seeds, trains the variants on the first one's data and coarse
+images, scores all on the same test patients, and draws every method on the plane of distortion and realism.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from petct_lib import evaluate, metrics, view
+from petct_lib.augment import Augmentation
+from petct_lib.bridge import interpolated
+from petct_lib.cyclegan import DIRECTIONS
+from petct_lib.data import refiner_patients
+from petct_lib.files import read_json, replacing
+from petct_lib.prepare import Prepared
+from petct_lib.prior import Prior, PriorSettings
+from petct_lib.progress import bar
+from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.run import parameters_of, run_all, stage
+from petct_lib.train import FitSettings, steps_of
+from petct_lib.train_refiner import Pairs, Plan, pairs_of, train_refiner
+from petct_lib.translate import Translator, load_cyclegan, load_refiner, translate_coarse
+
+PAIRED = (1, 2, 4)  # paired patients of the curve; all of them are the run's own refiner
+STEPS = (2, 4, 8)
+ALPHAS = (0.25, 0.5, 0.75, 1.0)  # of the run's own refiner; 0 is `refiner_l1`
+SAMPLES = (2, 4)
+T0 = (0.02, 0.05, 0.1, 0.2)  # how much of the coarse image the unpaired prior may drown, as shares of its schedule
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network to train, and how to translate with it: name in `scores.csv`, (samples, t0 of a prior)."""
+
+    name: str
+    settings: RefinerSettings | PriorSettings
+    patients: int | None = None  # paired ones; None: all
+    uses: tuple[tuple[str, int, float | None], ...] = ()  # (method, samples, t0); none: its name, one sample
+
+
+def variants(base: RefinerSettings) -> list[Variant]:
+    """Each differs from the run's refiner in what its name says."""
+    alone = replace(base, sees_coarse=False, sigma=0.0, steps=1)
+    unet_l1 = replace(alone, lambda_adversarial=0.0, error_width=0)
+    prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
+    walks = [
+        Variant(f"refined_steps{n}", replace(base, steps=n), uses=(
+            (f"refined_steps{n}", 1, None), *((f"refined_steps{n}_samples{m}", m, None) for m in SAMPLES if n * m <= 8),
+        )) for n in STEPS
+    ]  # fmt: skip
+    curve = [
+        Variant(f"{name}_k{k}", settings, k)
+        for k in PAIRED
+        for name, settings in (("refined", base), ("pix2pix", alone), ("unet_l1", unet_l1))
+    ]
+    return [
+        Variant("unet_l1", unet_l1),
+        Variant("pix2pix", alone),
+        Variant("refined_no_source", replace(base, sees_source=False)),
+        Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
+        Variant("prior", prior, uses=tuple((f"prior_t{t0:g}", 1, t0) for t0 in T0)),
+        *walks, *curve,
+    ]  # fmt: skip
+
+
+def plan_of(profile: str, run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
+    """The plan by which notebook 03 trains the refiner of PET→CT with these parameters."""
+    p = parameters_of("03_diffusion_refinement", profile, overrides)
+    slices = len(pairs_of(run_dir, "pet2ct").slices)
+    steps = steps_of(p["steps"], p["epochs"], slices, p["batch_size"])
+    names = set(RefinerSettings.__dataclass_fields__) - {"steps", "warmup", "multipliers"}
+    settings = RefinerSettings(
+        steps=p["walk_steps"], warmup=int(p["warmup"] * steps), multipliers=tuple(p["multipliers"]),
+        **{name: p[name] for name in names if name in p},
+    )  # fmt: skip
+    fit = FitSettings(steps, mixed_precision=p["mixed_precision"], checkpoint_every=p["checkpoint_every"])
+    return Plan(settings, fit, Augmentation(shift=p["shift"]), p["batch_size"], p["seed"])
+
+
+def train_variants(run_dir: Path, plan: Plan, of: Sequence[Variant]) -> None:
+    """Trains the variants in both directions into `checkpoints/<name>_<direction>.pt`; what is there goes on."""
+    splits = read_json(Path(run_dir) / "splits.json")
+    for direction in DIRECTIONS:
+        pairs: dict[int | None, Pairs] = {}
+        for variant in of:
+            k = variant.patients
+            if k not in pairs:
+                pairs[k] = pairs_of(run_dir, direction, refiner_patients(splits, direction)[:k], f"{direction}_{k}")
+            name = f"{variant.name}_{direction}"
+            with stage(run_dir, f"{name} training"):
+                train_refiner(run_dir, name, pairs[k], replace(plan, stage=variant.settings), resume=True)
+
+
+def score_variants(run_dir: Path, of: Sequence[Variant], seed: int, longer: Path | None = None) -> list[metrics.Row]:
+    """Scores of the variants on the test patients. longer: the run folder of a CycleGAN that was trained for longer."""
+    run_dir, rows, translator = Path(run_dir), [], Translator(run_dir)
+    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    for direction in DIRECTIONS:
+        networks = {v.name: load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt") for v in of}
+        for patient in bar(splits["test"], f"variants, {direction}"):
+            given = run_dir, prepared, splits, patient, direction, translator
+            case = evaluate.translate_patient(*given, samples=1, seed=seed)
+            x, coarse = translator.start(case.source, direction, case.lengths)
+            ends = translator.ends(x, coarse, direction, samples=1, seed=seed)
+            images = {f"refined_alpha{alpha:g}": interpolated(*ends, alpha) for alpha in ALPHAS}
+            for v in of:
+                for method, samples, t0 in v.uses or ((v.name, 1, None),):
+                    network = _at(networks[v.name], t0)
+                    images[method] = translator.image(network, x, coarse, direction, samples=samples, seed=seed)
+            if longer:
+                cyclegan = load_cyclegan(longer / "checkpoints" / "cyclegan.pt")
+                images["cyclegan_longer"] = translate_coarse(cyclegan, case.source, direction, translator.window)
+            rows += evaluate.score_case(replace(case, images=images), direction, translator.window)
+    return rows
+
+
+def _at(network: Refiner | Prior, t0: float | None) -> Refiner | Prior:
+    if t0 is not None:
+        network.settings = replace(network.settings, t0=t0)
+    return network
+
+
+def longer_steps(run_dir: Path, steps: int) -> int:
+    """Steps in which a CycleGAN takes the seconds of CycleGAN and refiners together, as this run measured them."""
+    seconds = read_json(Path(run_dir) / "stages.json")["stage_seconds"]
+    refiners = sum(seconds[f"refiner_{direction} training"] for direction in DIRECTIONS)
+    return round(steps * (1 + refiners / seconds["cyclegan training"]))
+
+
+def run_ablation(profile: str, data: str, out: Path, *, seeds: int, overrides: Sequence[str] = ()) -> str:
+    """The whole ablation into `out`: `scores.csv` with a column for the seed, the plane's figures; returns its table.
+
+    What an earlier call has finished is not done again. Errors as for `run.run_all`.
+    """
+    rows: list[tuple[int, metrics.Row]] = []
+    for seed in range(seeds):
+        asked = [*overrides, *(f"{name}.seed={seed}" for name in ("02_cyclegan_training", "03_diffusion_refinement"))]
+        run_all(profile, data, out / f"seed{seed}", overrides=asked, resume=True)
+        rows += [(seed, row) for row in metrics.read_scores(out / f"seed{seed}" / "scores.csv")]
+    first = out / "seed0"
+    steps = parameters_of("02_cyclegan_training", profile, overrides)["steps"]
+    if steps is not None:
+        more = [*overrides, f"02_cyclegan_training.steps={longer_steps(first, steps)}"]
+        run_all(profile, data, out / "longer", overrides=more, until="02_cyclegan_training", resume=True)
+    plan = plan_of(profile, first, overrides)
+    of = variants(plan.stage)
+    train_variants(first, plan, of)
+    rows += [(0, row) for row in score_variants(first, of, 0, out / "longer" if steps is not None else None)]
+    write_seeds(rows, out / "scores.csv")
+    of_first = [row for seed, row in rows if seed == 0]
+    for direction in DIRECTIONS:
+        view.save(view.plane(of_first, direction), out, f"plane_{direction}", "Every method: body MAE and spectrum")
+    return table(rows)
+
+
+def write_seeds(rows: Sequence[tuple[int, metrics.Row]], path: Path) -> None:
+    """`scores.csv` of several trainings: the columns of a run's, and `seed` before them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("seed", *metrics.SCORE_COLUMNS))
+    writer.writerows((seed, *(row[column] for column in metrics.SCORE_COLUMNS)) for seed, row in rows)
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def table(rows: Sequence[tuple[int, metrics.Row]]) -> str:
+    """Body MAE, SSIM and spectrum by method: the mean over patients, then over seeds with their range."""
+    lines = []
+    for direction in DIRECTIONS:
+        lines.append(f"{direction}, body: mean over patients, then over seeds [least, most]")
+        for method in dict.fromkeys(row["method"] for _, row in rows if row["direction"] == direction):
+            cells = [_over_seeds(rows, direction, method, name) for name in ("mae", "ssim", "spectrum")]
+            lines.append(f"{method:<26}" + "".join(f"{cell:<28}" for cell in cells).rstrip())
+    return "\n".join(lines)
+
+
+def _over_seeds(rows: Sequence[tuple[int, metrics.Row]], direction: str, method: str, name: str) -> str:
+    by_seed: dict[int, list[float]] = {}
+    for seed, row in rows:
+        if (row["direction"], row["method"], row["metric"], row["region"]) == (direction, method, name, "body"):
+            by_seed.setdefault(seed, []).append(row["value"])
+    means = [float(np.mean(of)) for of in by_seed.values()]
+    spread = f" [{min(means):.4g}, {max(means):.4g}]" if len(means) > 1 else ""
+    return f"{name} {np.mean(means):.4g}{spread}"

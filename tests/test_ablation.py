@@ -1,0 +1,95 @@
+"""The variants, their training and scoring on a copy of the smoke run, and the tables of several seeds."""
+
+import csv
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+
+from petct_lib import ablation, metrics
+from petct_lib.ablation import Variant, longer_steps, plan_of, score_variants, table, train_variants, variants
+from petct_lib.augment import Augmentation
+from petct_lib.cyclegan import DIRECTIONS
+from petct_lib.files import read_json, write_json
+from petct_lib.prior import PriorSettings
+from petct_lib.refiner import RefinerSettings
+from petct_lib.run import parameters_of
+from petct_lib.train import FitSettings
+from petct_lib.train_refiner import Plan
+
+
+@pytest.fixture(scope="module")
+def run(smoke_run, tmp_path_factory):
+    ignored = shutil.ignore_patterns("phantom", "logs", "synthetic", "notebooks", "figures")
+    return shutil.copytree(smoke_run, tmp_path_factory.mktemp("ablation") / "run", ignore=ignored)
+
+
+def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
+    base = RefinerSettings(width=8)
+    by_name = {v.name: v for v in variants(base)}
+    assert len(by_name) == len(variants(base))
+    assert by_name["pix2pix"].settings == replace(base, sees_coarse=False, sigma=0.0)
+    assert by_name["unet_l1"].settings.lambda_adversarial == 0
+    assert not by_name["unet_l1"].settings.sees_coarse
+    assert by_name["refined_no_source"].settings == replace(base, sees_source=False)
+    assert by_name["refined_steps4"].settings == replace(base, steps=4)
+    assert isinstance(by_name["prior"].settings, PriorSettings)
+    assert by_name["refined_k2"] == Variant("refined_k2", base, 2)
+    for v in by_name.values():
+        steps = v.settings.steps
+        assert all(samples * steps <= 8 for _, samples, _ in v.uses), "at most 9 evaluations, the generator's included"
+
+
+def test_the_plan_is_that_of_notebook_03(run):
+    plan, asked = plan_of("smoke", run), parameters_of("03_diffusion_refinement", "smoke")
+    held = read_json(run / "stages.json")["refiner"]
+    assert (plan.fit.steps, plan.stage.lambda_l1, plan.stage.sigma) == (held["steps"], held["lambda_l1"], held["sigma"])
+    assert plan.stage.warmup == int(asked["warmup"] * asked["steps"])
+    assert plan.stage.error_width == asked["error_width"]
+
+
+def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
+    few = replace(tiny.ADVERSARIAL, steps=1)
+    of = [
+        Variant("pix2pix", replace(few, sees_coarse=False)),
+        Variant("refined_k1", few, 1),
+        Variant("prior", PriorSettings(8, (1, 2), steps=2), uses=(("prior_t0.1", 1, 0.1), ("prior_t0.5", 1, 0.5))),
+    ]
+    plan = Plan(few, FitSettings(2), Augmentation(), 2, 0)
+    train_variants(run, plan, of)
+    checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").glob("*_k1_*.pt")}
+    assert len([p for p in checkpoints if "step" not in p.name and "best" not in p.name]) == 2
+    train_variants(run, plan, of)
+    assert {p: p.stat().st_mtime_ns for p in checkpoints} == checkpoints, "finished trainings stay as they are"
+    rows = score_variants(run, of, 0, longer=run)
+    alphas = {f"refined_alpha{a:g}" for a in ablation.ALPHAS}
+    expected = {"pix2pix", "refined_k1", "prior_t0.1", "prior_t0.5", "cyclegan_longer"} | alphas
+    assert {row["method"] for row in rows} == expected
+    assert {row["patient"] for row in rows} == set(read_json(run / "splits.json")["test"])
+    assert {row["direction"] for row in rows} == set(DIRECTIONS)
+    mae = {(r["method"], r["direction"]): r["value"] for r in rows if (r["metric"], r["region"]) == ("mae", "body")}
+    assert mae["prior_t0.1", "pet2ct"] != mae["prior_t0.5", "pet2ct"]
+
+
+def test_a_cyclegan_trained_for_longer_gets_the_refiners_seconds(tmp_path):
+    seconds = {"cyclegan training": 200.0, "refiner_pet2ct training": 50.0, "refiner_ct2pet training": 30.0}
+    write_json({"stage_seconds": seconds}, tmp_path / "stages.json")
+    assert longer_steps(tmp_path, 1000) == 1400
+
+
+def test_seeds_get_a_column_and_the_table_their_range(tmp_path):
+    def row(value, patient):
+        return {"direction": "pet2ct", "method": "refined", "patient": patient, "region": "body", "metric": "mae",
+                "value": value, "unit": "HU", "mask": "HU threshold"}  # fmt: skip
+
+    rows = [(0, row(1.0, "a")), (0, row(3.0, "b")), (1, row(6.0, "a")), (1, row(6.0, "b"))]
+    ablation.write_seeds(rows, tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == ["seed", *metrics.SCORE_COLUMNS]
+    assert [(r["seed"], float(r["value"])) for r in read] == [("0", 1.0), ("0", 3.0), ("1", 6.0), ("1", 6.0)]
+    assert "refined" in table(rows)
+    assert "mae 4 [2, 6]" in table(rows)
+    assert np.mean([2, 6]) == 4
