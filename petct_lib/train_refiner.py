@@ -27,6 +27,7 @@ from petct_lib.validation import RefinerValidation
 
 PREVIEWED = 4  # slices of the sample panel
 ALPHAS = tuple(k / 10 for k in range(11))  # that the mode `default` chooses from
+CALIBRATED = 24  # slices of a validation patient that α and the error's scale are fitted on: neighbours are alike
 MARGIN = 1.02  # how much error, as a multiple of the regression's, the mode `default` may pay for texture
 
 
@@ -123,9 +124,11 @@ def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin:
 
 
 def _held_out_images(translator: Translator, run_dir: Path, direction: str) -> Iterator[tuple]:
-    """Of each validation patient: source and coarse image as `Translator.start` gives them, real image, and body."""
+    """Of each validation patient, CALIBRATED slices: source and coarse as `Translator.start` gives them, real, body."""
     prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
     for patient in held_out(splits, direction):
         kinds = (SOURCE[direction], TARGET[direction], "body")
         source, real, body = (np.array(prepared.of_patient(patient, kind)) for kind in kinds)
-        yield *translator.start(source, direction, prepared.lengths(patient)), real, body
+        chosen = np.unique(np.linspace(0, len(source) - 1, CALIBRATED).round().astype(int))
+        x, coarse = translator.start(source, direction, prepared.lengths(patient))
+        yield x[chosen], coarse[chosen], real[chosen], body[chosen]
