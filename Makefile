@@ -6,6 +6,7 @@ NAME ?= $(PROFILE)
 BIN := .venv/bin
 STAMP := .venv/installed
 TESTED := .venv/test-extra
+BENCHED := .venv/bench-extra
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
 SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 04_pet2ct 04_ct2pet 04_plane_pet2ct 04_plane_ct2pet \
@@ -30,6 +31,10 @@ $(TESTED): $(STAMP)
 	$(PIP) --editable '.[test]'
 	touch $@
 
+$(BENCHED): $(STAMP)
+	$(PIP) --editable '.[bench]'
+	touch $@
+
 run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into runs/NAME
 	$(BIN)/python -m petct_lib run --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" $(FLAGS)
 
@@ -44,10 +49,11 @@ lint: $(STAMP)  ## ruff over code and notebooks
 lab: $(STAMP)  ## JupyterLab at the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-bench: $(STAMP)  ## speed and memory of ingest, phantom and training against peers, into benchmarks/ (1 hour)
+bench: $(BENCHED)  ## speed and memory of ingest, phantom, training and translation against peers, into benchmarks/ (1 hour)
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/phantom.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/translate.py
 	$(BIN)/python benchmarks/projection.py --measure
 
 ablation: $(STAMP)  ## three seeds, every variant and control of the refiner, into runs/ablation (about 2 hours)
