@@ -133,13 +133,14 @@ class Refiner:
         """z_t and t of each image: one walk as sampling does it, stopped at the image's own time."""
         s, c = self.settings, self._coarse(batch["coarse"])
         n, times = len(c) * update.processes, time_grid(s.steps)
-        k = update.own(rng.integers(len(times), size=n))  # drawn for the whole batch, whoever has the slices
+        everyone = rng.integers(len(times), size=n)  # drawn for the whole batch, whoever has the slices
+        k, deepest = update.own(everyone), everyone.max()  # all processes walk, and draw, as far as the deepest image
         draw = partial(_noise, c, rng, update)
         predictions = []
-        if k.max() > 0:
+        if deepest > 0:
             with torch.no_grad():
                 predict = partial(self._predict, self.nets["denoiser"], batch)
-                predictions = SAMPLERS[s.sampler](predict, c, times[: k.max()], sigma=s.sigma, draw=draw)
+                predictions = SAMPLERS[s.sampler](predict, c, times[:deepest], sigma=s.sigma, draw=draw)
         t = torch.tensor([times[i] for i in k], dtype=c.dtype, device=c.device)
         before = torch.stack(
             [predictions[i - 1][j] if i else c[j] for j, i in enumerate(k)]

@@ -85,6 +85,34 @@ def test_each_image_is_walked_to_its_own_time():
         assert torch.allclose(state["z"][k], expected, atol=1e-6)
 
 
+class Share(Updates):
+    """What a process of two has of a batch."""
+
+    def __init__(self, stage, rank):
+        super().__init__(stage.optimisers)
+        self.processes, self.rank = 2, rank
+
+    def own(self, whole):
+        half = len(whole) // 2
+        return whole[self.rank * half : (self.rank + 1) * half]
+
+
+@pytest.mark.parametrize("sampler", ["renoised", "anchored", "euler"])
+def test_two_processes_have_the_states_of_one(sampler):
+    stage, batch = Refiner(replace(PLAIN, steps=4, sigma=0.5, sampler=sampler)), batch_of()
+    torch.nn.init.normal_(stage.nets["denoiser"].tail[-1].weight, std=0.1)
+    for seed in range(5):
+        whole = stage._state(batch, np.random.default_rng(seed), Updates(stage.optimisers))
+        halves = [
+            stage._state(
+                {k: v[2 * r : 2 * r + 2] for k, v in batch.items()}, np.random.default_rng(seed), Share(stage, r)
+            )
+            for r in range(2)
+        ]
+        for key in ("z", "t"):
+            assert torch.allclose(torch.cat([half[key] for half in halves]), whole[key], atol=1e-5)
+
+
 def test_an_untrained_denoisers_loss_is_the_coarse_images_error():
     batch = batch_of()
     losses = step(Refiner(PLAIN), batch, 0)
