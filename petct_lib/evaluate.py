@@ -108,11 +108,14 @@ def _further_scores(case: Case, image: np.ndarray, kind: str) -> list[dict]:
     ]
 
 
-def two_sample_accuracy(cases: list[Case], method: str, direction: str, window: Intensity, seed: int) -> float:
+def two_sample_accuracy(cases: list[Case], method: str, direction: str, window: Intensity, seed: int) -> float | None:
     """How often a classifier tells a method's slices from real ones, 0.5 to 1; see `realism.two_sample_accuracy`.
 
-    Trained on some of the cases' patients, judged on the others. Outside the body both are set to the lowest value.
+    Trained on some of the cases' patients, judged on the others; None for a single one. Outside the body both are set
+    to the lowest value.
     """
+    if len(cases) < 2:
+        return None
     encode = ENCODE[TARGET[direction]]
     real, made = (
         [np.where(case.body, encode(image, window), -1.0).astype(np.float32) for case, image in of]

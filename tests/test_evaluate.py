@@ -135,3 +135,4 @@ def test_two_sample_accuracy_tells_a_flat_image_and_not_the_real_one():
         cases.append(Case(patient, real, real, {"body": body}, {"body": "HU threshold"}, images, real))
     assert two_sample_accuracy(cases, "same", "pet2ct", Intensity(), 0) == pytest.approx(0.5)
     assert two_sample_accuracy(cases, "flat", "pet2ct", Intensity(), 0) > 0.9
+    assert two_sample_accuracy(cases[:1], "flat", "pet2ct", Intensity(), 0) is None, "nobody to judge it on"
