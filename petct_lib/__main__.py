@@ -116,7 +116,9 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
         "--mode", choices=("default", "distortion"), default="default",
         help="texture at hardly any cost in error, or least error with one evaluation (%(default)s)",
     )  # fmt: skip
-    end.add_argument("--alpha", type=float, help="between them: 0 is distortion, 1 is default")
+    end.add_argument(
+        "--alpha", type=float, help="0 is distortion, 1 most texture; default is the α that the run was calibrated to"
+    )
     p.set_defaults(command=_translate)
 
 

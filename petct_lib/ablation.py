@@ -1,36 +1,44 @@
 """The ablation: what each part of the refiner buys. All variants of a run's refiner, trained and scored like it.
 
 `python -m petct_lib ablation` makes the run with several seeds, trains the variants on the first one's data and coarse
-images, scores all on the same test patients, and draws every method on the plane of distortion and realism.
+images, scores all on the same test patients, and draws every method on the plane of distortion and realism. Networks
+as small as those of the quick profile train twice as fast in two processes of one thread as one after the other.
 """
 
 import csv
 import io
+import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from petct_lib import evaluate, metrics, view
+from petct_lib import InputError, evaluate, metrics, view
 from petct_lib.augment import Augmentation
 from petct_lib.bridge import interpolated
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import refiner_patients
 from petct_lib.files import read_json, replacing
+from petct_lib.intensity import Intensity
+from petct_lib.parallel import each
 from petct_lib.prepare import Prepared
 from petct_lib.prior import Prior, PriorSettings
 from petct_lib.progress import bar
+from petct_lib.realism import SLICES
 from petct_lib.refiner import Refiner, RefinerSettings
-from petct_lib.run import parameters_of, run_all, stage
+from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
 from petct_lib.train_refiner import Pairs, Plan, pairs_of, train_refiner
 from petct_lib.translate import Translator, load_cyclegan, load_refiner, translate_coarse
 
-PAIRED = (1, 2, 4)  # paired patients of the curve; all of them are the run's own refiner
+PAIRED = (1, 2, 4, 8)  # paired patients of the curve; all of them are the run's own refiner
 STEPS = (2, 4, 8)
-ALPHAS = (0.25, 0.5, 0.75, 1.0)  # of the run's own refiner; 0 is `refiner_l1`
+ALPHAS = (0.25, 0.5, 0.75)  # of the run's own refiner; 0 is `refiner_l1`, 1 `refiner_gan`
 SAMPLES = (2, 4)
+TABLE = ("mae", "ssim", "spectrum", "two_sample_accuracy", "coherence", "rank_correlation")
 T0 = (0.02, 0.05, 0.1, 0.2)  # how much of the coarse image the unpaired prior may drown, as shares of its schedule
 
 
@@ -47,7 +55,7 @@ class Variant:
 def variants(base: RefinerSettings) -> list[Variant]:
     """Each differs from the run's refiner in what its name says."""
     alone = replace(base, sees_coarse=False, sigma=0.0, steps=1)
-    unet_l1 = replace(alone, lambda_adversarial=0.0, error_width=0)
+    unet_l1 = replace(alone, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
     walks = [
         Variant(f"refined_steps{n}", replace(base, steps=n), uses=(
@@ -63,6 +71,8 @@ def variants(base: RefinerSettings) -> list[Variant]:
         Variant("unet_l1", unet_l1),
         Variant("pix2pix", alone),
         Variant("refined_no_source", replace(base, sees_source=False)),
+        Variant("refined_no_spectrum", replace(base, lambda_spectrum=0.0)),
+        Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
         Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
         Variant("prior", prior, uses=tuple((f"prior_t{t0:g}", 1, t0) for t0 in T0)),
         *walks, *curve,
@@ -84,46 +94,106 @@ def plan_of(profile: str, run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
 
 
 def train_variants(run_dir: Path, plan: Plan, of: Sequence[Variant]) -> None:
-    """Trains the variants in both directions into `checkpoints/<name>_<direction>.pt`; what is there goes on."""
-    splits = read_json(Path(run_dir) / "splits.json")
+    """Trains the variants in both directions, one a core, into `checkpoints/<name>_<direction>.pt`; resumes them."""
+    splits, jobs = read_json(Path(run_dir) / "splits.json"), []
     for direction in DIRECTIONS:
         pairs: dict[int | None, Pairs] = {}
         for variant in of:
             k = variant.patients
             if k not in pairs:
                 pairs[k] = pairs_of(run_dir, direction, refiner_patients(splits, direction)[:k], f"{direction}_{k}")
-            name = f"{variant.name}_{direction}"
-            with stage(run_dir, f"{name} training"):
-                train_refiner(run_dir, name, pairs[k], replace(plan, stage=variant.settings), resume=True)
+            jobs.append((f"{variant.name}_{direction}", pairs[k], replace(plan, stage=variant.settings)))
+    progress = partial(bar, desc="variants trained")
+    seconds = _all(each(partial(_train, run_dir), jobs, progress=progress))
+    record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
+
+
+def _train(run_dir: Path, job: tuple[str, Pairs, Plan]) -> float:
+    start = time.monotonic()
+    name, pairs, plan = job
+    train_refiner(run_dir, name, pairs, plan, resume=True)
+    return round(time.monotonic() - start, 1)
+
+
+def _all(results: list) -> list:
+    """The results, or the first error among them."""
+    for result in results:
+        if isinstance(result, InputError):
+            raise result
+    return results
 
 
 def score_variants(run_dir: Path, of: Sequence[Variant], seed: int, longer: Path | None = None) -> list[metrics.Row]:
     """Scores of the variants on the test patients. longer: the run folder of a CycleGAN that was trained for longer."""
-    run_dir, rows, translator = Path(run_dir), [], Translator(run_dir)
-    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    patients = read_json(Path(run_dir) / "splits.json")["test"]
+    jobs = [(direction, patient) for direction in DIRECTIONS for patient in patients]
+    score = partial(_score, Path(run_dir), of, seed, longer)
+    scored = _all(each(score, jobs, progress=partial(bar, desc="patients scored")))
+    rows = [row for of_one, _ in scored for row in of_one]
     for direction in DIRECTIONS:
-        networks = {v.name: load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt") for v in of}
-        for patient in bar(splits["test"], f"variants, {direction}"):
-            given = run_dir, prepared, splits, patient, direction, translator
-            case = evaluate.translate_patient(*given, samples=1, seed=seed)
-            x, coarse = translator.start(case.source, direction, case.lengths)
-            ends = translator.ends(x, coarse, direction, samples=1, seed=seed)
-            images = {f"refined_alpha{alpha:g}": interpolated(*ends, alpha) for alpha in ALPHAS}
-            for v in of:
-                for method, samples, t0 in v.uses or ((v.name, 1, None),):
-                    network = _at(networks[v.name], t0)
-                    images[method] = translator.image(network, x, coarse, direction, samples=samples, seed=seed)
-            if longer:
-                cyclegan = load_cyclegan(longer / "checkpoints" / "cyclegan.pt")
-                images["cyclegan_longer"] = translate_coarse(cyclegan, case.source, direction, translator.window)
-            rows += evaluate.score_case(replace(case, images=images), direction, translator.window)
+        cases = [case for (name, _), (_, case) in zip(jobs, scored, strict=True) if name == direction]
+        told = partial(_told, Path(run_dir), cases, direction, seed)
+        rows += [row for of_one in _all(each(told, list(cases[0].images))) for row in of_one]
     return rows
 
 
+def _score(
+    run_dir: Path, of: Sequence[Variant], seed: int, longer: Path | None, job: tuple[str, str]
+) -> tuple[list[metrics.Row], evaluate.Case]:
+    """One patient in one direction: rows, and the few slices of the images that the two-sample test reads."""
+    direction, patient = job
+    translator = Translator(run_dir)
+    case = evaluate.load_case(Prepared(run_dir / "prepared"), patient, direction)
+    x, coarse = translator.start(case.source, direction, case.lengths)
+    given = {"samples": 1, "seed": seed}
+    ends = translator.ends(x, coarse, direction, **given)
+    images = {f"refined_alpha{alpha:g}": interpolated(*ends, alpha) for alpha in ALPHAS}
+    networks = {"refiner_gan": translator.refiners[direction]}  # one step at α = 1
+    for v in of:
+        network = load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt")
+        for method, samples, t0 in v.uses or ((v.name, 1, None),):
+            networks[method] = _at(network, t0)
+            images[method] = translator.image(networks[method], x, coarse, direction, samples=samples, seed=seed)
+    images["refiner_gan"] = ends[1]
+    if longer:
+        cyclegan = load_cyclegan(longer / "checkpoints" / "cyclegan.pt")
+        images["cyclegan_longer"] = translate_coarse(cyclegan, case.source, direction, translator.window)
+    case = replace(case, images=images)
+    rows = evaluate.score_case(case, direction, translator.window)
+    for method, network in networks.items():
+        if "error" in network.nets:
+            expected = translator.expected_error(network, x, coarse, images[method], direction)
+            scores = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)
+            rows += [_row(direction, method, patient, name, value) for name, value in scores.items()]
+    return rows, _few_slices(case)
+
+
+def _few_slices(case: evaluate.Case) -> evaluate.Case:
+    chosen = np.linspace(0, len(case.real) - 1, min(SLICES, len(case.real))).round().astype(int)
+    images = {method: image[chosen] for method, image in case.images.items()}
+    masks = {"body": case.body[chosen]}
+    return replace(case, source=case.source[chosen], real=case.real[chosen], masks=masks, images=images, lengths=None)
+
+
+def _told(run_dir: Path, cases: list[evaluate.Case], direction: str, seed: int, method: str) -> list[metrics.Row]:
+    window = Intensity(**read_json(run_dir / "intensity.json"))
+    value = evaluate.two_sample_accuracy(cases, method, direction, window, seed)
+    return [] if value is None else [_row(direction, method, "all", "two_sample_accuracy", value)]
+
+
+def _row(direction: str, method: str, patient: str, metric: str, value: float) -> metrics.Row:
+    """A score of the whole body that has no unit. patient "all": of all test patients together."""
+    where = {"region": "body", "metric": metric, "value": float(value), "unit": "1", "mask": "HU threshold"}
+    return {"direction": direction, "method": method, "patient": patient, **where}
+
+
 def _at(network: Refiner | Prior, t0: float | None) -> Refiner | Prior:
-    if t0 is not None:
-        network.settings = replace(network.settings, t0=t0)
-    return network
+    """The network itself, or the same prior with another t0."""
+    if t0 is None:
+        return network
+    other = copy(network)
+    other.settings = replace(network.settings, t0=t0)
+    return other
 
 
 def longer_steps(run_dir: Path, steps: int) -> int:
@@ -170,12 +240,12 @@ def write_seeds(rows: Sequence[tuple[int, metrics.Row]], path: Path) -> None:
 
 
 def table(rows: Sequence[tuple[int, metrics.Row]]) -> str:
-    """Body MAE, SSIM and spectrum by method: the mean over patients, then over seeds with their range."""
+    """Body scores by method: the mean over patients, then over seeds with their range; n/a where there is none."""
     lines = []
     for direction in DIRECTIONS:
         lines.append(f"{direction}, body: mean over patients, then over seeds [least, most]")
         for method in dict.fromkeys(row["method"] for _, row in rows if row["direction"] == direction):
-            cells = [_over_seeds(rows, direction, method, name) for name in ("mae", "ssim", "spectrum")]
+            cells = [_over_seeds(rows, direction, method, name) for name in TABLE]
             lines.append(f"{method:<26}" + "".join(f"{cell:<28}" for cell in cells).rstrip())
     return "\n".join(lines)
 
@@ -185,6 +255,8 @@ def _over_seeds(rows: Sequence[tuple[int, metrics.Row]], direction: str, method:
     for seed, row in rows:
         if (row["direction"], row["method"], row["metric"], row["region"]) == (direction, method, name, "body"):
             by_seed.setdefault(seed, []).append(row["value"])
+    if not by_seed:
+        return f"{name} n/a"
     means = [float(np.mean(of)) for of in by_seed.values()]
     spread = f" [{min(means):.4g}, {max(means):.4g}]" if len(means) > 1 else ""
     return f"{name} {np.mean(means):.4g}{spread}"

@@ -1,8 +1,7 @@
 """Every method on every test patient: the rows of `scores.csv`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
 from petct_lib.intensity import ENCODE, Intensity
 from petct_lib.lesion_scores import score_lesions
 from petct_lib.prepare import Prepared
-from petct_lib.translate import DISTORTION, UNIT, Translator
+from petct_lib.translate import UNIT, Translator
 
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
 LPIPS_WINDOW = {"ct": (-1000.0, 400.0), "pet": (0.0, 10.0)}  # display windows, HU and SUV
@@ -29,7 +28,7 @@ class Case:
     masks: dict[str, np.ndarray]  # bool by region, for scoring only
     sources: dict[str, str]  # where each mask comes from: SEG or HU threshold
     images: dict[str, np.ndarray]  # translations by method
-    uncertainty: np.ndarray  # the absolute error to be expected of `refined`
+    uncertainty: np.ndarray | None = None  # the absolute error to be expected of `refined`
     lengths: tuple[int, ...] | None = None  # slices of each study, one after the other; None: one study
     voxel_mm: tuple[float, float, float] | None = None  # z, y, x; None: no lesions are counted
 
@@ -39,39 +38,40 @@ class Case:
         return self.masks["body"]
 
 
+def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
+    """A test patient with real images and masks, before anything is translated."""
+    source, real = (np.array(prepared.of_patient(patient, kind)) for kind in (SOURCE[direction], TARGET[direction]))
+    sources = prepared.regions(patient)
+    masks = {region: np.array(prepared.of_patient(patient, region)) for region in sources}
+    grid = prepared.index["grid"]
+    voxel_mm = grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]
+    lengths = tuple(prepared.lengths(patient))
+    return Case(patient, source, real, masks, sources, {}, lengths=lengths, voxel_mm=voxel_mm)
+
+
 def translate_patient(
-    run_dir: Path, prepared: Prepared, splits: dict, patient: str, direction: str, translator: Translator, *,
-    samples: int, seed: int,
-) -> Case:  # fmt: skip
+    prepared: Prepared, splits: dict, patient: str, direction: str, translator: Translator, *, samples: int, seed: int
+) -> Case:
     """Every method on one patient, by its name in `scores.csv`.
 
     The controls: `copy` is the source shown through the target's range, `atlas` the mean of the training targets,
     `refiner_l1` the refiner's network trained as a one-step regression on the same pairs, which is the mode
     `distortion`, too; `blend` half `refiner_l1` and half `cyclegan`.
     """
-    kind = TARGET[direction]
-    source, real = (np.array(prepared.of_patient(patient, k)) for k in (SOURCE[direction], kind))
-    sources = prepared.regions(patient)
-    masks = {region: np.array(prepared.of_patient(patient, region)) for region in sources}
+    case, kind = load_case(prepared, patient, direction), TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
-    x, coarse = translator.start(source, direction, prepared.lengths(patient))
-    refined, regression = (
-        translator.refined(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
-        for alpha in (None, DISTORTION)
-    )
+    x, coarse = translator.start(case.source, direction, case.lengths)
+    refined = translator.refined(x, coarse, direction, samples=samples, seed=seed)
+    regression = translator.image(translator.regressions[direction], x, coarse, direction, samples=1, seed=seed)
     images = {
-        "copy": copied(source, direction, translator.window),
-        "atlas": np.broadcast_to(atlas, source.shape),
+        "copy": copied(case.source, direction, translator.window),
+        "atlas": np.broadcast_to(atlas, case.source.shape),
         "cyclegan": refined.coarse,
-        "refiner_l1": regression.refined,
-        "blend": interpolated(regression.refined, refined.coarse, 0.5),
+        "refiner_l1": regression,
+        "blend": interpolated(regression, refined.coarse, 0.5),
         "refined": refined.refined,
     }
-    grid = prepared.index["grid"]
-    return Case(
-        patient, source, real, masks, sources, images, refined.uncertainty,
-        tuple(prepared.lengths(patient)), (grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]),
-    )  # fmt: skip
+    return replace(case, images=images, uncertainty=refined.uncertainty)
 
 
 def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch.nn.Module | None = None) -> list[dict]:
@@ -131,9 +131,9 @@ def middle_slice(case: Case) -> dict[str, np.ndarray]:
     return {"source": case.source[k], "real": case.real[k], **{name: image[k] for name, image in images.items()}}
 
 
-def uncertainty_scores(case: Case) -> dict[str, float]:
-    """Does the uncertainty map know the error, over the body? See `calibration`; NaN for a constant map's order."""
-    given = case.uncertainty, np.abs(case.images["refined"] - case.real), case.body
+def uncertainty_scores(case: Case, method: str = "refined") -> dict[str, float]:
+    """Does the uncertainty map know a method's error, over the body? See `calibration`; NaN for a constant map."""
+    given = case.uncertainty, np.abs(case.images[method] - case.real), case.body
     correlation = calibration.rank_correlation(*given)
     return {
         "rank_correlation": np.nan if correlation is None else correlation,

@@ -1,9 +1,10 @@
 """The refiner of one direction: an adversarially trained denoiser on the bridge from the coarse image to the real one.
 
 A denoising diffusion GAN (Xiao 2022; SynDiff, Özbey 2023) on the bridge of `bridge.py`: the denoiser predicts y from
-z_t, the source x, the coarse image c and t; L1 keeps it at the patient, a patch discriminator that sees the source
-beside the image gives it the texture that L1 alone blurs away. Settings make the controls of the same network: without
-the discriminator the regression `refiner_l1`, without the coarse image `pix2pix` and `unet_l1`.
+z_t, the source x, the coarse image c and t; L1 keeps it at the patient. A patch discriminator that sees the source
+beside the image, and a loss on the power spectrum, give it the texture that L1 alone blurs away. Settings make the
+controls of the same network: without these two the regression `refiner_l1`, without the coarse image `pix2pix` and
+`unet_l1`.
 A second, smaller network predicts the absolute error of the refined image: the uncertainty map.
 """
 
@@ -20,11 +21,12 @@ from petct_lib.cyclegan import Update, adversarial_loss, discriminator_accuracy,
 from petct_lib.nets import Denoiser, PatchDiscriminator, averaged, frozen, tile
 
 FIRST_LOG_ERROR = -3.0  # what the error network says untrained: e⁻³ of the network's range, about 60 HU
+POWER_FLOOR = 1e-6  # noise of 0.1 % of the network's range: less power than that is none
 
 
 @dataclass(frozen=True)
 class RefinerSettings:
-    """Defaults are the `default` mode's; each reason that is a measurement is in README, section ablation."""
+    """Defaults are the `default` mode's."""
 
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -35,6 +37,7 @@ class RefinerSettings:
     sees_coarse: bool = True  # False: no c anywhere, and the bridge starts at σ·ε
     lambda_l1: float = 10.0
     lambda_adversarial: float = 1.0  # 0: no discriminator
+    lambda_spectrum: float = 0.0  # of `spectrum_loss`
     warmup: int = 0  # steps of L1 alone at the beginning
     patch_width: int = 64  # the discriminator's first layer
     patch_layers: int = 2  # 34×34 patches: texture is judged, the patient is L1's matter
@@ -45,13 +48,9 @@ class RefinerSettings:
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if (
-            self.steps < 1
-            or min(self.sigma, self.lambda_l1, self.lambda_adversarial, self.warmup, self.error_width) < 0
-        ):
-            raise InputError(
-                f"refiner: steps must be at least 1, sigma, weights, warmup and error_width 0 or more: {self}"
-            )
+        weights = self.lambda_l1, self.lambda_adversarial, self.lambda_spectrum
+        if self.steps < 1 or min(self.sigma, *weights, self.warmup, self.error_width) < 0:
+            raise InputError(f"refiner: steps must be 1 or more, sigma, weights, warmup, error_width 0 or more: {self}")
         if self.sampler not in SAMPLERS:
             raise InputError(f"refiner: sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
         if not (self.sees_source or self.sees_coarse):
@@ -90,10 +89,10 @@ class Refiner:
         of sampling is wrong (exposure bias, Ning 2023).
         """
         batch = {**batch, **self._state(batch, rng, update)}
-        adversarial = self.settings.lambda_adversarial > 0 and step >= self.settings.warmup
+        warm = step >= self.settings.warmup
         with frozen([net for name, net in self.nets.items() if name == "D"]):
-            losses, images = update("denoiser", partial(self.denoiser_losses, adversarial=adversarial), batch)
-        if adversarial:
+            losses, images = update("denoiser", partial(self.denoiser_losses, warm=warm), batch)
+        if warm and "D" in self.nets:
             judged, accuracy = update("D", self.discriminator_losses, {**batch, **images})
             losses = {**losses, **judged, **accuracy}
         if "error" in self.nets:
@@ -103,13 +102,15 @@ class Refiner:
         return losses
 
     def denoiser_losses(
-        self, batch: dict[str, Tensor], adversarial: bool = True
+        self, batch: dict[str, Tensor], warm: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """λ · L1 and, once warm, the least-squares adversarial loss (Isola 2017, eq. 4); and "refined"."""
+        """λ · L1 and, once warm, the least-squares adversarial loss (Isola 2017, eq. 4), the spectrum's; "refined"."""
         s, y = self.settings, batch["target"]
         refined = self._predict(self.nets["denoiser"], batch, batch["z"], batch["t"])
         losses = {"l1": s.lambda_l1 * (refined - y).abs().mean()}
-        if adversarial:
+        if warm and s.lambda_spectrum:
+            losses["spectrum"] = s.lambda_spectrum * spectrum_loss(refined, y)
+        if warm and s.lambda_adversarial:
             losses["adversarial"] = s.lambda_adversarial * adversarial_loss(self._judge(batch, refined), "lsgan")
         return losses, {"refined": refined}
 
@@ -142,9 +143,8 @@ class Refiner:
                 predict = partial(self._predict, self.nets["denoiser"], batch)
                 predictions = SAMPLERS[s.sampler](predict, c, times[:deepest], sigma=s.sigma, draw=draw)
         t = torch.tensor([times[i] for i in k], dtype=c.dtype, device=c.device)
-        before = torch.stack(
-            [predictions[i - 1][j] if i else c[j] for j, i in enumerate(k)]
-        )  # at t = 1 it has no weight
+        # At t = 1 the prediction before has no weight, and c stands in for it.
+        before = torch.stack([predictions[i - 1][j] if i else c[j] for j, i in enumerate(k)])
         return {"z": bridge(before, c + s.sigma * draw(), t.view(-1, 1, 1, 1)), "t": t}
 
     def _coarse(self, c: Tensor) -> Tensor:
@@ -152,12 +152,9 @@ class Refiner:
 
     def _predict(self, net: nn.Module, batch: dict[str, Tensor], z: Tensor, t: float | Tensor) -> Tensor:
         """t: one time, or (B,)."""
-        seen = [batch[key] for key, sees in self._inputs() if sees]
+        inputs = ("source", self.settings.sees_source), ("coarse", self.settings.sees_coarse)
         times = torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(len(z))
-        return net(torch.cat([z, *seen], dim=1), times)
-
-    def _inputs(self) -> tuple[tuple[str, bool], ...]:
-        return ("source", self.settings.sees_source), ("coarse", self.settings.sees_coarse)
+        return net(torch.cat([z, *(batch[key] for key, sees in inputs if sees)], dim=1), times)
 
     def _judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
         """D's scores of an image beside its source; on a grid of several times, beside z_t and t, too."""
@@ -208,6 +205,27 @@ class Refiner:
 
     def load_extra_state(self, state: dict) -> None:
         """Nothing beside the settings, which `train.fit` has compared already."""
+
+
+def spectrum_loss(image: Tensor, real: Tensor) -> Tensor:
+    """Mean |ln P(image) − ln P(real)| over images and rings of equal spatial frequency, of (B, 1, H, W).
+
+    P is the power of each image's own rings, as in the spectral regularisation of Durall 2020 (CVPR). Unlike L1 it
+    does not mind where fine structure is, so long as there is as much of it; unlike a discriminator, it cannot tell
+    structure from noise.
+    """
+    return (_log_power(image) - _log_power(real)).abs().mean()
+
+
+def _log_power(image: Tensor) -> Tensor:
+    """(B, rings), from one cycle an image up to Nyquist, on the shorter side."""
+    height, width = image.shape[-2:]
+    size = min(height, width)
+    y, x = (f * size for f in (torch.fft.fftfreq(height), torch.fft.rfftfreq(width)))
+    ring = torch.hypot(y[:, None], x).round().long().flatten().to(image.device)  # (H · (W // 2 + 1),)
+    power = torch.fft.rfft2(image[:, 0].float(), norm="ortho").abs().square().flatten(1)
+    total = power.new_zeros(len(image), int(ring.max()) + 1).index_add(1, ring, power)
+    return (total / torch.bincount(ring))[:, 1 : size // 2 + 1].add(POWER_FLOOR).log()
 
 
 def _noise(c: Tensor, rng: np.random.Generator, update: Update) -> Tensor:

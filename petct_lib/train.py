@@ -26,7 +26,7 @@ from petct_lib.interrupt import Interrupt
 from petct_lib.progress import bar
 from petct_lib.updates import Updates
 
-LOSSES_SHOWN = ("adversarial", "cycle", "l1")  # in the progress bar, which is short
+LOSSES_SHOWN = ("adversarial", "cycle", "l1", "mse")  # in the progress bar, which is short
 SCORE = "validation_score"  # what `validate` is to give: lower is better
 
 

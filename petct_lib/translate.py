@@ -173,7 +173,8 @@ class Translator:
             raise InputError(f"alpha {alpha}: must lie between 0 (distortion) and 1 (default)")
         kind = TARGET[direction]
         image = interpolated(*self.ends(x, coarse, direction, samples=samples, seed=seed, alpha=alpha), alpha)
-        uncertainty = self.expected_error(x, coarse, image, direction)
+        scale = self.fitted.get(direction, {}).get("error_scale", 1.0)
+        uncertainty = scale * self.expected_error(self.refiners[direction], x, coarse, image, direction)
         return Translation(decoded(coarse, kind, self.window), image, uncertainty)
 
     def ends(
@@ -198,14 +199,16 @@ class Translator:
         samples = samples if getattr(refiner.settings, "sigma", 1) else 1
         return decoded(refine(refiner, x, coarse, samples, seed), TARGET[direction], self.window).mean(axis=0)
 
-    def expected_error(self, x: Tensor, coarse: Tensor, image: np.ndarray, direction: str) -> np.ndarray:
-        """The absolute error to be expected of an image, (n, H, W) both, in the target's unit."""
+    def expected_error(
+        self, refiner: Refiner, x: Tensor, coarse: Tensor, image: np.ndarray, direction: str
+    ) -> np.ndarray:
+        """What a refiner's error network says of an image, (n, H, W) both, in the target's unit; not yet calibrated."""
         kind = TARGET[direction]
         again = ENCODE[kind](torch.from_numpy(image), self.window)[:, None].float()
         parts = zip(x.split(BATCH), coarse.split(BATCH), again.split(BATCH), strict=True)
-        error = torch.cat([self.refiners[direction].expected_error(*part).cpu() for part in parts])
+        error = torch.cat([refiner.expected_error(*part).cpu() for part in parts])
         high, low = decoded(again + error, kind, self.window), decoded(again - error, kind, self.window)
-        return self.fitted.get(direction, {}).get("error_scale", 1.0) * (high - low) / 2
+        return (high - low) / 2
 
     def identity(self, direction: str) -> str:
         """SHA-256 over the checkpoints of a direction: other weights, another identity (and other UIDs)."""

@@ -27,11 +27,11 @@ def run(smoke_run, tmp_path_factory):
 
 
 def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
-    base = RefinerSettings(width=8)
+    base = RefinerSettings(width=8, lambda_spectrum=0.05)
     by_name = {v.name: v for v in variants(base)}
     assert len(by_name) == len(variants(base))
     assert by_name["pix2pix"].settings == replace(base, sees_coarse=False, sigma=0.0)
-    assert by_name["unet_l1"].settings.lambda_adversarial == 0
+    assert by_name["unet_l1"].settings.lambda_adversarial == by_name["unet_l1"].settings.lambda_spectrum == 0
     assert not by_name["unet_l1"].settings.sees_coarse
     assert by_name["refined_no_source"].settings == replace(base, sees_source=False)
     assert by_name["refined_steps4"].settings == replace(base, steps=4)
@@ -65,9 +65,14 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     assert {p: p.stat().st_mtime_ns for p in checkpoints} == checkpoints, "finished trainings stay as they are"
     rows = score_variants(run, of, 0, longer=run)
     alphas = {f"refined_alpha{a:g}" for a in ablation.ALPHAS}
-    expected = {"pix2pix", "refined_k1", "prior_t0.1", "prior_t0.5", "cyclegan_longer"} | alphas
+    expected = {"refiner_gan", "pix2pix", "refined_k1", "prior_t0.1", "prior_t0.5", "cyclegan_longer"} | alphas
     assert {row["method"] for row in rows} == expected
-    assert {row["patient"] for row in rows} == set(read_json(run / "splits.json")["test"])
+    test = set(read_json(run / "splits.json")["test"])
+    assert {row["patient"] for row in rows} - {"all"} == test
+    told = [row for row in rows if row["metric"] == "two_sample_accuracy"]
+    assert {row["patient"] for row in told} == ({"all"} if len(test) > 1 else set()), "a single patient has none"
+    with_errors = {row["method"] for row in rows if row["metric"] == "rank_correlation"}
+    assert with_errors == {"refiner_gan", "pix2pix", "refined_k1"}, "the prior has no error network"
     assert {row["direction"] for row in rows} == set(DIRECTIONS)
     mae = {(r["method"], r["direction"]): r["value"] for r in rows if (r["metric"], r["region"]) == ("mae", "body")}
     assert mae["prior_t0.1", "pet2ct"] != mae["prior_t0.5", "pet2ct"]

@@ -72,7 +72,7 @@ def test_lpips_is_scored_with_a_model_only(prepared, monkeypatch):
 def test_methods_of_a_run_are_what_they_say(smoke_run):
     prepared, splits = Prepared(smoke_run / "prepared"), read_json(smoke_run / "splits.json")
     translator = Translator(smoke_run)
-    case = translate_patient(smoke_run, prepared, splits, splits["test"][0], "pet2ct", translator, samples=2, seed=0)
+    case = translate_patient(prepared, splits, splits["test"][0], "pet2ct", translator, samples=2, seed=0)
     assert list(case.images) == ["copy", "atlas", "cyclegan", "refiner_l1", "blend", "refined"]
     assert all(image.shape == case.source.shape for image in case.images.values())
     assert np.array_equal(case.images["atlas"][0], mean_atlas(prepared, splits["train_ct"], "ct"))

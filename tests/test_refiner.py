@@ -9,7 +9,7 @@ import torch
 from petct_lib import InputError
 from petct_lib.bridge import bridge
 from petct_lib.cyclegan import adversarial_loss, discriminator_loss
-from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.refiner import Refiner, RefinerSettings, spectrum_loss
 from petct_lib.updates import Updates
 
 PLAIN = RefinerSettings(
@@ -136,6 +136,24 @@ def test_losses_by_name_and_by_hand():
     assert torch.allclose(judged["D_patch"], discriminator_loss(real, fake, "lsgan"))
 
 
+def test_spectrum_loss_knows_strength_and_not_place():
+    y = images(n=2)[0] + 0.1 * torch.randn(2, 1, *images()[0].shape[2:], generator=torch.Generator().manual_seed(0))
+    assert spectrum_loss(y, y).item() == 0
+    assert spectrum_loss(y.roll((3, 5), (2, 3)), y).item() == pytest.approx(0, abs=1e-4)
+    assert spectrum_loss(y + 0.5, y).item() == pytest.approx(0, abs=1e-4), "ring 0, the mean, is left to L1"
+    assert spectrum_loss(0.5 * y, y).item() == pytest.approx(np.log(4), rel=0.01), "half the amplitude: ln 4 of power"
+    blurred = torch.nn.functional.avg_pool2d(y, 3, 1, 1)
+    assert spectrum_loss(blurred, y).item() > 1
+
+
+def test_spectrum_loss_is_weighted_and_waits_for_the_warm_up():
+    stage, batch = Refiner(replace(FULL, lambda_spectrum=0.5, lambda_adversarial=0.0)), batch_of()
+    assert "spectrum" not in step(stage, batch, 0)
+    batch |= {"z": batch["coarse"], "t": torch.ones(4)}
+    losses, made = stage.denoiser_losses(batch)
+    assert losses["spectrum"].item() == pytest.approx(0.5 * spectrum_loss(made["refined"], batch["target"]).item())
+
+
 def test_the_discriminator_waits_and_each_update_changes_its_own_network_alone():
     stage, batch = Refiner(FULL), batch_of()
     before = {name: weights(net) for name, net in stage.nets.items()}
@@ -236,7 +254,14 @@ def test_sampling_takes_its_inputs_to_the_networks_device():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 0}, {"sigma": -0.1}, {"sampler": "ddim"}, {"sees_source": False, "sees_coarse": False}]
+    "bad",
+    [
+        {"steps": 0},
+        {"sigma": -0.1},
+        {"lambda_spectrum": -1},
+        {"sampler": "ddim"},
+        {"sees_source": False, "sees_coarse": False},
+    ],
 )
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(InputError, match="refiner"):
