@@ -33,8 +33,9 @@ def settings_of(kind: type, notebook: str, **given: object) -> object:
 
 def ours(volume: np.ndarray) -> None:
     """`Translator` on the volume, PET→CT, with networks that nobody trained."""
-    multipliers = tuple(parameters_of("03_diffusion_refinement", "quick")["multipliers"])
-    refiner = settings_of(RefinerSettings, "03_diffusion_refinement", steps=1, multipliers=multipliers, warmup=0)
+    p = parameters_of("03_diffusion_refinement", "quick")
+    given = {"sigma": p["sigma"]["pet2ct"], "multipliers": tuple(p["multipliers"])}
+    refiner = settings_of(RefinerSettings, "03_diffusion_refinement", steps=1, warmup=0, **given)
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))
     translator.refiners = translator.regressions = {"pet2ct": Refiner(refiner)}

@@ -79,32 +79,26 @@ def variants(base: RefinerSettings) -> list[Variant]:
     ]  # fmt: skip
 
 
-def plan_of(profile: str, run_dir: Path, overrides: Sequence[str] = ()) -> Plan:
-    """The plan by which notebook 03 trains the refiner of PET→CT with these parameters."""
+def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> Plan:
+    """The plan by which notebook 03 trains the refiner of a direction with these parameters."""
     p = parameters_of("03_diffusion_refinement", profile, overrides)
     slices = len(pairs_of(run_dir, "pet2ct").slices)
     steps = steps_of(p["steps"], p["epochs"], slices, p["batch_size"])
-    names = set(RefinerSettings.__dataclass_fields__) - {"steps", "warmup", "multipliers"}
+    names = set(RefinerSettings.__dataclass_fields__) - {"steps", "warmup", "multipliers", "sigma"}
     settings = RefinerSettings(
-        steps=p["walk_steps"], warmup=int(p["warmup"] * steps), multipliers=tuple(p["multipliers"]),
-        **{name: p[name] for name in names if name in p},
+        steps=p["walk_steps"], sigma=p["sigma"][direction], warmup=int(p["warmup"] * steps),
+        multipliers=tuple(p["multipliers"]), **{name: p[name] for name in names if name in p},
     )  # fmt: skip
     fit = FitSettings(steps, mixed_precision=p["mixed_precision"], checkpoint_every=p["checkpoint_every"])
     return Plan(settings, fit, Augmentation(shift=p["shift"]), p["batch_size"], p["seed"])
 
 
-def train_variants(run_dir: Path, plan: Plan, of: Sequence[Variant]) -> None:
-    """Trains the variants in both directions, one a core, into `checkpoints/<name>_<direction>.pt`; resumes them."""
-    splits, jobs = read_json(Path(run_dir) / "splits.json"), []
-    for direction in DIRECTIONS:
-        pairs: dict[int | None, Pairs] = {}
-        for variant in of:
-            k = variant.patients
-            if k not in pairs:
-                pairs[k] = pairs_of(run_dir, direction, refiner_patients(splits, direction)[:k], f"{direction}_{k}")
-            jobs.append((f"{variant.name}_{direction}", pairs[k], replace(plan, stage=variant.settings)))
-    progress = partial(bar, desc="variants trained")
-    seconds = _all(each(partial(_train, run_dir), jobs, progress=progress))
+def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Variant]) -> None:
+    """Trains the variants of a direction, one a core, into `checkpoints/<name>_<direction>.pt`; what is there goes on."""
+    patients = refiner_patients(read_json(Path(run_dir) / "splits.json"), direction)
+    pairs = {k: pairs_of(run_dir, direction, patients[:k], f"{direction}_{k}") for k in {v.patients for v in of}}
+    jobs = [(f"{v.name}_{direction}", pairs[v.patients], replace(plan, stage=v.settings)) for v in of]
+    seconds = _all(each(partial(_train, run_dir), jobs, progress=partial(bar, desc=f"variants trained, {direction}")))
     record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
 
 
@@ -123,25 +117,23 @@ def _all(results: list) -> list:
     return results
 
 
-def score_variants(run_dir: Path, of: Sequence[Variant], seed: int, longer: Path | None = None) -> list[metrics.Row]:
-    """Scores of the variants on the test patients. longer: the run folder of a CycleGAN that was trained for longer."""
+def score_variants(
+    run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None = None
+) -> list[metrics.Row]:
+    """Scores of a direction's variants on the test patients. longer: run folder of a CycleGAN trained for longer."""
     patients = read_json(Path(run_dir) / "splits.json")["test"]
-    jobs = [(direction, patient) for direction in DIRECTIONS for patient in patients]
-    score = partial(_score, Path(run_dir), of, seed, longer)
-    scored = _all(each(score, jobs, progress=partial(bar, desc="patients scored")))
-    rows = [row for of_one, _ in scored for row in of_one]
-    for direction in DIRECTIONS:
-        cases = [case for (name, _), (_, case) in zip(jobs, scored, strict=True) if name == direction]
-        told = partial(_told, Path(run_dir), cases, direction, seed)
-        rows += [row for of_one in _all(each(told, list(cases[0].images))) for row in of_one]
-    return rows
+    score = partial(_score, Path(run_dir), direction, of, seed, longer)
+    scored = _all(each(score, patients, progress=partial(bar, desc=f"patients scored, {direction}")))
+    cases = [case for _, case in scored]
+    told = partial(_told, Path(run_dir), cases, direction, seed)
+    accuracies = _all(each(told, list(cases[0].images), progress=partial(bar, desc="classifiers")))
+    return [row for rows in (*(rows for rows, _ in scored), *accuracies) for row in rows]
 
 
 def _score(
-    run_dir: Path, of: Sequence[Variant], seed: int, longer: Path | None, job: tuple[str, str]
+    run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None, patient: str
 ) -> tuple[list[metrics.Row], evaluate.Case]:
-    """One patient in one direction: rows, and the few slices of the images that the two-sample test reads."""
-    direction, patient = job
+    """One patient: rows, and the few slices of the images that the two-sample test reads."""
     translator = Translator(run_dir)
     case = evaluate.load_case(Prepared(run_dir / "prepared"), patient, direction)
     x, coarse = translator.start(case.source, direction, case.lengths)
@@ -218,10 +210,12 @@ def run_ablation(profile: str, data: str, out: Path, *, seeds: int, overrides: S
     if steps is not None:
         more = [*overrides, f"02_cyclegan_training.steps={longer_steps(first, steps)}"]
         run_all(profile, data, out / "longer", overrides=more, until="02_cyclegan_training", resume=True)
-    plan = plan_of(profile, first, overrides)
-    of = variants(plan.stage)
-    train_variants(first, plan, of)
-    rows += [(0, row) for row in score_variants(first, of, 0, out / "longer" if steps is not None else None)]
+    for direction in DIRECTIONS:
+        plan = plan_of(profile, first, direction, overrides)
+        of = variants(plan.stage)
+        train_variants(first, direction, plan, of)
+        scored = score_variants(first, direction, of, 0, out / "longer" if steps is not None else None)
+        rows += [(0, row) for row in scored]
     write_seeds(rows, out / "scores.csv")
     of_first = [row for seed, row in rows if seed == 0]
     for direction in DIRECTIONS:

@@ -11,7 +11,6 @@ import tiny
 from petct_lib import ablation, metrics
 from petct_lib.ablation import Variant, longer_steps, plan_of, score_variants, table, train_variants, variants
 from petct_lib.augment import Augmentation
-from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.files import read_json, write_json
 from petct_lib.prior import PriorSettings
 from petct_lib.refiner import RefinerSettings
@@ -43,9 +42,12 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
 
 
 def test_the_plan_is_that_of_notebook_03(run):
-    plan, asked = plan_of("smoke", run), parameters_of("03_diffusion_refinement", "smoke")
+    plan, asked = plan_of("smoke", run, "pet2ct"), parameters_of("03_diffusion_refinement", "smoke")
     held = read_json(run / "stages.json")["refiner"]
-    assert (plan.fit.steps, plan.stage.lambda_l1, plan.stage.sigma) == (held["steps"], held["lambda_l1"], held["sigma"])
+    assert (plan.fit.steps, plan.stage.lambda_l1, plan.stage.sigma) == (
+        held["steps"], held["lambda_l1"], held["sigma"]["pet2ct"],
+    )  # fmt: skip
+    assert plan_of("smoke", run, "ct2pet").stage.sigma == held["sigma"]["ct2pet"] == 0
     assert plan.stage.warmup == int(asked["warmup"] * asked["steps"])
     assert plan.stage.error_width == asked["error_width"]
 
@@ -58,12 +60,12 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
         Variant("prior", PriorSettings(8, (1, 2), steps=2), uses=(("prior_t0.1", 1, 0.1), ("prior_t0.5", 1, 0.5))),
     ]
     plan = Plan(few, FitSettings(2), Augmentation(), 2, 0)
-    train_variants(run, plan, of)
+    train_variants(run, "ct2pet", plan, of)
     checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").glob("*_k1_*.pt")}
-    assert len([p for p in checkpoints if "step" not in p.name and "best" not in p.name]) == 2
-    train_variants(run, plan, of)
+    assert [p.name for p in checkpoints if "step" not in p.name and "best" not in p.name] == ["refined_k1_ct2pet.pt"]
+    train_variants(run, "ct2pet", plan, of)
     assert {p: p.stat().st_mtime_ns for p in checkpoints} == checkpoints, "finished trainings stay as they are"
-    rows = score_variants(run, of, 0, longer=run)
+    rows = score_variants(run, "ct2pet", of, 0, longer=run)
     alphas = {f"refined_alpha{a:g}" for a in ablation.ALPHAS}
     expected = {"refiner_gan", "pix2pix", "refined_k1", "prior_t0.1", "prior_t0.5", "cyclegan_longer"} | alphas
     assert {row["method"] for row in rows} == expected
@@ -73,9 +75,9 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     assert {row["patient"] for row in told} == ({"all"} if len(test) > 1 else set()), "a single patient has none"
     with_errors = {row["method"] for row in rows if row["metric"] == "rank_correlation"}
     assert with_errors == {"refiner_gan", "pix2pix", "refined_k1"}, "the prior has no error network"
-    assert {row["direction"] for row in rows} == set(DIRECTIONS)
+    assert {row["direction"] for row in rows} == {"ct2pet"}
     mae = {(r["method"], r["direction"]): r["value"] for r in rows if (r["metric"], r["region"]) == ("mae", "body")}
-    assert mae["prior_t0.1", "pet2ct"] != mae["prior_t0.5", "pet2ct"]
+    assert mae["prior_t0.1", "ct2pet"] != mae["prior_t0.5", "ct2pet"]
 
 
 def test_a_cyclegan_trained_for_longer_gets_the_refiners_seconds(tmp_path):
