@@ -9,7 +9,6 @@ import csv
 import io
 import time
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,10 +24,10 @@ from petct_lib.files import read_json, replacing
 from petct_lib.intensity import Intensity
 from petct_lib.parallel import each
 from petct_lib.prepare import Prepared
-from petct_lib.prior import Prior, PriorSettings
+from petct_lib.prior import PriorSettings
 from petct_lib.progress import bar
 from petct_lib.realism import SLICES
-from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
 from petct_lib.train_refiner import Pairs, Plan, pairs_of, train_refiner
@@ -94,7 +93,7 @@ def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str
 
 
 def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Variant]) -> None:
-    """Trains the variants of a direction, one a core, into `checkpoints/<name>_<direction>.pt`; what is there goes on."""
+    """Trains the variants of a direction, one a core, into `checkpoints/<name>_<direction>.pt`; resumes them."""
     patients = refiner_patients(read_json(Path(run_dir) / "splits.json"), direction)
     pairs = {k: pairs_of(run_dir, direction, patients[:k], f"{direction}_{k}") for k in {v.patients for v in of}}
     jobs = [(f"{v.name}_{direction}", pairs[v.patients], replace(plan, stage=v.settings)) for v in of]
@@ -144,7 +143,7 @@ def _score(
     for v in of:
         network = load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt")
         for method, samples, t0 in v.uses or ((v.name, 1, None),):
-            networks[method] = _at(network, t0)
+            networks[method] = network if t0 is None else network.at(t0)
             images[method] = translator.image(networks[method], x, coarse, direction, samples=samples, seed=seed)
     images["refiner_gan"] = ends[1]
     if longer:
@@ -177,15 +176,6 @@ def _row(direction: str, method: str, patient: str, metric: str, value: float) -
     """A score of the whole body that has no unit. patient "all": of all test patients together."""
     where = {"region": "body", "metric": metric, "value": float(value), "unit": "1", "mask": "HU threshold"}
     return {"direction": direction, "method": method, "patient": patient, **where}
-
-
-def _at(network: Refiner | Prior, t0: float | None) -> Refiner | Prior:
-    """The network itself, or the same prior with another t0."""
-    if t0 is None:
-        return network
-    other = copy(network)
-    other.settings = replace(network.settings, t0=t0)
-    return other
 
 
 def longer_steps(run_dir: Path, steps: int) -> int:

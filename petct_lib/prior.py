@@ -10,7 +10,8 @@ trusts the prior more and c less. Schedule, noising and steps are MONAI's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -147,6 +148,12 @@ class Prior:
     def device(self) -> torch.device:
         """Where the averaged denoiser is."""
         return next(self.ema["denoiser"].parameters()).device
+
+    def at(self, t0: float, steps: int | None = None) -> Prior:
+        """The same networks, used with another t0 and number of steps; InputError if they do not fit."""
+        other = copy(self)
+        other.settings = replace(self.settings, t0=t0, steps=self.settings.steps if steps is None else steps)
+        return other
 
     def preview(self, batch: dict[str, Tensor]) -> Tensor:
         """Rows: coarse, refined, target; (1, 3 · H, B · W) in [0, 1]. Without "coarse": target noised to t0, for it."""

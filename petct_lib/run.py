@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import yaml
 
 from petct_lib import InputError, __version__
@@ -257,14 +258,24 @@ def record(run_dir: Path, **values: object) -> None:
 
 @contextmanager
 def stage(run_dir: Path, name: str) -> Iterator[None]:
-    """Adds the seconds of a block to those under `stage_seconds` (a resumed stage goes on counting)."""
+    """Adds the seconds of a block to those under `stage_seconds` (a resumed stage goes on counting).
+
+    `stage_peak_mb` holds the largest resident size of this process up to the block's end, all earlier blocks included;
+    `stage_gpu_mb` what torch had allocated at most on the GPU within the block.
+    """
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     start = time.monotonic()
     try:
         yield
     finally:
         path = Path(run_dir) / "stages.json"
         before = read_json(path).get("stage_seconds", {}).get(name, 0.0) if path.exists() else 0.0
-        record(run_dir, stage_seconds={name: round(before + time.monotonic() - start, 1)})
+        peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        record(run_dir, stage_seconds={name: round(before + time.monotonic() - start, 1)}, stage_peak_mb={name: peak})
+        if cuda:
+            record(run_dir, stage_gpu_mb={name: round(torch.cuda.max_memory_allocated() / 2**20)})
 
 
 def require(run_dir: Path, notebook: str) -> Path:

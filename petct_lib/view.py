@@ -271,8 +271,8 @@ def patient_scores(rows: list[dict], metric: str, unit: dict[str, str], region: 
     return fig
 
 
-def plane(rows: list[dict], direction: str) -> Figure:
-    """Every method of a direction by distortion (body MAE) and realism (spectrum distance), means over test patients.
+def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
+    """Every method of a direction by distortion (body MAE) and realism (spectrum distance), means over patients.
 
     Towards the lower left is better in both; the methods that no other beats in both are joined by a line, the front.
     """
@@ -291,7 +291,7 @@ def plane(rows: list[dict], direction: str) -> Figure:
     [unit] = {row["unit"] for row in mine if row["metric"] == "mae"}
     patients = len({row["patient"] for row in mine})
     axis.set(xscale="log", yscale="log", xlabel=f"distortion: body MAE, {unit}", ylabel="realism: spectrum distance")
-    axis.set_title(f"{direction}, means over {patients} test patients; lower left is better", fontsize=10)
+    axis.set_title(f"{direction}, means over {patients} {whose} patients; lower left is better", fontsize=10)
     return fig
 
 
@@ -307,3 +307,16 @@ def slice_viewer(pet_suv: np.ndarray, ct_hu: np.ndarray) -> "object":
     k = ipywidgets.IntSlider(len(pet_suv) // 2, 0, len(pet_suv) - 1, description="slice")
     alpha = ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="PET share")
     return ipywidgets.interactive(show, k=k, alpha=alpha)
+
+
+def walk_viewer(images: dict[tuple[float, int], np.ndarray], unit: str) -> "object":
+    """Sliders over t0 and steps around `montage`, for synthetic images (H, W) by (t0, steps): an ipywidgets box."""
+    import ipywidgets
+
+    def show(t0: float, steps: int) -> Image:
+        title = f"t0 {t0:g}, {steps} steps"
+        picture = png(montage([images[t0, steps]], unit, [title], synthetic=True))
+        return Image(data=picture, format="png", alt=f"The prior's image: {title}")
+
+    t0, steps = (ipywidgets.SelectionSlider(options=sorted({key[i] for key in images})) for i in (0, 1))
+    return ipywidgets.interactive(show, t0=t0, steps=steps)

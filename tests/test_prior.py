@@ -266,3 +266,13 @@ def test_a_training_goes_on_from_its_checkpoint_as_if_never_stopped(tmp_path):
     assert differences({**loaded.nets["denoiser"].state_dict()}, {**states[0]["nets"]["denoiser"]}) == []
     with pytest.raises(InputError, match="t0"):
         train(tmp_path / "a.pt", steps=5, every=3, pair=(Prior(replace(TINY, t0=0.5)), RandomBatches(("target",))))
+
+
+def test_at_changes_t0_and_steps_of_a_copy():
+    prior = Prior(PriorSettings(8, (1, 2), steps=2))
+    other = prior.at(0.5, 4)
+    assert (other.settings.t0, other.settings.steps) == (0.5, 4)
+    assert (prior.settings.t0, prior.settings.steps, prior.at(0.5).settings.steps) == (0.3, 2, 2)
+    assert other.nets is prior.nets
+    with pytest.raises(InputError, match="t0"):
+        prior.at(1.5)

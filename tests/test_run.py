@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, petct
 
@@ -327,6 +328,8 @@ def test_record_merges_and_stage_times(tmp_path):
     assert held["a"] == {"x": 1, "y": 2}
     assert held["b"] == 2
     assert held["stage_seconds"]["nap"] >= 0
+    assert held["stage_peak_mb"]["nap"] > 10, "a process that has loaded torch"
+    assert ("stage_gpu_mb" in held) == torch.cuda.is_available()
     record(tmp_path, stage_seconds={"nap": 5.0})
     with stage(tmp_path, "nap"):
         pass

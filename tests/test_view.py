@@ -189,6 +189,19 @@ def test_viewer_moves_through_the_slices(monkeypatch):
     assert seen[-1][1] == 0.2
 
 
+def test_walk_viewer_shows_the_image_of_its_sliders(monkeypatch):
+    seen, real = [], view.montage
+    monkeypatch.setattr(
+        view, "montage", lambda images, *rest, **more: seen.append(images) or real(images, *rest, **more)
+    )
+    images = {(t0, n): CT[0] + 100 * t0 + n for t0 in (0.1, 0.3) for n in (1, 4)}
+    box = view.walk_viewer(images, "HU")
+    box.update()
+    assert np.array_equal(seen[-1][0], images[0.1, 1])
+    box.children[0].value, box.children[1].value = 0.3, 4
+    assert np.array_equal(seen[-1][0], images[0.3, 4])
+
+
 def test_plane_joins_the_methods_that_no_other_beats():
     values = {"a": (100, 0.2), "b": (80, 0.6), "c": (110, 0.7)}  # c is beaten in both
     rows = []
