@@ -1,8 +1,7 @@
 """The ablation: what each part of the refiner buys. All variants of a run's refiner, trained and scored like it.
 
 `python -m petct_lib ablation` makes the run with several seeds, trains the variants on the first one's data and coarse
-images, scores all on the same test patients, and draws every method on the plane of distortion and realism. Networks
-as small as those of the quick profile train twice as fast in two processes of one thread as one after the other.
+images, scores all on the same test patients, and draws every method on the plane of distortion and realism.
 """
 
 import csv
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from petct_lib import InputError, evaluate, metrics, view
 from petct_lib.augment import Augmentation
@@ -26,7 +26,7 @@ from petct_lib.parallel import each
 from petct_lib.prepare import Prepared
 from petct_lib.prior import PriorSettings
 from petct_lib.progress import bar
-from petct_lib.realism import SLICES
+from petct_lib.realism import spread
 from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
@@ -93,11 +93,15 @@ def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str
 
 
 def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Variant]) -> None:
-    """Trains the variants of a direction, one a core, into `checkpoints/<name>_<direction>.pt`; resumes them."""
+    """Trains the variants of a direction into `checkpoints/<name>_<direction>.pt`, one a core, or one on the GPU.
+
+    Goes on where an earlier call stopped.
+    """
     patients = refiner_patients(read_json(Path(run_dir) / "splits.json"), direction)
     pairs = {k: pairs_of(run_dir, direction, patients[:k], f"{direction}_{k}") for k in {v.patients for v in of}}
     jobs = [(f"{v.name}_{direction}", pairs[v.patients], replace(plan, stage=v.settings)) for v in of]
-    seconds = _all(each(partial(_train, run_dir), jobs, progress=partial(bar, desc=f"variants trained, {direction}")))
+    at_once, shown = 1 if torch.cuda.is_available() else None, partial(bar, desc=f"variants trained, {direction}")
+    seconds = _all(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
     record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
 
 
@@ -160,7 +164,7 @@ def _score(
 
 
 def _few_slices(case: evaluate.Case) -> evaluate.Case:
-    chosen = np.linspace(0, len(case.real) - 1, min(SLICES, len(case.real))).round().astype(int)
+    chosen = spread(len(case.real))
     images = {method: image[chosen] for method, image in case.images.items()}
     masks = {"body": case.body[chosen]}
     return replace(case, source=case.source[chosen], real=case.real[chosen], masks=masks, images=images, lengths=None)
@@ -176,6 +180,15 @@ def _row(direction: str, method: str, patient: str, metric: str, value: float) -
     """A score of the whole body that has no unit. patient "all": of all test patients together."""
     where = {"region": "body", "metric": metric, "value": float(value), "unit": "1", "mask": "HU threshold"}
     return {"direction": direction, "method": method, "patient": patient, **where}
+
+
+def recorded(run_dir: Path) -> list[metrics.Row]:
+    """Rows of what notebook 04 found of all test patients together: two-sample accuracies, and `refined`'s map."""
+    held = read_json(Path(run_dir) / "stages.json")
+    told, known = held.get("two_sample_accuracy", {}), held.get("uncertainty", {})
+    found = [(d, name, "two_sample_accuracy", value) for d, of in told.items() for name, value in of.items()]
+    found += [(d, "refined", metric, value) for d, of in known.items() for metric, value in of.items()]
+    return [_row(d, method, "all", metric, value) for d, method, metric, value in found if value is not None]
 
 
 def longer_steps(run_dir: Path, steps: int) -> int:
@@ -195,6 +208,7 @@ def run_ablation(profile: str, data: str, out: Path, *, seeds: int, overrides: S
         asked = [*overrides, *(f"{name}.seed={seed}" for name in ("02_cyclegan_training", "03_diffusion_refinement"))]
         run_all(profile, data, out / f"seed{seed}", overrides=asked, resume=True)
         rows += [(seed, row) for row in metrics.read_scores(out / f"seed{seed}" / "scores.csv")]
+        rows += [(seed, row) for row in recorded(out / f"seed{seed}")]
     first = out / "seed0"
     steps = parameters_of("02_cyclegan_training", profile, overrides)["steps"]
     if steps is not None:

@@ -55,6 +55,11 @@ def two_sample_accuracy(
     return float(np.mean(accuracies))
 
 
+def spread(of: int, slices: int = SLICES) -> np.ndarray:
+    """Numbers of up to `slices` slices of a stack of `of`, evenly spread from the first to the last."""
+    return np.linspace(0, of - 1, min(slices, of)).round().astype(int)
+
+
 def _pairs(real: Sequence[np.ndarray], synthetic: Sequence[np.ndarray], slices: int) -> list[Tensor]:
     """By patient, the chosen slices (n, 2, H, W), real and synthetic; ValueError if they cannot be compared."""
     if len(real) != len(synthetic) or len(real) < 2:
@@ -68,7 +73,7 @@ def _pairs(real: Sequence[np.ndarray], synthetic: Sequence[np.ndarray], slices: 
     result = []
     for stacks in zip(real, synthetic, strict=True):
         a, b, _ = metrics.checked(*stacks)
-        chosen = np.linspace(0, len(a) - 1, min(slices, len(a))).round().astype(int)
+        chosen = spread(len(a), slices)
         result.append(torch.from_numpy(np.stack([a[chosen], b[chosen]], axis=1)).float())
     return result
 

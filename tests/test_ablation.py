@@ -80,6 +80,17 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     assert mae["prior_t0.1", "ct2pet"] != mae["prior_t0.5", "ct2pet"]
 
 
+def test_what_notebook_04_found_of_all_patients_becomes_rows(tmp_path):
+    told = {"pet2ct": {"cyclegan": 0.9, "refined": None}}
+    write_json(
+        {"two_sample_accuracy": told, "uncertainty": {"pet2ct": {"rank_correlation": 0.5}}}, tmp_path / "stages.json"
+    )
+    rows = [(row["method"], row["patient"], row["metric"], row["value"]) for row in ablation.recorded(tmp_path)]
+    assert rows == [
+        ("cyclegan", "all", "two_sample_accuracy", 0.9), ("refined", "all", "rank_correlation", 0.5)
+    ]  # fmt: skip
+
+
 def test_a_cyclegan_trained_for_longer_gets_the_refiners_seconds(tmp_path):
     seconds = {"cyclegan training": 200.0, "refiner_pet2ct training": 50.0, "refiner_ct2pet training": 30.0}
     write_json({"stage_seconds": seconds}, tmp_path / "stages.json")
