@@ -6,6 +6,7 @@ images, scores all on the same test patients, and draws every method on the plan
 
 import csv
 import io
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -223,8 +224,18 @@ def run_ablation(profile: str, data: str, out: Path, *, seeds: int, overrides: S
     write_seeds(rows, out / "scores.csv")
     of_first = [row for seed, row in rows if seed == 0]
     for direction in DIRECTIONS:
-        view.save(view.plane(of_first, direction), out, f"plane_{direction}", "Every method: body MAE and spectrum")
+        draw(of_first, direction, len(refiner_patients(read_json(first / "splits.json"), direction)), out)
     return table(rows)
+
+
+def draw(rows: Sequence[metrics.Row], direction: str, patients: int, out: Path) -> None:
+    """The plane of all methods that learned from all pairs, and the curve over the number of paired patients."""
+    whole = [row for row in rows if not re.search(r"_k\d+$", row["method"])]
+    view.save(view.plane(whole, direction), out, f"plane_{direction}", "Every method: body MAE and spectrum distance")
+    lines = {"refined": "refiner_gan", "pix2pix": "pix2pix", "unet_l1": "unet_l1"}  # by their names with all pairs
+    curves = {line: {**{k: f"{line}_k{k}" for k in PAIRED}, patients: of} for line, of in lines.items()}
+    view.save(view.paired_curve(rows, direction, curves, "cyclegan"), out, f"paired_{direction}",
+              "Body MAE and spectrum distance by the number of paired patients")  # fmt: skip
 
 
 def write_seeds(rows: Sequence[tuple[int, metrics.Row]], path: Path) -> None:

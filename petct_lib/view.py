@@ -277,10 +277,8 @@ def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
     Towards the lower left is better in both; the methods that no other beats in both are joined by a line, the front.
     """
     mine = [row for row in rows if row["direction"] == direction and row["region"] == "body"]
-    points = {}
-    for method in dict.fromkeys(row["method"] for row in mine):
-        values = [[r["value"] for r in mine if (r["method"], r["metric"]) == (method, m)] for m in ("mae", "spectrum")]
-        points[method] = tuple(float(np.mean(of)) for of in values)
+    methods = dict.fromkeys(row["method"] for row in mine)
+    points = {method: (_mean(mine, method, "mae"), _mean(mine, method, "spectrum")) for method in methods}
     front = sorted(p for p in points.values() if not any(q[0] < p[0] and q[1] < p[1] for q in points.values()))
     fig = Figure(figsize=(8.4, 6), layout="constrained")
     axis = fig.subplots()
@@ -289,9 +287,35 @@ def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
         axis.plot(x, y, "osD^v"[k % 5], color=METHOD_COLOURS[1 + k % 5], ms=5)
         axis.annotate(method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
     [unit] = {row["unit"] for row in mine if row["metric"] == "mae"}
-    patients = len({row["patient"] for row in mine})
+    patients = len({row["patient"] for row in mine if row["metric"] == "mae"})
     axis.set(xscale="log", yscale="log", xlabel=f"distortion: body MAE, {unit}", ylabel="realism: spectrum distance")
     axis.set_title(f"{direction}, means over {patients} {whose} patients; lower left is better", fontsize=10)
+    return fig
+
+
+def _mean(rows: list[dict], method: str, metric: str) -> float:
+    return float(np.mean([row["value"] for row in rows if (row["method"], row["metric"]) == (method, metric)]))
+
+
+def paired_curve(rows: list[dict], direction: str, methods: dict[str, dict[int, str]], beside: str) -> Figure:
+    """Body MAE and spectrum distance by the number of paired patients learned from; below is better in both.
+
+    methods: {line: {paired patients: method in `rows`}}; beside: a method that learned from no pairs, a level line.
+    """
+    mine = [row for row in rows if row["direction"] == direction and row["region"] == "body"]
+    [unit] = {row["unit"] for row in mine if row["metric"] == "mae"}
+    fig = Figure(figsize=(8.4, 3.4), layout="constrained")
+    for axis, metric, name in zip(
+        fig.subplots(1, 2), ("mae", "spectrum"), (f"body MAE, {unit}", "spectrum distance"), strict=True
+    ):
+        axis.axhline(_mean(mine, beside, metric), color=METHOD_COLOURS[0], ls="--", label=f"{beside} (no pairs)")
+        for (line, points), colour in zip(methods.items(), METHOD_COLOURS[1:], strict=False):
+            axis.plot(list(points), [_mean(mine, of, metric) for of in points.values()], "o-", color=colour, label=line)
+        ticks = sorted({k for points in methods.values() for k in points})
+        axis.set(xscale="log", xlabel=f"{direction}: paired patients to learn from", ylabel=name)
+        axis.set_xticks(ticks, [str(k) for k in ticks])
+        axis.minorticks_off()
+    axis.legend(fontsize=8)
     return fig
 
 

@@ -202,13 +202,30 @@ def test_walk_viewer_shows_the_image_of_its_sliders(monkeypatch):
     assert np.array_equal(seen[-1][0], images[0.3, 4])
 
 
-def test_plane_joins_the_methods_that_no_other_beats():
-    values = {"a": (100, 0.2), "b": (80, 0.6), "c": (110, 0.7)}  # c is beaten in both
+def rows_of(values):
+    """Rows of two patients: {method: (MAE, spectrum distance)}."""
     rows = []
     for name, pair in values.items():
         for metric, value in zip(("mae", "spectrum"), pair, strict=True):
             row = {"direction": "pet2ct", "method": name, "region": "body", "metric": metric, "value": value}
             rows += [{**row, "patient": p, "unit": "HU" if metric == "mae" else "1", "mask": "SEG"} for p in "xy"]
+    return rows
+
+
+def test_paired_curve_draws_each_method_over_the_patients_beside_a_level():
+    rows = rows_of({"cyclegan": (100, 0.2), "a_k1": (90, 0.5), "a_k4": (80, 0.4), "a": (70, 0.3)})
+    mae, spectrum = view.paired_curve(rows, "pet2ct", {"a": {1: "a_k1", 4: "a_k4", 9: "a"}}, "cyclegan").axes
+    level, line = mae.lines
+    assert set(level.get_ydata()) == {100}
+    assert list(line.get_xdata()) == [1, 4, 9]
+    assert list(line.get_ydata()) == [90, 80, 70]
+    assert list(spectrum.lines[1].get_ydata()) == [0.5, 0.4, 0.3]
+    assert "HU" in mae.get_ylabel()
+
+
+def test_plane_joins_the_methods_that_no_other_beats():
+    rows = rows_of({"a": (100, 0.2), "b": (80, 0.6), "c": (110, 0.7)})  # c is beaten in both
+    rows += [{**rows[0], "patient": "all", "metric": "two_sample_accuracy", "unit": "1"}]
     [axis] = view.plane(rows, "pet2ct").axes
     front = axis.lines[0]
     assert list(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [(80, 0.6), (100, 0.2)]
