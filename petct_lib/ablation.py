@@ -36,7 +36,7 @@ from petct_lib.translate import Translator, load_cyclegan, load_refiner, transla
 
 PAIRED = (1, 2, 4, 8)  # paired patients of the curve; all of them are the run's own refiner
 STEPS = (2, 4, 8)
-ALPHAS = (0.25, 0.5, 0.75)  # of the run's own refiner; 0 is `refiner_l1`, 1 `refiner_gan`
+ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `refiner_l1`, 1 `refiner_gan`, 1.25 beyond it
 SAMPLES = (2, 4)
 TABLE = ("mae", "ssim", "spectrum", "two_sample_accuracy", "coherence", "rank_correlation")
 T0 = (0.02, 0.05, 0.1, 0.2)  # how much of the coarse image the unpaired prior may drown, as shares of its schedule
@@ -84,10 +84,11 @@ def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str
     p = parameters_of("03_diffusion_refinement", profile, overrides)
     slices = len(pairs_of(run_dir, "pet2ct").slices)
     steps = steps_of(p["steps"], p["epochs"], slices, p["batch_size"])
-    names = set(RefinerSettings.__dataclass_fields__) - {"steps", "warmup", "multipliers", "sigma"}
+    names = set(RefinerSettings.__dataclass_fields__) - {"steps", "warmup", "multipliers", "sigma", "lambda_spectrum"}
     settings = RefinerSettings(
-        steps=p["walk_steps"], sigma=p["sigma"][direction], warmup=int(p["warmup"] * steps),
-        multipliers=tuple(p["multipliers"]), **{name: p[name] for name in names if name in p},
+        steps=p["walk_steps"], sigma=p["sigma"][direction], lambda_spectrum=p["lambda_spectrum"][direction],
+        warmup=int(p["warmup"] * steps), multipliers=tuple(p["multipliers"]),
+        **{name: p[name] for name in names if name in p},
     )  # fmt: skip
     fit = FitSettings(steps, mixed_precision=p["mixed_precision"], checkpoint_every=p["checkpoint_every"])
     return Plan(settings, fit, Augmentation(shift=p["shift"]), p["batch_size"], p["seed"])

@@ -48,6 +48,7 @@ def test_the_plan_is_that_of_notebook_03(run):
         held["steps"], held["lambda_l1"], held["sigma"]["pet2ct"],
     )  # fmt: skip
     assert plan_of("smoke", run, "ct2pet").stage.sigma == held["sigma"]["ct2pet"] == 0
+    assert plan.stage.lambda_spectrum == held["lambda_spectrum"]["pet2ct"] > 0
     assert plan.stage.warmup == int(asked["warmup"] * asked["steps"])
     assert plan.stage.error_width == asked["error_width"]
 
