@@ -18,7 +18,7 @@ import torch
 
 from petct_lib import InputError, evaluate, metrics, view
 from petct_lib.augment import Augmentation
-from petct_lib.bridge import interpolated
+from petct_lib.bridge import SAMPLERS, interpolated
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import refiner_patients
 from petct_lib.files import read_json, replacing
@@ -38,7 +38,12 @@ PAIRED = (1, 2, 4, 8)  # paired patients of the curve; all of them are the run's
 STEPS = (2, 4, 8)
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `refiner_l1`, 1 `refiner_gan`, 1.25 beyond it
 SAMPLES = (2, 4)
-TABLE = ("mae", "ssim", "spectrum", "two_sample_accuracy", "coherence", "rank_correlation")
+TABLE = {  # metric: region, head of its column
+    "mae": ("body", "MAE"), "ssim": ("body", "SSIM"), "spectrum": ("body", "spectrum"),
+    "two_sample_accuracy": ("body", "told"), "coherence": ("body", "coherence"),
+    "rank_correlation": ("body", "rank corr."), "suvmax_error": ("lesion", "SUVmax error"),
+    "missed": ("lesion", "missed"), "invented": ("lesion", "invented"),
+}  # fmt: skip
 T0 = (0.02, 0.05, 0.1, 0.2)  # how much of the coarse image the unpaired prior may drown, as shares of its schedule
 
 
@@ -62,6 +67,10 @@ def variants(base: RefinerSettings) -> list[Variant]:
             (f"refined_steps{n}", 1, None), *((f"refined_steps{n}_samples{m}", m, None) for m in SAMPLES if n * m <= 8),
         )) for n in STEPS
     ]  # fmt: skip
+    samplers = [
+        Variant(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in SAMPLERS
+        if name != base.sampler
+    ]  # fmt: skip
     curve = [
         Variant(f"{name}_k{k}", settings, k)
         for k in PAIRED
@@ -75,7 +84,7 @@ def variants(base: RefinerSettings) -> list[Variant]:
         Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
         Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
         Variant("prior", prior, uses=tuple((f"prior_t{t0:g}", 1, t0) for t0 in T0)),
-        *walks, *curve,
+        *walks, *samplers, *curve,
     ]  # fmt: skip
 
 
@@ -250,23 +259,29 @@ def write_seeds(rows: Sequence[tuple[int, metrics.Row]], path: Path) -> None:
 
 
 def table(rows: Sequence[tuple[int, metrics.Row]]) -> str:
-    """Body scores by method: the mean over patients, then over seeds with their range; n/a where there is none."""
-    lines = []
+    """Scores by method: the mean over patients, then over seeds with their range; a dash where there is none.
+
+    told: two-sample accuracy; rank corr.: of expected and actual error; missed, invented: lesions a patient.
+    """
+    tables = []
     for direction in DIRECTIONS:
-        lines.append(f"{direction}, body: mean over patients, then over seeds [least, most]")
-        for method in dict.fromkeys(row["method"] for _, row in rows if row["direction"] == direction):
-            cells = [_over_seeds(rows, direction, method, name) for name in TABLE]
-            lines.append(f"{method:<26}" + "".join(f"{cell:<28}" for cell in cells).rstrip())
-    return "\n".join(lines)
+        mine = [(seed, row) for seed, row in rows if row["direction"] == direction]
+        if not mine:
+            continue
+        held = {(row["metric"], row["region"]) for _, row in mine}
+        columns = [(metric, region, head) for metric, (region, head) in TABLE.items() if (metric, region) in held]
+        lines = [["", *(head for _, _, head in columns)]]
+        for method in dict.fromkeys(row["method"] for _, row in mine):
+            lines.append([method, *(_over_seeds(mine, method, metric, region) for metric, region, _ in columns)])
+        tables.append(metrics.text_table(f"{direction}, mean over patients, then over seeds [least, most]", lines))
+    return "\n\n".join(tables)
 
 
-def _over_seeds(rows: Sequence[tuple[int, metrics.Row]], direction: str, method: str, name: str) -> str:
+def _over_seeds(rows: Sequence[tuple[int, metrics.Row]], method: str, metric: str, region: str) -> str:
     by_seed: dict[int, list[float]] = {}
     for seed, row in rows:
-        if (row["direction"], row["method"], row["metric"], row["region"]) == (direction, method, name, "body"):
+        if (row["method"], row["metric"], row["region"]) == (method, metric, region):
             by_seed.setdefault(seed, []).append(row["value"])
-    if not by_seed:
-        return f"{name} n/a"
     means = [float(np.mean(of)) for of in by_seed.values()]
-    spread = f" [{min(means):.4g}, {max(means):.4g}]" if len(means) > 1 else ""
-    return f"{name} {np.mean(means):.4g}{spread}"
+    spread = f" [{min(means):.3g}, {max(means):.3g}]" if len(means) > 1 else ""
+    return f"{np.mean(means):.3g}{spread}" if means else "-"

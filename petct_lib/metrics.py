@@ -340,7 +340,7 @@ def format_regions(rows: Sequence[Row], metric: str = "mae") -> str:
         lines = [["", *regions], ["mask by", *masks], ["patients", *patients]]
         for method, cells in methods.items():
             lines.append([method, *(_cell(cells.get(region, {}).get(metric), False) for region in regions)])
-        tables.append(_text(f"{direction}, {metric} ({mine[0]['unit']}) by region, mean", lines))
+        tables.append(text_table(f"{direction}, {metric} ({mine[0]['unit']}) by region, mean", lines))
     return "\n\n".join(tables)
 
 
@@ -353,11 +353,12 @@ def format_further(rows: Sequence[Row]) -> str:
         patients = [str(max(of[name]["n"] for of in cells.values() if name in of)) for name in names]
         lines = [["", *(FURTHER_COLUMNS[name] for name in names)], ["patients", *patients]]
         lines += [[method, *(_cell(of.get(name), False) for name in names)] for method, of in cells.items()]
-        tables.append(_text(f"{direction}, mean", lines))
+        tables.append(text_table(f"{direction}, mean", lines))
     return "\n\n".join(tables)
 
 
-def _text(title: str, lines: list[list[str]]) -> str:
+def text_table(title: str, lines: list[list[str]]) -> str:
+    """The title above columns as wide as their widest cell; the first of `lines` is their head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join([title, *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)])
 
@@ -374,4 +375,4 @@ def _cell(score: Row | None, with_interval: bool) -> str:
 
 def format_table(rows: Sequence[Row]) -> str:
     """Scores of the body as plain text for a terminal: a table a direction, a line a method in first-seen order."""
-    return "\n\n".join(_text(title, lines) for title, lines in _tables(rows))
+    return "\n\n".join(text_table(title, lines) for title, lines in _tables(rows))

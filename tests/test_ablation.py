@@ -4,7 +4,6 @@ import csv
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import tiny
 
@@ -109,6 +108,7 @@ def test_seeds_get_a_column_and_the_table_their_range(tmp_path):
         read = list(csv.DictReader(file))
     assert list(read[0]) == ["seed", *metrics.SCORE_COLUMNS]
     assert [(r["seed"], float(r["value"])) for r in read] == [("0", 1.0), ("0", 3.0), ("1", 6.0), ("1", 6.0)]
-    assert "refined" in table(rows)
-    assert "mae 4 [2, 6]" in table(rows)
-    assert np.mean([2, 6]) == 4
+    [title, head, line] = table(rows).strip().splitlines()
+    assert title.startswith("pet2ct")
+    assert head.split() == ["MAE"]
+    assert line.split(maxsplit=1) == ["refined", "4 [2, 6]"]
