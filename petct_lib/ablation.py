@@ -58,7 +58,7 @@ class Variant:
 
 
 def variants(base: RefinerSettings) -> list[Variant]:
-    """Each differs from the run's refiner in what its name says."""
+    """Each differs from the run's refiner in what its name says; `unpaired` is the prior, trained as long as they."""
     alone = replace(base, sees_coarse=False, sigma=0.0, steps=1)
     unet_l1 = replace(alone, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
@@ -83,7 +83,7 @@ def variants(base: RefinerSettings) -> list[Variant]:
         Variant("refined_no_spectrum", replace(base, lambda_spectrum=0.0)),
         Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
         Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
-        Variant("prior", prior, uses=tuple((f"prior_t{t0:g}", 1, t0) for t0 in T0)),
+        Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
         *walks, *samplers, *curve,
     ]  # fmt: skip
 

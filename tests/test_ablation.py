@@ -28,12 +28,13 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
     base = RefinerSettings(width=8, lambda_spectrum=0.05)
     by_name = {v.name: v for v in variants(base)}
     assert len(by_name) == len(variants(base))
+    assert not set(by_name) & {"refiner", "refiner_l1", "prior"}, "the run has checkpoints of these names"
     assert by_name["pix2pix"].settings == replace(base, sees_coarse=False, sigma=0.0)
     assert by_name["unet_l1"].settings.lambda_adversarial == by_name["unet_l1"].settings.lambda_spectrum == 0
     assert not by_name["unet_l1"].settings.sees_coarse
     assert by_name["refined_no_source"].settings == replace(base, sees_source=False)
     assert by_name["refined_steps4"].settings == replace(base, steps=4)
-    assert isinstance(by_name["prior"].settings, PriorSettings)
+    assert isinstance(by_name["unpaired"].settings, PriorSettings)
     assert by_name["refined_k2"] == Variant("refined_k2", base, 2)
     for v in by_name.values():
         steps = v.settings.steps
@@ -57,7 +58,9 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     of = [
         Variant("pix2pix", replace(few, sees_coarse=False)),
         Variant("refined_k1", few, 1),
-        Variant("prior", PriorSettings(8, (1, 2), steps=2), uses=(("prior_t0.1", 1, 0.1), ("prior_t0.5", 1, 0.5))),
+        Variant(
+            "unpaired", PriorSettings(8, (1, 2), steps=2), uses=(("unpaired_t0.1", 1, 0.1), ("unpaired_t0.5", 1, 0.5))
+        ),
     ]
     plan = Plan(few, FitSettings(2), Augmentation(), 2, 0)
     train_variants(run, "ct2pet", plan, of)
@@ -67,7 +70,7 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     assert {p: p.stat().st_mtime_ns for p in checkpoints} == checkpoints, "finished trainings stay as they are"
     rows = score_variants(run, "ct2pet", of, 0, longer=run)
     alphas = {f"refined_alpha{a:g}" for a in ablation.ALPHAS}
-    expected = {"refiner_gan", "pix2pix", "refined_k1", "prior_t0.1", "prior_t0.5", "cyclegan_longer"} | alphas
+    expected = {"refiner_gan", "pix2pix", "refined_k1", "unpaired_t0.1", "unpaired_t0.5", "cyclegan_longer"} | alphas
     assert {row["method"] for row in rows} == expected
     test = set(read_json(run / "splits.json")["test"])
     assert {row["patient"] for row in rows} - {"all"} == test
@@ -77,7 +80,7 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     assert with_errors == {"refiner_gan", "pix2pix", "refined_k1"}, "the prior has no error network"
     assert {row["direction"] for row in rows} == {"ct2pet"}
     mae = {(r["method"], r["direction"]): r["value"] for r in rows if (r["metric"], r["region"]) == ("mae", "body")}
-    assert mae["prior_t0.1", "ct2pet"] != mae["prior_t0.5", "ct2pet"]
+    assert mae["unpaired_t0.1", "ct2pet"] != mae["unpaired_t0.5", "ct2pet"]
 
 
 def test_what_notebook_04_found_of_all_patients_becomes_rows(tmp_path):
