@@ -34,7 +34,7 @@ from petct_lib.train import FitSettings, steps_of
 from petct_lib.train_refiner import Pairs, Plan, pairs_of, train_refiner
 from petct_lib.translate import Translator, load_cyclegan, load_refiner, translate_coarse
 
-PAIRED = (1, 2, 4, 8)  # paired patients of the curve; all of them are the run's own refiner
+PAIRED = (1, 2, 4, 8)  # paired patients of the curve, before all of them, who are those of the run's own refiner
 STEPS = (2, 4, 8)
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `refiner_l1`, 1 `refiner_gan`, 1.25 beyond it
 SAMPLES = (2, 4)
@@ -57,8 +57,11 @@ class Variant:
     uses: tuple[tuple[str, int, float | None], ...] = ()  # (method, samples, t0); none: its name, one sample
 
 
-def variants(base: RefinerSettings) -> list[Variant]:
-    """Each differs from the run's refiner in what its name says; `unpaired` is the prior, trained as long as they."""
+def variants(base: RefinerSettings, patients: int) -> list[Variant]:
+    """Each differs from the run's refiner in what its name says; `unpaired` is the prior, trained as long as they.
+
+    patients: paired ones that the run's refiner learned from; the curve's are fewer.
+    """
     alone = replace(base, sees_coarse=False, sigma=0.0, steps=1)
     unet_l1 = replace(alone, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
@@ -73,7 +76,7 @@ def variants(base: RefinerSettings) -> list[Variant]:
     ]  # fmt: skip
     curve = [
         Variant(f"{name}_k{k}", settings, k)
-        for k in PAIRED
+        for k in fewer(patients)
         for name, settings in (("refined", base), ("pix2pix", alone), ("unet_l1", unet_l1))
     ]
     return [
@@ -86,6 +89,11 @@ def variants(base: RefinerSettings) -> list[Variant]:
         Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
         *walks, *samplers, *curve,
     ]  # fmt: skip
+
+
+def fewer(patients: int) -> list[int]:
+    """Numbers of paired patients of the curve, below those that there are."""
+    return [k for k in PAIRED if k < patients]
 
 
 def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> Plan:
@@ -225,16 +233,17 @@ def run_ablation(profile: str, data: str, out: Path, *, seeds: int, overrides: S
     if steps is not None:
         more = [*overrides, f"02_cyclegan_training.steps={longer_steps(first, steps)}"]
         run_all(profile, data, out / "longer", overrides=more, until="02_cyclegan_training", resume=True)
+    paired = {d: len(refiner_patients(read_json(first / "splits.json"), d)) for d in DIRECTIONS}
     for direction in DIRECTIONS:
         plan = plan_of(profile, first, direction, overrides)
-        of = variants(plan.stage)
+        of = variants(plan.stage, paired[direction])
         train_variants(first, direction, plan, of)
         scored = score_variants(first, direction, of, 0, out / "longer" if steps is not None else None)
         rows += [(0, row) for row in scored]
     write_seeds(rows, out / "scores.csv")
     of_first = [row for seed, row in rows if seed == 0]
     for direction in DIRECTIONS:
-        draw(of_first, direction, len(refiner_patients(read_json(first / "splits.json"), direction)), out)
+        draw(of_first, direction, paired[direction], out)
     return table(rows)
 
 
@@ -243,7 +252,7 @@ def draw(rows: Sequence[metrics.Row], direction: str, patients: int, out: Path) 
     whole = [row for row in rows if not re.search(r"_k\d+$", row["method"])]
     view.save(view.plane(whole, direction), out, f"plane_{direction}", "Every method: body MAE and spectrum distance")
     lines = {"refined": "refiner_gan", "pix2pix": "pix2pix", "unet_l1": "unet_l1"}  # by their names with all pairs
-    curves = {line: {**{k: f"{line}_k{k}" for k in PAIRED}, patients: of} for line, of in lines.items()}
+    curves = {line: {**{k: f"{line}_k{k}" for k in fewer(patients)}, patients: of} for line, of in lines.items()}
     view.save(view.paired_curve(rows, direction, curves, "cyclegan"), out, f"paired_{direction}",
               "Body MAE and spectrum distance by the number of paired patients")  # fmt: skip
 

@@ -26,8 +26,8 @@ def run(smoke_run, tmp_path_factory):
 
 def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
     base = RefinerSettings(width=8, lambda_spectrum=0.05)
-    by_name = {v.name: v for v in variants(base)}
-    assert len(by_name) == len(variants(base))
+    by_name = {v.name: v for v in variants(base, 9)}
+    assert len(by_name) == len(variants(base, 9))
     assert not set(by_name) & {"refiner", "refiner_l1", "prior"}, "the run has checkpoints of these names"
     assert by_name["pix2pix"].settings == replace(base, sees_coarse=False, sigma=0.0)
     assert by_name["unet_l1"].settings.lambda_adversarial == by_name["unet_l1"].settings.lambda_spectrum == 0
@@ -36,6 +36,7 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
     assert by_name["refined_steps4"].settings == replace(base, steps=4)
     assert isinstance(by_name["unpaired"].settings, PriorSettings)
     assert by_name["refined_k2"] == Variant("refined_k2", base, 2)
+    assert {v.patients for v in variants(base, 4)} == {None, 1, 2}
     for v in by_name.values():
         steps = v.settings.steps
         assert all(samples * steps <= 8 for _, samples, _ in v.uses), "at most 9 evaluations, the generator's included"
