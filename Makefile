@@ -59,9 +59,10 @@ bench: $(BENCHED)  ## speed and memory of ingest, phantom, training and translat
 ablation: $(STAMP)  ## three seeds, every variant and control of the refiner, into runs/ablation (about 2 hours)
 	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out runs/ablation
 
-figures: run  ## the README's pictures, from the run (made first if it is missing)
+figures: run  ## the README's pictures, from the run (made first if it is missing), and from the ablation where there is one
 	mkdir -p figures
 	cp $(SHOWN:%=runs/$(NAME)/figures/%.png) figures/
+	if test -e runs/ablation/scores.csv; then cp runs/ablation/figures/*.png figures/; fi
 
 notebooks: $(STAMP)  ## run the notebooks at their defaults and keep their outputs for the repository
 	PETCT_PLAIN_PROGRESS=1 $(BIN)/jupyter execute --inplace --timeout=900 notebooks/0*.ipynb

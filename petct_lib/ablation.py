@@ -37,12 +37,13 @@ from petct_lib.translate import Translator, load_cyclegan, load_refiner, transla
 PAIRED = (1, 2, 4, 8)  # paired patients of the curve, before all of them, who are those of the run's own refiner
 STEPS = (2, 4, 8)
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `refiner_l1`, 1 `refiner_gan`, 1.25 beyond it
-SAMPLES = (2, 4)
-TABLE = {  # metric: region, head of its column
-    "mae": ("body", "MAE"), "ssim": ("body", "SSIM"), "spectrum": ("body", "spectrum"),
-    "two_sample_accuracy": ("body", "told"), "coherence": ("body", "coherence"),
-    "rank_correlation": ("body", "rank corr."), "suvmax_error": ("lesion", "SUVmax error"),
-    "missed": ("lesion", "missed"), "invented": ("lesion", "invented"),
+SAMPLES = (2, 4)  # averaged; without noise all are the same one
+SIGMAS = (0.0, 0.1)
+TABLE = {  # (metric, region): head of its column
+    ("mae", "body"): "MAE", ("ssim", "body"): "SSIM", ("spectrum", "body"): "spectrum",
+    ("two_sample_accuracy", "body"): "told", ("coherence", "body"): "coherence",
+    ("rank_correlation", "body"): "rank corr.", ("suvmax_error", "lesion"): "SUVmax error",
+    ("missed", "lesion"): "missed", ("invented", "lesion"): "invented",
 }  # fmt: skip
 T0 = (0.02, 0.05, 0.1, 0.2)  # how much of the coarse image the unpaired prior may drown, as shares of its schedule
 
@@ -58,22 +59,23 @@ class Variant:
 
 
 def variants(base: RefinerSettings, patients: int) -> list[Variant]:
-    """Each differs from the run's refiner in what its name says; `unpaired` is the prior, trained as long as they.
+    """Each differs in what its name says from `refiner_gan`, the run's refiner at α = 1 with one sample.
 
-    patients: paired ones that the run's refiner learned from; the curve's are fewer.
+    `unpaired` is the prior, trained as long as they. patients: paired ones that the run's refiner learned from; the
+    curve's are fewer.
     """
     alone = replace(base, sees_coarse=False, sigma=0.0, steps=1)
     unet_l1 = replace(alone, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
     walks = [
         Variant(f"refined_steps{n}", replace(base, steps=n), uses=(
-            (f"refined_steps{n}", 1, None), *((f"refined_steps{n}_samples{m}", m, None) for m in SAMPLES if n * m <= 8),
+            (f"refined_steps{n}", 1, None),
+            *((f"refined_steps{n}_samples{m}", m, None) for m in SAMPLES if n * m <= 8 and base.sigma),
         )) for n in STEPS
     ]  # fmt: skip
-    samplers = [
-        Variant(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in SAMPLERS
-        if name != base.sampler
-    ]  # fmt: skip
+    others = [name for name in SAMPLERS if name != base.sampler and (base.sigma or name == "euler")]
+    samplers = [Variant(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in others]
+    noises = [Variant(f"refined_sigma{s:g}", replace(base, sigma=s)) for s in SIGMAS if s != base.sigma]
     curve = [
         Variant(f"{name}_k{k}", settings, k)
         for k in fewer(patients)
@@ -87,7 +89,7 @@ def variants(base: RefinerSettings, patients: int) -> list[Variant]:
         Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
         Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
         Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
-        *walks, *samplers, *curve,
+        *noises, *walks, *samplers, *curve,
     ]  # fmt: skip
 
 
@@ -99,7 +101,8 @@ def fewer(patients: int) -> list[int]:
 def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> Plan:
     """The plan by which notebook 03 trains the refiner of a direction with these parameters."""
     p = parameters_of("03_diffusion_refinement", profile, overrides)
-    slices = len(pairs_of(run_dir, "pet2ct").slices)
+    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_json(Path(run_dir) / "splits.json")
+    slices = sum(sum(prepared.lengths(patient)) for patient in refiner_patients(splits, "pet2ct"))
     steps = steps_of(p["steps"], p["epochs"], slices, p["batch_size"])
     names = set(RefinerSettings.__dataclass_fields__) - {"steps", "warmup", "multipliers", "sigma", "lambda_spectrum"}
     settings = RefinerSettings(
@@ -117,7 +120,8 @@ def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Varia
     Goes on where an earlier call stopped.
     """
     patients = refiner_patients(read_json(Path(run_dir) / "splits.json"), direction)
-    pairs = {k: pairs_of(run_dir, direction, patients[:k], f"{direction}_{k}") for k in {v.patients for v in of}}
+    names = {v.patients: f"{direction}_{v.patients}" if v.patients else direction for v in of}
+    pairs = {k: pairs_of(run_dir, direction, patients[:k], name) for k, name in names.items()}
     jobs = [(f"{v.name}_{direction}", pairs[v.patients], replace(plan, stage=v.settings)) for v in of]
     at_once, shown = 1 if torch.cuda.is_available() else None, partial(bar, desc=f"variants trained, {direction}")
     seconds = _all(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
@@ -162,7 +166,12 @@ def _score(
     given = {"samples": 1, "seed": seed}
     ends = translator.ends(x, coarse, direction, **given)
     images = {f"refined_alpha{alpha:g}": interpolated(*ends, alpha) for alpha in ALPHAS}
-    networks = {"refiner_gan": translator.refiners[direction]}  # one step at α = 1
+    refiner = translator.refiners[direction]
+    for samples in SAMPLES if refiner.settings.sigma else ():
+        images[f"refiner_gan_samples{samples}"] = translator.image(
+            refiner, x, coarse, direction, samples=samples, seed=seed
+        )
+    networks = {"refiner_gan": refiner}  # at α = 1
     for v in of:
         network = load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt")
         for method, samples, t0 in v.uses or ((v.name, 1, None),):
@@ -210,50 +219,57 @@ def recorded(run_dir: Path) -> list[metrics.Row]:
     return [_row(d, method, "all", metric, value) for d, method, metric, value in found if value is not None]
 
 
-def longer_steps(run_dir: Path, steps: int) -> int:
-    """Steps in which a CycleGAN takes the seconds of CycleGAN and refiners together, as this run measured them."""
+def longer_setting(run_dir: Path, profile: str, overrides: Sequence[str]) -> str:
+    """The override by which a CycleGAN takes the seconds of CycleGAN, refiners and regressions, as the run measured."""
     seconds = read_json(Path(run_dir) / "stages.json")["stage_seconds"]
-    refiners = sum(seconds[f"refiner_{direction} training"] for direction in DIRECTIONS)
-    return round(steps * (1 + refiners / seconds["cyclegan training"]))
+    refiners = sum(seconds[f"{name}_{d} training"] for d in DIRECTIONS for name in ("refiner", "refiner_l1"))
+    p = parameters_of("02_cyclegan_training", profile, overrides)
+    unit = "epochs" if p["steps"] is None else "steps"
+    return f"02_cyclegan_training.{unit}={round(p[unit] * (1 + refiners / seconds['cyclegan training']))}"
 
 
 def run_ablation(profile: str, data: str, out: Path, *, seeds: int, overrides: Sequence[str] = ()) -> str:
     """The whole ablation into `out`: `scores.csv` with a column for the seed, the plane's figures; returns its table.
 
-    What an earlier call has finished is not done again. Errors as for `run.run_all`.
+    A run with each seed; the variants with seed 0. Trainings that an earlier call has finished are not done again,
+    scores are. Errors as for `run.run_all`.
     """
     rows: list[tuple[int, metrics.Row]] = []
-    for seed in range(seeds):
-        asked = [*overrides, *(f"{name}.seed={seed}" for name in ("02_cyclegan_training", "03_diffusion_refinement"))]
-        run_all(profile, data, out / f"seed{seed}", overrides=asked, resume=True)
+    first, asked = out / "seed0", [_seeded(overrides, seed) for seed in range(seeds)]
+    for seed, settings in enumerate(asked):
+        run_all(profile, data, out / f"seed{seed}", overrides=settings, resume=True)
         rows += [(seed, row) for row in metrics.read_scores(out / f"seed{seed}" / "scores.csv")]
         rows += [(seed, row) for row in recorded(out / f"seed{seed}")]
-    first = out / "seed0"
-    steps = parameters_of("02_cyclegan_training", profile, overrides)["steps"]
-    if steps is not None:
-        more = [*overrides, f"02_cyclegan_training.steps={longer_steps(first, steps)}"]
-        run_all(profile, data, out / "longer", overrides=more, until="02_cyclegan_training", resume=True)
+    more = [*asked[0], longer_setting(first, profile, asked[0])]
+    run_all(profile, data, out / "longer", overrides=more, until="02_cyclegan_training", resume=True)
     paired = {d: len(refiner_patients(read_json(first / "splits.json"), d)) for d in DIRECTIONS}
     for direction in DIRECTIONS:
-        plan = plan_of(profile, first, direction, overrides)
+        plan = plan_of(profile, first, direction, asked[0])
         of = variants(plan.stage, paired[direction])
         train_variants(first, direction, plan, of)
-        scored = score_variants(first, direction, of, 0, out / "longer" if steps is not None else None)
-        rows += [(0, row) for row in scored]
+        rows += [(0, row) for row in score_variants(first, direction, of, 0, out / "longer")]
+        for seed in range(1, seeds):
+            rows += [(seed, row) for row in score_variants(out / f"seed{seed}", direction, [], seed)]
     write_seeds(rows, out / "scores.csv")
-    of_first = [row for seed, row in rows if seed == 0]
     for direction in DIRECTIONS:
-        draw(of_first, direction, paired[direction], out)
+        draw([row for seed, row in rows if seed == 0], direction, paired[direction], out)
     return table(rows)
+
+
+def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
+    trained = ("02_cyclegan_training", "03_diffusion_refinement")
+    return [*overrides, *(f"{notebook}.seed={seed}" for notebook in trained)]
 
 
 def draw(rows: Sequence[metrics.Row], direction: str, patients: int, out: Path) -> None:
     """The plane of all methods that learned from all pairs, and the curve over the number of paired patients."""
     whole = [row for row in rows if not re.search(r"_k\d+$", row["method"])]
-    view.save(view.plane(whole, direction), out, f"plane_{direction}", "Every method: body MAE and spectrum distance")
+    view.save(
+        view.plane(whole, direction), out, f"ablation_plane_{direction}", "Every method: body MAE and spectrum distance"
+    )
     lines = {"refined": "refiner_gan", "pix2pix": "pix2pix", "unet_l1": "unet_l1"}  # by their names with all pairs
     curves = {line: {**{k: f"{line}_k{k}" for k in fewer(patients)}, patients: of} for line, of in lines.items()}
-    view.save(view.paired_curve(rows, direction, curves, "cyclegan"), out, f"paired_{direction}",
+    view.save(view.paired_curve(rows, direction, curves, "cyclegan"), out, f"ablation_paired_{direction}",
               "Body MAE and spectrum distance by the number of paired patients")  # fmt: skip
 
 
@@ -268,29 +284,62 @@ def write_seeds(rows: Sequence[tuple[int, metrics.Row]], path: Path) -> None:
 
 
 def table(rows: Sequence[tuple[int, metrics.Row]]) -> str:
-    """Scores by method: the mean over patients, then over seeds with their range; a dash where there is none.
+    """All methods with seed 0, means over patients; where there are several seeds, below it what was made with all.
 
-    told: two-sample accuracy; rank corr.: of expected and actual error; missed, invented: lesions a patient.
+    told: two-sample accuracy; rank corr.: of expected and actual error; missed, invented: lesions a patient. The last
+    column is the mean difference of MAE to `refiner_gan` over the same patients, with its 95 % bootstrap interval. A
+    dash: there is none.
     """
     tables = []
     for direction in DIRECTIONS:
-        mine = [(seed, row) for seed, row in rows if row["direction"] == direction]
-        if not mine:
-            continue
-        held = {(row["metric"], row["region"]) for _, row in mine}
-        columns = [(metric, region, head) for metric, (region, head) in TABLE.items() if (metric, region) in held]
-        lines = [["", *(head for _, _, head in columns)]]
-        for method in dict.fromkeys(row["method"] for _, row in mine):
-            lines.append([method, *(_over_seeds(mine, method, metric, region) for metric, region, _ in columns)])
-        tables.append(metrics.text_table(f"{direction}, mean over patients, then over seeds [least, most]", lines))
+        by_seed: dict[int, list[metrics.Row]] = {}
+        for seed, row in rows:
+            if row["direction"] == direction:
+                by_seed.setdefault(seed, []).append(row)
+        if by_seed:
+            tables.append(_table_of_first(by_seed[0], direction))
+        if len(by_seed) > 1:
+            tables.append(_table_of_seeds(by_seed, direction))
     return "\n\n".join(tables)
 
 
-def _over_seeds(rows: Sequence[tuple[int, metrics.Row]], method: str, metric: str, region: str) -> str:
-    by_seed: dict[int, list[float]] = {}
-    for seed, row in rows:
-        if (row["method"], row["metric"], row["region"]) == (method, metric, region):
-            by_seed.setdefault(seed, []).append(row["value"])
-    means = [float(np.mean(of)) for of in by_seed.values()]
-    spread = f" [{min(means):.3g}, {max(means):.3g}]" if len(means) > 1 else ""
-    return f"{np.mean(means):.3g}{spread}" if means else "-"
+def _table_of_first(rows: list[metrics.Row], direction: str) -> str:
+    values = _values(rows)
+    columns = [(key, head) for key, head in TABLE.items() if any(key in of for of in values.values())]
+    n = len(next(iter(values.values()))["mae", "body"])
+    lines = [["", *(head for _, head in columns), "MAE − refiner_gan"]]
+    for method, of in values.items():
+        means = [f"{np.mean(list(of[key].values())):.3g}" if key in of else "-" for key, _ in columns]
+        lines.append(
+            [method, *means, _difference(of["mae", "body"], values.get("refiner_gan", {}).get(("mae", "body")))]
+        )
+    return metrics.text_table(f"{direction}, seed 0, mean of {n} patients", lines)
+
+
+def _table_of_seeds(by_seed: dict[int, list[metrics.Row]], direction: str) -> str:
+    of_seeds = [_values(rows) for rows in by_seed.values()]
+    lines = [["", *TABLE.values()]]
+    for method in (name for name in of_seeds[0] if all(name in values for values in of_seeds)):
+        cells = []
+        for key in TABLE:
+            means = [np.mean(list(values[method][key].values())) for values in of_seeds if key in values[method]]
+            cells.append(f"{np.mean(means):.3g} [{min(means):.3g}, {max(means):.3g}]" if means else "-")
+        lines.append([method, *cells])
+    return metrics.text_table(f"{direction}, mean of {len(of_seeds)} seeds [least, most]", lines)
+
+
+def _values(rows: list[metrics.Row]) -> dict[str, dict[tuple[str, str], dict[str, float]]]:
+    """{method: {(metric, region): {patient: value}}}, of the columns of the table."""
+    found: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
+    for row in rows:
+        if (key := (row["metric"], row["region"])) in TABLE:
+            found.setdefault(row["method"], {}).setdefault(key, {})[row["patient"]] = row["value"]
+    return found
+
+
+def _difference(mine: dict[str, float], reference: dict[str, float] | None) -> str:
+    if reference in (None, mine):
+        return "-"
+    differences = [mine[patient] - reference[patient] for patient in mine]
+    low, high = metrics.bootstrap_interval(differences)
+    return f"{np.mean(differences):+.3g} [{low:+.3g}, {high:+.3g}]"

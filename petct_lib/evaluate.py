@@ -10,7 +10,7 @@ from petct_lib import calibration, metrics, perceptual, realism
 from petct_lib.bridge import interpolated
 from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
 from petct_lib.intensity import ENCODE, Intensity
-from petct_lib.lesion_scores import score_lesions
+from petct_lib.lesion_scores import invented_regions, score_lesions
 from petct_lib.prepare import Prepared
 from petct_lib.translate import UNIT, Translator
 
@@ -98,14 +98,27 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
 def _further_scores(case: Case, image: np.ndarray, kind: str) -> list[dict]:
     coherence = realism.coherence(case.real, image, case.body, case.lengths)
     scores = [("body", "coherence", coherence, "1")]
-    if kind == "pet" and case.voxel_mm and "lesion" in case.masks:
-        lesions = score_lesions(case.real, image, case.masks["lesion"], case.body, case.voxel_mm)
+    if kind == "pet" and case.voxel_mm:
         units = {"suvmax_error": "SUV", "suvmean_error": "SUV"}
-        scores += [("lesion", name, value, units.get(name, "count")) for name, value in lesions.items()]
+        scores += [("lesion", name, value, units.get(name, "count")) for name, value in _lesions(case, image).items()]
+    mask = {"lesion": case.sources["body"], **case.sources}  # invented ones are sought in the body
     return [
-        {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": case.sources[region]}
+        {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": mask[region]}
         for region, name, value, unit in scores
     ]
+
+
+def _lesions(case: Case, image: np.ndarray) -> dict[str, float]:
+    """Of a patient without a mask of lesions, the invented ones alone: the real PET knows where there is uptake."""
+    ends = np.cumsum(case.lengths)[:-1] if case.lengths else []
+
+    def apart(stack: np.ndarray) -> np.ndarray:
+        return np.insert(stack, ends, 0, axis=0)  # an empty slice between studies: no lesion lies in two of them
+
+    given = apart(case.real), apart(image)
+    if "lesion" not in case.masks:
+        return {"invented": invented_regions(*given, apart(case.body), case.voxel_mm)}
+    return score_lesions(*given, apart(case.masks["lesion"]), apart(case.body), case.voxel_mm)
 
 
 def two_sample_accuracy(cases: list[Case], method: str, direction: str, window: Intensity, seed: int) -> float | None:

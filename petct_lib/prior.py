@@ -162,8 +162,8 @@ class Prior:
         return tile([first, self.sample(None, c, torch.Generator().manual_seed(0))[-1], y])
 
     def noised(self, c: Tensor, generator: torch.Generator, t0: float) -> Tensor:
-        """Where a walk begins: c under the noise of t0, on c's device. generator: on the CPU."""
-        noise = torch.randn(c.shape, generator=generator).to(c)
+        """Where a walk begins: c under the noise of t0, one ε for all slices, on c's device. generator: on the CPU."""
+        noise = torch.randn((1, *c.shape[1:]), generator=generator).to(c).expand_as(c)
         first = torch.tensor(walk_times(t0, 1, self.settings.train_times)).expand(len(c))
         return schedule(self.settings.train_times).add_noise(c, noise, first)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from petct_lib import InputError
-from petct_lib.bridge import SAMPLERS, bridge, time_grid
+from petct_lib.bridge import SAMPLERS, time_grid
 from petct_lib.cyclegan import Update, adversarial_loss, discriminator_accuracy, discriminator_loss
 from petct_lib.nets import Denoiser, PatchDiscriminator, averaged, frozen, tile
 
@@ -26,7 +26,7 @@ POWER_FLOOR = 1e-6  # noise of 0.1 % of the network's range: less power than tha
 
 @dataclass(frozen=True)
 class RefinerSettings:
-    """Defaults are the `default` mode's."""
+    """What the profiles set is in notebook 03 and `notebooks/params/`; the sizes here are the profile `full`'s."""
 
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -131,21 +131,23 @@ class Refiner:
         return {"error": (error * torch.exp(-log_b) + log_b).mean()}, {}
 
     def _state(self, batch: dict[str, Tensor], rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
-        """z_t and t of each image: one walk as sampling does it, stopped at the image's own time."""
+        """z_t and t of each image: the state in which the sampler itself comes to the image's own time."""
         s, c = self.settings, self._coarse(batch["coarse"])
         n, times = len(c) * update.processes, time_grid(s.steps)
         everyone = rng.integers(len(times), size=n)  # drawn for the whole batch, whoever has the slices
         k, deepest = update.own(everyone), everyone.max()  # all processes walk, and draw, as far as the deepest image
-        draw = partial(_noise, c, rng, update)
-        predictions = []
-        if deepest > 0:
-            with torch.no_grad():
-                predict = partial(self._predict, self.nets["denoiser"], batch)
-                predictions = SAMPLERS[s.sampler](predict, c, times[:deepest], sigma=s.sigma, draw=draw)
+        states: list[Tensor] = []
+
+        def predict(z: Tensor, t: float) -> Tensor:
+            states.append(z)
+            is_last = len(states) > deepest  # nobody goes on from there
+            return z if is_last else self._predict(self.nets["denoiser"], batch, z, t)
+
+        with torch.no_grad():
+            draw = partial(_noise, c, rng, update)
+            SAMPLERS[s.sampler](predict, c, times[: deepest + 1], sigma=s.sigma, draw=draw)
         t = torch.tensor([times[i] for i in k], dtype=c.dtype, device=c.device)
-        # At t = 1 the prediction before has no weight, and c stands in for it.
-        before = torch.stack([predictions[i - 1][j] if i else c[j] for j, i in enumerate(k)])
-        return {"z": bridge(before, c + s.sigma * draw(), t.view(-1, 1, 1, 1)), "t": t}
+        return {"z": torch.stack([states[i][j] for j, i in enumerate(k)]), "t": t}
 
     def _coarse(self, c: Tensor) -> Tensor:
         return c if self.settings.sees_coarse else torch.zeros_like(c)

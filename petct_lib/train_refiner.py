@@ -101,8 +101,9 @@ def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin:
     """What the mode `default` of a direction needs, fitted on `held_out` patients and kept in the run's folder.
 
     "alpha": the largest of ALPHAS whose mean body MAE is at most `margin` times the regression's. "error_scale": the
-    factor on the uncertainty map there, the mean over patients: the error network learned from the errors on its own
-    training patients, which are smaller than on new ones. "mae": the mean body MAE by α, in the target's unit.
+    factor on the uncertainty map there, the mean over patients: the error network learned the errors of single samples
+    at α = 1 on its own training patients, and is used on averaged weights and samples, at α, on new patients. These
+    have in-fold coarse images, see `held_out`. "mae": the mean body MAE by α, in the target's unit.
     """
     run_dir, translator = Path(run_dir), Translator(run_dir)
     given, translator.fitted = {"samples": samples, "seed": seed}, {}

@@ -1,6 +1,7 @@
 """Slices and volumes through generator and refiner, with uncertainty; a trained run applied to a DICOM study."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,10 @@ class Translator:
     def refined(
         self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float | None = None
     ) -> Translation:
-        """From source and coarse image on. alpha: 0 least error, 1 most realism; see `bridge.interpolated`."""
+        """From source and coarse image on. alpha: 0 least error, 1 most realism; see `bridge.interpolated`.
+
+        The uncertainty is calibrated at the run's own α; at others its size is that of there.
+        """
         alpha = self.default_alpha(direction) if alpha is None else alpha
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha {alpha}: must lie between 0 (distortion) and 1 (default)")
@@ -211,8 +215,8 @@ class Translator:
         return (high - low) / 2
 
     def identity(self, direction: str) -> str:
-        """SHA-256 over the checkpoints of a direction: other weights, another identity (and other UIDs)."""
-        digest = hashlib.sha256()
+        """SHA-256 over checkpoints and calibration of a direction: what differs has another identity (and UIDs)."""
+        digest = hashlib.sha256(json.dumps(self.fitted.get(direction), sort_keys=True).encode())
         for name in ("cyclegan.pt", f"refiner_{direction}.pt", f"refiner_l1_{direction}.pt"):
             digest.update((self.checkpoints / name).read_bytes())
         return digest.hexdigest()

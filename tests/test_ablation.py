@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from petct_lib import ablation, metrics
-from petct_lib.ablation import Variant, longer_steps, plan_of, score_variants, table, train_variants, variants
+from petct_lib.ablation import Variant, longer_setting, plan_of, score_variants, table, train_variants, variants
 from petct_lib.augment import Augmentation
 from petct_lib.files import read_json, write_json
 from petct_lib.prior import PriorSettings
@@ -37,6 +37,10 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
     assert isinstance(by_name["unpaired"].settings, PriorSettings)
     assert by_name["refined_k2"] == Variant("refined_k2", base, 2)
     assert {v.patients for v in variants(base, 4)} == {None, 1, 2}
+    without_noise = {v.name: v for v in variants(replace(base, sigma=0.0), 9)}
+    assert "refined_steps4_anchored" in by_name.keys() - without_noise.keys(), "the same as renoised there"
+    assert without_noise["refined_sigma0.1"].settings.sigma == 0.1
+    assert all(samples == 1 for v in without_noise.values() for _, samples, _ in v.uses), "all samples are the same one"
     for v in by_name.values():
         steps = v.settings.steps
         assert all(samples * steps <= 8 for _, samples, _ in v.uses), "at most 9 evaluations, the generator's included"
@@ -96,9 +100,12 @@ def test_what_notebook_04_found_of_all_patients_becomes_rows(tmp_path):
 
 
 def test_a_cyclegan_trained_for_longer_gets_the_refiners_seconds(tmp_path):
-    seconds = {"cyclegan training": 200.0, "refiner_pet2ct training": 50.0, "refiner_ct2pet training": 30.0}
+    seconds = {"refiner_pet2ct": 50.0, "refiner_ct2pet": 30.0, "refiner_l1_pet2ct": 10.0, "refiner_l1_ct2pet": 10.0}
+    seconds = {f"{name} training": value for name, value in {"cyclegan": 200.0, **seconds}.items()}
     write_json({"stage_seconds": seconds}, tmp_path / "stages.json")
-    assert longer_steps(tmp_path, 1000) == 1400
+    assert longer_setting(tmp_path, "smoke", ["02_cyclegan_training.steps=1000"]) == "02_cyclegan_training.steps=1500"
+    by_epochs = ["02_cyclegan_training.steps=null", "02_cyclegan_training.epochs=200"]
+    assert longer_setting(tmp_path, "smoke", by_epochs) == "02_cyclegan_training.epochs=300"
 
 
 def test_seeds_get_a_column_and_the_table_their_range(tmp_path):
@@ -112,7 +119,20 @@ def test_seeds_get_a_column_and_the_table_their_range(tmp_path):
         read = list(csv.DictReader(file))
     assert list(read[0]) == ["seed", *metrics.SCORE_COLUMNS]
     assert [(r["seed"], float(r["value"])) for r in read] == [("0", 1.0), ("0", 3.0), ("1", 6.0), ("1", 6.0)]
-    [title, head, line] = table(rows).strip().splitlines()
-    assert title.startswith("pet2ct")
-    assert head.split() == ["MAE"]
-    assert line.split(maxsplit=1) == ["refined", "4 [2, 6]"]
+    first, seeds = (block.splitlines() for block in table(rows).split("\n\n"))
+    assert first[0] == "pet2ct, seed 0, mean of 2 patients"
+    assert first[2].split() == ["refined", "2", "-"]
+    assert seeds[0] == "pet2ct, mean of 2 seeds [least, most]"
+    assert seeds[2].split()[:4] == ["refined", "4", "[2,", "6]"]
+
+
+def test_the_table_compares_each_patient_with_the_reference():
+    row = {"direction": "ct2pet", "region": "body", "metric": "mae", "unit": "SUV", "mask": "SEG"}
+    values = {"refiner_gan": (1.0, 3.0), "worse": (2.0, 5.0)}
+    rows = [
+        (0, {**row, "method": name, "patient": p, "value": v}) for name, of in values.items() for p, v in zip("ab", of, strict=True)
+    ]
+    [_, head, reference, worse] = table(rows).splitlines()
+    assert head.endswith("MAE − refiner_gan")
+    assert reference.split() == ["refiner_gan", "2", "-"]
+    assert worse.split() == ["worse", "3.5", "+1.5", "[+1,", "+2]"]

@@ -1,5 +1,7 @@
 """Scoring of a patient's translations, with translations whose scores are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,29 @@ def test_lesions_and_coherence_are_scored(prepared):
     assert value(rows, "empty", "suvmax_error", "lesion") == pytest.approx(case.real[k, i, j])
     assert value(rows, "perfect", "missed", "lesion") == 0
     assert value(rows, "empty", "missed", "lesion") == value(rows, "empty", "lesions", "lesion") == 1
+
+
+def test_without_a_mask_of_lesions_invented_ones_are_counted_still(prepared):
+    case = case_of(prepared, "pet", hot=lambda real, body: np.where(body, 12.0, real), perfect=lambda real, body: real)
+    case = Case(**{**vars(case), "voxel_mm": (16.0, 10.0, 10.0)})
+    assert "lesion" not in case.masks
+    rows = score_case(case, "ct2pet", Intensity())
+    assert value(rows, "perfect", "invented", "lesion") == 0
+    assert value(rows, "hot", "invented", "lesion") >= 1
+    assert {r["metric"] for r in rows if r["region"] == "lesion"} == {"invented"}
+
+
+def test_a_lesion_does_not_go_on_in_the_next_study():
+    real = np.ones((4, 16, 16), np.float32)
+    real[1:3, 2:4, 2:4] = 8  # the end of one study and the beginning of the next
+    body, lesion = np.ones(real.shape, bool), real > 4
+    given = Case("p", real, real, {"body": body, "lesion": lesion}, {"body": "SEG", "lesion": "SEG"}, {"same": real},
+                 lengths=(2, 2), voxel_mm=(5.0, 5.0, 5.0))  # fmt: skip
+    counts = [
+        value(score_case(case, "ct2pet", Intensity()), "same", "lesions", "lesion")
+        for case in (given, replace(given, lengths=(4,)))
+    ]
+    assert counts == [2, 1]
 
 
 def test_two_sample_accuracy_tells_a_flat_image_and_not_the_real_one():

@@ -53,7 +53,7 @@ def toy_samples(t0, steps, n=20000, prediction="sample"):
     """Samples of the Gaussian from one coarse value, by the perfect denoiser."""
     stage = Prior(replace(TINY, prediction=prediction))
     stage.ema["denoiser"].module = PosteriorMean(stage.settings)
-    return stage.sample(None, torch.full((n, 1, 1, 1), COARSE), seeded(), t0=t0, steps=steps)[-1]
+    return stage.sample(None, torch.full((1, 1, n, 1), COARSE), seeded(), t0=t0, steps=steps)[-1]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,13 @@ def test_noise_comes_from_the_generator_alone():
     assert not torch.equal(first[-1], stage.sample(None, c, seeded(2))[-1])
     assert len(first) == 3
     assert len(stage.sample(None, c, seeded(), t0=0.5, steps=5)) == 5
+
+
+def test_all_slices_of_a_walk_share_their_noise():
+    stage, same = Prior(TINY), images()[:1].expand(3, -1, -1, -1)
+    walked = stage.sample(None, same, seeded())[-1]
+    assert torch.equal(walked[0], walked[2])
+    assert torch.equal(walked[:1], stage.sample(None, same[:1], seeded())[-1])
 
 
 def test_a_sample_that_cannot_be_walked_is_refused():

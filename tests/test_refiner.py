@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from petct_lib import InputError
-from petct_lib.bridge import bridge
+from petct_lib.bridge import SAMPLERS, bridge, time_grid
 from petct_lib.cyclegan import adversarial_loss, discriminator_loss
 from petct_lib.refiner import Refiner, RefinerSettings, spectrum_loss
 from petct_lib.updates import Updates
@@ -70,6 +70,28 @@ def test_the_noise_of_a_state_is_sigma_times_t(monkeypatch):
         spread[t].append((z - c).std().item())
     assert np.mean(spread[1.0]) == pytest.approx(0.4, rel=0.1)
     assert np.mean(spread[0.5]) == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_training_states_are_those_that_the_sampler_walks_through(sampler):
+    stage, batch = Refiner(replace(PLAIN, steps=4, sigma=0.3, sampler=sampler)), batch_of()
+    torch.nn.init.normal_(stage.nets["denoiser"].tail[-1].weight, std=0.1)
+    state = stage._state(batch, np.random.default_rng(1), Updates(stage.optimisers))
+    rng, seen = np.random.default_rng(1), {}
+    rng.integers(4, size=len(batch["coarse"]))  # the times are drawn first
+
+    def predict(z, t):
+        seen[t] = z
+        return stage._predict(stage.nets["denoiser"], batch, z, t)
+
+    def draw():
+        return torch.from_numpy(rng.standard_normal(tuple(batch["coarse"].shape), dtype=np.float32))
+
+    with torch.no_grad():
+        SAMPLERS[sampler](predict, batch["coarse"], time_grid(4), sigma=0.3, draw=draw)
+    assert len(set(state["t"].tolist())) > 1
+    for k, t in enumerate(state["t"].tolist()):
+        assert torch.allclose(state["z"][k], seen[t][k], atol=1e-6)
 
 
 def test_each_image_is_walked_to_its_own_time():
