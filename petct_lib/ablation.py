@@ -262,8 +262,11 @@ def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
 
 
 def draw(rows: Sequence[metrics.Row], direction: str, patients: int, out: Path) -> None:
-    """The plane of all methods that learned from all pairs, and the curve over the number of paired patients."""
-    whole = [row for row in rows if not re.search(r"_k\d+$", row["method"])]
+    """The plane of all methods that learned from all pairs, and the curve over the number of paired patients.
+
+    Averages of several samples lie where one does, and are in the table only.
+    """
+    whole = [row for row in rows if not re.search(r"_(k|samples)\d+$", row["method"])]
     view.save(
         view.plane(whole, direction), out, f"ablation_plane_{direction}", "Every method: body MAE and spectrum distance"
     )

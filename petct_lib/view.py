@@ -27,6 +27,7 @@ STYLE = {
     "SUV": {**PIXELS, "cmap": "gray_r", "vmin": PET_WINDOW_SUV[0], "vmax": PET_WINDOW_SUV[1]},
     "HU": {**PIXELS, "cmap": "gray", "vmin": CT_WINDOW_HU[0], "vmax": CT_WINDOW_HU[1]},
 }
+MANY, NEAR = 12, 1.12  # chosen: methods on one plane; times the least error that gets a panel of its own
 METHOD_COLOURS = ("#999999", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: colour-blind safe
 
 
@@ -275,22 +276,42 @@ def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
     """Every method of a direction by distortion (body MAE) and realism (spectrum distance), means over patients.
 
     Towards the lower left is better in both; the methods that no other beats in both are joined by a line, the front.
+    Where there are many, those near the least error have a panel of their own.
     """
     mine = [row for row in rows if row["direction"] == direction and row["region"] == "body"]
     methods = dict.fromkeys(row["method"] for row in mine)
     points = {method: (_mean(mine, method, "mae"), _mean(mine, method, "spectrum")) for method in methods}
-    front = sorted(p for p in points.values() if not any(q[0] < p[0] and q[1] < p[1] for q in points.values()))
-    fig = Figure(figsize=(8.4, 6), layout="constrained")
-    axis = fig.subplots()
-    axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0)
-    for k, (method, (x, y)) in enumerate(points.items()):
-        axis.plot(x, y, "osD^v"[k % 5], color=METHOD_COLOURS[1 + k % 5], ms=5)
-        axis.annotate(method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    best = min(mae for mae, _ in points.values())
+    near = {name for name, (mae, _) in points.items() if mae <= NEAR * best} if len(points) > MANY else set()
+    panels = [set(points) - near, near] if near else [set(points)]
+    fig = Figure(figsize=(8.4 if not near else 11.2, 6), layout="constrained")
+    axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    for axis, labelled in zip(axes, panels, strict=True):
+        _points(axis, points, labelled)
+    if near:
+        axes[1].set_xlim(0.98 * best, 1.01 * NEAR * best)
+        axes[1].set_title(f"near the least error: up to {NEAR:g} times", fontsize=10)
     [unit] = {row["unit"] for row in mine if row["metric"] == "mae"}
     patients = len({row["patient"] for row in mine if row["metric"] == "mae"})
-    axis.set(xscale="log", yscale="log", xlabel=f"distortion: body MAE, {unit}", ylabel="realism: spectrum distance")
-    axis.set_title(f"{direction}, means over {patients} {whose} patients; lower left is better", fontsize=10)
+    for axis in axes:
+        axis.set(yscale="log", xlabel=f"distortion: body MAE, {unit}")
+    axes[0].set(xscale="log", ylabel="realism: spectrum distance")
+    axes[0].set_title(f"{direction}, means over {patients} {whose} patients; lower left is better", fontsize=10)
     return fig
+
+
+def _points(axis: Axes, points: dict[str, tuple[float, float]], labelled: set[str]) -> None:
+    """All points, the front, and names of some, moved apart upwards where they would cover each other."""
+    front = sorted(p for p in points.values() if not any(q[0] < p[0] and q[1] < p[1] for q in points.values()))
+    axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0)
+    for k, (x, y) in enumerate(points.values()):
+        axis.plot(x, y, "osD^v"[k % 5], color=METHOD_COLOURS[1 + k % 5], ms=5)
+    reached, gap = 0.0, 1.05 if len(points) > MANY else 1.0
+    for method in sorted(labelled, key=lambda name: points[name][1]):
+        x, y = points[method]
+        reached = max(y, gap * reached)
+        axis.plot((x, x), (y, reached), color=METHOD_COLOURS[0], lw=0.4, zorder=0)
+        axis.annotate(method, (x, reached), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center")
 
 
 def _mean(rows: list[dict], method: str, metric: str) -> float:
