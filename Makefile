@@ -9,7 +9,7 @@ TESTED := .venv/test-extra
 BENCHED := .venv/bench-extra
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
-SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 04_pet2ct 04_ct2pet 04_plane_pet2ct 04_plane_ct2pet \
+SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 04_pet2ct 04_ct2pet \
 	04_uncertainty 04_mae
 
 .DEFAULT_GOAL := help
@@ -56,7 +56,7 @@ bench: $(BENCHED)  ## speed and memory of ingest, phantom, training and translat
 	$(BIN)/python benchmarks/translate.py
 	$(BIN)/python benchmarks/projection.py --measure
 
-ablation: $(STAMP)  ## three seeds, every variant and control of the refiner, into runs/ablation (about 2 hours)
+ablation: $(STAMP)  ## three seeds of the run, every variant and control with the first, into runs/ablation (about 2.5 hours)
 	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out runs/ablation
 
 figures: run  ## the README's pictures, from the run (made first if it is missing), and from the ablation where there is one
