@@ -13,7 +13,7 @@ from IPython.display import display
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from petct_lib import WARNING, collapse, view
+from petct_lib import WARNING, charts, collapse, view
 from petct_lib.progress import PLAIN
 
 
@@ -103,7 +103,7 @@ class LivePlot:
             return
         began = time.monotonic()
         if self.history:
-            self.curves.value = view.png(view.losses(self.history, self.name))
+            self.curves.value = view.png(charts.losses(self.history, self.name))
             self.words.value = self._told()
         if self._panel:
             self.samples.value = self._panel

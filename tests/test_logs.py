@@ -69,7 +69,7 @@ def notebook(monkeypatch):
 def drawn(monkeypatch):
     """How many rows each drawing had."""
     seen = []
-    monkeypatch.setattr(logs.view, "losses", lambda history, title: seen.append(len(history)))
+    monkeypatch.setattr(logs.charts, "losses", lambda history, title: seen.append(len(history)))
     monkeypatch.setattr(logs.view, "png", lambda fig: b"picture %d" % len(seen))
     return seen
 
@@ -103,7 +103,7 @@ def test_drawing_takes_a_tenth_of_the_time_at_most(notebook, monkeypatch):
         drawn.append(notebook.now)
         notebook.now += 1.0
 
-    monkeypatch.setattr(logs.view, "losses", slow)
+    monkeypatch.setattr(logs.charts, "losses", slow)
     monkeypatch.setattr(logs.view, "png", lambda fig: b"")
     plot = LivePlot(every_s=2.0)
     plot.start("CycleGAN", 100, [])

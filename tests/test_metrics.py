@@ -1,12 +1,9 @@
 """Scores: each formula against numbers known by hand, skimage or scipy, and each guard made to speak."""
 
-import json
 import math
-import os
 
 import numpy as np
 import pytest
-from scipy import stats
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -34,13 +31,6 @@ def left() -> np.ndarray:
     return mask
 
 
-def scores(direction="pet2ct", method="refined", region="body", metric="mae", unit="HU", values=(1.0, 2.0, 6.0)):
-    return [
-        dict(zip(metrics.SCORE_COLUMNS, (direction, method, f"p{i}", region, metric, value, unit, "SEG"), strict=True))
-        for i, value in enumerate(values)
-    ]
-
-
 # Errors between voxels
 
 
@@ -55,6 +45,7 @@ def test_identical_images_are_perfect(pair):
 def test_a_shift_by_a_constant(pair):
     real, _ = pair
     assert metrics.mae(real, real - 2) == pytest.approx(2)
+    assert metrics.mean_error(real, real - 2) == pytest.approx(-2)
     assert metrics.mse(real, real - 2) == pytest.approx(4)
     assert metrics.rmse(real, real - 2) == pytest.approx(2)
     assert metrics.psnr(real, real - 2, data_range=20) == pytest.approx(20)  # 10 log10(400 / 4)
@@ -65,6 +56,18 @@ def test_a_scaled_image():
     real = np.array([[[1.0, 2.0], [3.0, 4.0]]])
     assert metrics.mae(real, 3 * real) == pytest.approx(5)  # 2 (1 + 2 + 3 + 4) / 4
     assert metrics.mse(real, 3 * real) == pytest.approx(30)  # 4 (1 + 4 + 9 + 16) / 4
+
+
+def test_shift_gain_finds_a_shift_and_nothing_else(rng):
+    real = gaussian_filter(rng.normal(0, 300, (8, 24, 24)), 1)
+    mask = np.ones(real.shape, bool)
+    assert metrics.shift_gain(real, np.roll(real, (1, 0, -1), (0, 1, 2)), mask) == pytest.approx(100)
+    assert metrics.shift_gain(real, np.roll(real, 2, 1), mask) < 60, "two voxels, and one is the most"
+    assert metrics.shift_gain(real, real + 50, mask) < 2, "noise may meet noise"
+    assert metrics.shift_gain(real, real, mask) == 0
+    mask[1:-1, 1:-1, 1:-1] = False
+    assert metrics.shift_gain(real, np.roll(real, 1, 2), mask) == 0, "nothing but the border"
+    assert metrics.shift_gain(real[:2], real[1:3], np.ones((2, 24, 24), bool)) == 0
 
 
 def test_one_voxel_counts_by_the_size_of_the_mask(left):
@@ -228,11 +231,22 @@ def largest_difference(real, synthetic):
 def test_scores_of_a_patient(pair, left):
     real, synthetic = (np.clip(stack, *CLIP_HU) for stack in pair)
     values, units = score_body(*pair, left)
-    assert units == {"mae": "HU", "mse": "HU^2", "rmse": "HU", "psnr": "dB", "ssim": "1", "spectrum": "1"}
-    assert values["mae"] == metrics.mae(real, synthetic, left)
-    assert values["mse"] == metrics.mse(real, synthetic, left)
-    assert values["rmse"] == metrics.rmse(real, synthetic, left)
-    assert values["psnr"] == metrics.psnr(real, synthetic, data_range=4024, mask=left)
+    assert units == {
+        "mae": "HU",
+        "me": "HU",
+        "mean": "HU",
+        "mse": "HU^2",
+        "rmse": "HU",
+        "psnr": "dB",
+        "ssim": "1",
+        "spectrum": "1",
+    }
+    assert values["mae"] == pytest.approx(metrics.mae(real, synthetic, left), rel=1e-12)
+    assert values["me"] == pytest.approx(metrics.mean_error(real, synthetic, left), rel=1e-12)
+    assert values["mean"] == pytest.approx(synthetic[left].mean())
+    assert values["mse"] == pytest.approx(metrics.mse(real, synthetic, left), rel=1e-12)
+    assert values["rmse"] == pytest.approx(metrics.rmse(real, synthetic, left), rel=1e-12)
+    assert values["psnr"] == pytest.approx(metrics.psnr(real, synthetic, data_range=4024, mask=left), rel=1e-12)
     assert values["ssim"] == metrics.ssim(real, synthetic, data_range=4024, mask=left)
     body = [np.where(left, stack, -1024) for stack in (real, synthetic)]
     assert values["spectrum"] == metrics.spectrum_distance(*body)
@@ -270,171 +284,6 @@ def test_guards_of_a_patient(pair, left):
         score_body(real, synthetic, left)
 
 
-# Files
-
-
-def test_csv_round_trip(tmp_path):
-    rows = scores(values=(0.1 + 0.2, 1e-17, -3)) + scores(metric="psnr", unit="dB", values=(math.inf,))
-    metrics.write_scores(rows, tmp_path / "scores.csv")
-    assert metrics.read_scores(tmp_path / "scores.csv") == rows
-    assert os.listdir(tmp_path) == ["scores.csv"]
-    first, second = (tmp_path / "scores.csv").read_bytes().decode().split("\n")[:2]
-    assert first == "direction,method,patient,region,metric,value,unit,mask"
-    assert second == "pet2ct,refined,p0,body,mae,0.30000000000000004,HU,SEG"
-
-
-@pytest.mark.parametrize("write", [metrics.write_scores, metrics.write_metrics])
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, write):
-    def fail(source, target):
-        raise OSError("disk full")
-
-    path = tmp_path / "file"
-    path.write_text("old")
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write(scores(), path)
-    assert os.listdir(tmp_path) == ["file"]
-    assert path.read_text() == "old"
-
-
-def test_bad_rows_are_refused(tmp_path):
-    good = scores()
-    twice = [*good, {**good[0], "value": 9.0}]
-    short = [{key: value for key, value in good[0].items() if key != "unit"}]
-    units = good + scores(method="copy", unit="SUV")
-    path = tmp_path / "scores.csv"
-    for rows, message in ((twice, "repeated score.*p0"), (short, "a row has"), (units, "in HU and in SUV")):
-        for use in (lambda rows: metrics.write_scores(rows, path), metrics.aggregate, metrics.format_table):
-            if use is not metrics.format_table or rows is not short:
-                with pytest.raises(ValueError, match=message):
-                    use(rows)
-    assert not path.exists()
-    with pytest.raises(ValueError, match="repeated score"):
-        metrics.paired_test(twice, "pet2ct", "refined", "copy", "mae")
-    path.write_text("direction,method\npet2ct,copy\n")
-    with pytest.raises(ValueError, match="a row has"):
-        metrics.read_scores(path)
-    path.write_text(",".join(metrics.SCORE_COLUMNS) + "\npet2ct,copy,p0,body\n")
-    with pytest.raises(ValueError, match="a row has"):
-        metrics.read_scores(path)
-
-
-def test_metrics_json_is_valid(tmp_path):
-    rows = scores() + scores(metric="psnr", unit="dB", values=(math.inf, 20.0))
-    metrics.write_metrics(rows, tmp_path / "metrics.json")
-    text = (tmp_path / "metrics.json").read_text()
-    assert "Infinity" not in text
-    assert "NaN" not in text
-    assert json.loads(text) == metrics.aggregate(rows)
-    assert os.listdir(tmp_path) == ["metrics.json"]
-
-
-# Over patients
-
-
-def test_aggregate_by_hand():
-    rows = scores() + scores(method="copy", values=(5.0,)) + scores(metric="psnr", unit="dB", values=(20.0, math.inf))
-    rows += scores(direction="ct2pet", region="lesion", unit="SUV", values=(0.5, 0.5))
-    result = metrics.aggregate(rows)
-    cell = result["pet2ct"]["refined"]["body"]["mae"]
-    assert (cell["mean"], cell["n"]) == (3.0, 3)
-    assert 1 <= cell["ci_low"] < 3 < cell["ci_high"] <= 6
-    empty = {"ci_low": None, "ci_high": None}
-    assert result["pet2ct"]["copy"]["body"]["mae"] == {"mean": 5.0, **empty, "n": 1}
-    assert result["pet2ct"]["refined"]["body"]["psnr"] == {"mean": None, **empty, "n": 2}
-    assert result["ct2pet"] == {"refined": {"lesion": {"mae": {"mean": 0.5, "ci_low": 0.5, "ci_high": 0.5, "n": 2}}}}
-
-
-def test_aggregate_hands_the_seed_on(rng):
-    values = rng.gamma(2, 10, 12).tolist()
-    cell = metrics.aggregate(scores(values=values), seed=7)["pet2ct"]["refined"]["body"]["mae"]
-    assert (cell["ci_low"], cell["ci_high"]) == metrics.bootstrap_interval(values, seed=7)
-
-
-def test_bootstrap_is_scipys_bca(rng):
-    values = rng.gamma(2, 10, 12)
-    expected = stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(7)).confidence_interval
-    assert metrics.bootstrap_interval(values, seed=7) == (expected.low, expected.high)
-    assert metrics.bootstrap_interval(values, seed=8) != (expected.low, expected.high)
-    narrow = metrics.bootstrap_interval(values, seed=7, level=0.5)
-    assert expected.low < narrow[0] < values.mean() < narrow[1] < expected.high
-
-
-def test_bootstrap_where_bca_is_undefined(recwarn):
-    assert metrics.bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
-    for values in ([2.0], [], [1.0, math.nan], [1.0, math.inf]):
-        assert np.isnan(metrics.bootstrap_interval(values)).all()
-    assert not recwarn.list
-
-
-def test_paired_test_equals_scipys_and_pairs_by_patient():
-    a, b = [5.0, 4.0, 7.0, 9.0, 3.0, 8.0], [4.5, 4.2, 5.0, 6.0, 2.0, 4.0]
-    rows = scores(values=a) + scores(method="copy", values=[*b, 99.0])[::-1]  # in another order, with one more patient
-    rows += scores(region="lung", values=b) + scores(direction="ct2pet", values=b) + scores(metric="rmse", values=b)
-    result = metrics.paired_test(rows, "pet2ct", "refined", "copy", "mae")
-    assert result["n"] == 6
-    assert result["mean_difference"] == pytest.approx((sum(a) - sum(b)) / 6)
-    assert result["p_value"] == stats.wilcoxon(a, b, method="exact").pvalue
-    reverse = metrics.paired_test(rows, "pet2ct", "copy", "refined", "mae")
-    assert reverse["mean_difference"] == pytest.approx(-result["mean_difference"])
-    lung = metrics.paired_test(rows, "pet2ct", "refined", "copy", "mae", region="lung")
-    assert lung == {"mean_difference": None, "p_value": None, "n": 0}
-
-
-@pytest.mark.parametrize("n", [5, 6])
-@pytest.mark.parametrize("tied", [False, True])
-def test_smallest_p_value(n, tied):
-    rows = scores(values=[1.0 if tied else 1.0 + i for i in range(n)]) + scores(method="copy", values=[0.0] * n)
-    result = metrics.paired_test(rows, "pet2ct", "refined", "copy", "mae")
-    assert result["p_value"] == pytest.approx(2 ** (1 - n))
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "mean"),
-    [([1.0], [2.0], -1.0), ([1.0, 2.0], [1.0, 2.0], 0.0), ([math.inf, 1.0], [math.inf, 2.0], None)],
-)
-def test_what_cannot_be_tested_has_no_p_value(a, b, mean):
-    rows = scores(values=a) + scores(method="copy", values=b)
-    result = metrics.paired_test(rows, "pet2ct", "refined", "copy", "mae")
-    assert result == {"mean_difference": mean, "p_value": None, "n": len(a)}
-
-
-# Tables
-
-
-@pytest.fixture
-def table_rows():
-    rows = scores(method="zebra") + scores(method="atlas", values=(4.0, 4.0, 4.0))  # not in alphabetical order
-    rows += scores(method="zebra", metric="psnr", unit="dB", values=(20.0, 21.0, 23.5))
-    rows += scores(method="atlas", metric="psnr", unit="dB", values=(20.0, math.inf, 20.0))
-    rows += scores(method="zebra", metric="ssim", unit="1", values=(0.8, 0.8, 0.8))
-    rows += scores(method="zebra", region="lung", values=(777.0, 777.0, 777.0))
-    rows += scores(method="lung_only", region="lung", values=(777.0, 777.0, 777.0))
-    return rows + scores(direction="ct2pet", method="copy", metric="rmse", unit="SUV", values=(1.25,))
-
-
-def test_plain_table(table_rows):
-    low, high = metrics.bootstrap_interval([1.0, 2.0, 6.0])
-    first, second = metrics.format_table(table_rows).split("\n\n")
-    title, header, zebra, atlas = first.splitlines()
-    assert title.startswith("pet2ct, body, n = 3 patients")
-    assert header.split() == ["method", "MAE", "(HU)", "RMSE", "PSNR", "(dB)", "SSIM", "spectrum", "LPIPS"]
-    assert zebra.split() == f"zebra 3 [{low:.4g}, {high:.4g}] n/a 21.5 0.8 [0.8, 0.8] n/a n/a".split()
-    assert atlas.split() == ["atlas", "4", "[4,", "4]", "n/a", "not", "finite", "n/a", "n/a", "n/a"]
-    assert zebra.index("21.5") == atlas.index("not finite") == header.index("PSNR")
-    title, header, copy = second.splitlines()
-    assert title.startswith("ct2pet, body, n = 1 patient")
-    assert "RMSE (SUV)" in header
-    assert copy.split() == ["copy", "n/a", "1.25", "n/a", "n/a", "n/a", "n/a"]
-    assert "777" not in first
-
-
-def test_the_table_says_when_methods_have_unequal_numbers_of_patients():
-    rows = scores() + scores(method="copy", values=(1.0, 2.0))
-    assert "n = 2 to 3 patients" in metrics.format_table(rows)
-    assert metrics.format_table([]) == ""
-
-
 # Regions
 
 
@@ -442,34 +291,6 @@ def test_a_region_has_the_scores_that_are_sums_over_voxels(pair, left):
     settings = {"data_range": 4024.0, "unit": "HU", "clip": CLIP_HU, "source": "SEG"}
     rows = metrics.score_region(*pair, left, region="bone", **settings)
     body = {row["metric"]: row for row in metrics.score_patient(*pair, left, **settings)}
-    assert [row["metric"] for row in rows] == ["mae", "mse", "rmse", "psnr"]
+    assert [row["metric"] for row in rows] == ["mae", "me", "mean", "mse", "rmse", "psnr"]
     assert all(row == {**body[row["metric"]], "region": "bone"} for row in rows)
     assert metrics.score_region(*pair, np.zeros_like(left), region="bone", **settings) == []
-
-
-def test_table_of_regions_names_the_source_of_the_masks():
-    rows = scores() + scores(region="lung", values=(3.0, 5.0)) + scores(method="copy")
-    text = metrics.format_regions(rows)
-    assert text.splitlines() == [
-        "pet2ct, mae (HU) by region, mean",
-        "          body  lung",
-        "mask by   SEG   SEG",
-        "patients  3     2",
-        "refined   3     4",
-        "copy      3     n/a",
-    ]
-
-
-def test_further_scores_as_text():
-    def row(method, metric, value, region="body", patient="a"):
-        return {"direction": "ct2pet", "method": method, "patient": patient, "region": region, "metric": metric,
-                "value": value, "unit": "1", "mask": "SEG"}  # fmt: skip
-
-    rows = [
-        row("copy", "coherence", 1.5), row("copy", "coherence", 2.5, patient="b"), row("copy", "missed", 3.0, "lesion"),
-        row("refined", "coherence", 1.0), row("refined", "mae", 9.0),
-    ]  # fmt: skip
-    assert metrics.format_further(rows).splitlines() == [
-        "ct2pet, mean", "          coherence  missed", "patients  2          1", "copy      2          3",
-        "refined   1          n/a",
-    ]  # fmt: skip
