@@ -25,6 +25,7 @@ MAX_VOLUME_BYTES = 8 * 1024**3  # one series as float32; a whole body at 512×51
 NOT_DICOM = "not DICOM"  # the reason for a file that does not begin as DICOM does
 SLICE_SUFFIXES = {"", ".dcm", ".dicom", ".ima", ".img"}  # and numbers, as the last part of a UID
 MANY_FILES = 3  # of one kind in one folder: one row for all
+MASKS = ("SEG", "RTSTRUCT")  # modalities of series that hold regions, not images
 NOT_AXIAL = {"LOCALIZER", "MIP", "PROJECTION IMAGE", "SCREEN SAVE"}
 
 
@@ -38,7 +39,7 @@ class Pair:
     ct: Series
     suv: SuvFactor
     chosen: str  # out of how many series, and why these
-    segments: tuple[Series, ...] = ()  # DICOM SEG series of the same study and frame of reference
+    segments: tuple[Series, ...] = ()  # SEG and RTSTRUCT series of the same study and frame of reference
 
 
 class Found(NamedTuple):
@@ -197,12 +198,12 @@ def _best_pair(
     rest, usable = [], {"PT": [], "CT": []}
     for series, scouts in map(without_localizers, members):
         rest.extend(scouts)
-        reason = None if series.modality == "SEG" else unusable(series)
+        reason = None if series.modality in MASKS else unusable(series)
         if reason:
             rest.append((series, reason))
-        elif series.modality != "SEG":
+        elif series.modality not in MASKS:
             usable[series.modality].append(series)
-    segments, chosen = [s for s in members if s.modality == "SEG"], None
+    segments, chosen = [s for s in members if s.modality in MASKS], None
     for pet in sorted(usable["PT"], key=_rank):
         if chosen:
             rest.append((pet, _fault(pet) or f"another PET series of its study was chosen ({chosen.chosen})"))
@@ -212,7 +213,7 @@ def _best_pair(
         except InputError as error:
             rest.append((pet, str(error)))
             continue
-        same = [s for s in segments if s.get("FrameOfReferenceUID") == pet.get("FrameOfReferenceUID")]
+        same = [s for s in segments if _in_frame_of(pet, s)]
         chosen = Pair(study_id, patient, pet, ct, suv, _choice(pet, ct, usable), tuple(preferred(same)))
     why = (
         f"another CT series of its study was chosen ({chosen.chosen})" if chosen else "no usable PET of the same study"
@@ -221,6 +222,12 @@ def _best_pair(
     why = "region masks of another frame of reference, or another version of those that are used"
     rest.extend((s, why) for s in segments if not chosen or s not in chosen.segments)
     return chosen, rest
+
+
+def _in_frame_of(pet: Series, masks: Series) -> bool:
+    """An RTSTRUCT need not say its frame at the top; `structures.read_structures` checks that of each structure."""
+    frame = masks.get("FrameOfReferenceUID")
+    return frame == pet.get("FrameOfReferenceUID") or (masks.modality == "RTSTRUCT" and not frame)
 
 
 def _rank(pet: Series) -> tuple:

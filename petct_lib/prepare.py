@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,11 +12,12 @@ import numpy as np
 from petct_lib import InputError
 from petct_lib.archives import list_files
 from petct_lib.dicom import Found, Pair, Study, find_pairs, load_pair, reasons
-from petct_lib.dicom_files import LeftOut
+from petct_lib.dicom_files import LeftOut, Series
 from petct_lib.files import read_json, replacing, write_json
 from petct_lib.geometry import extent
 from petct_lib.parallel import each
-from petct_lib.regions import find_regions, read_segments
+from petct_lib.regions import FROM_SEG, Region, find_regions, read_segments
+from petct_lib.structures import FROM_RTSTRUCT, read_structures
 from petct_lib.volume import AIR_HU, Volume, axial_grid, body_mask, inside, overlap_mm, resample
 
 FILL = {"ct": AIR_HU, "pet": 0.0}  # outside a volume's extent
@@ -154,11 +155,12 @@ def _largest_overlap_mm(pairs: list[Pair]) -> float:
 
 
 def align(
-    study: Study, segments: dict[str, list[Volume]], settings: SliceSettings, fov_mm: float
+    study: Study, segments: dict[str, list[Region]], settings: SliceSettings, fov_mm: float
 ) -> tuple[dict[str, Volume], dict[str, str]]:
     """PET, CT and the masks of a study by name, on one axial grid over their overlap; and where each mask comes from.
 
-    segments: masks from DICOM SEG by region, see `regions`. A mask is True only where both PET and CT were measured.
+    segments: masks from DICOM SEG and RTSTRUCT by region, see `regions`. A mask is True only where both PET and CT were
+    measured.
     """
     grid = axial_grid(*overlap_mm([study.pet, study.ct]), settings.size, fov_mm, settings.slice_mm)
     seen = inside(study.pet, grid) & inside(study.ct, grid)
@@ -180,7 +182,7 @@ class _Done:
 
 def _prepare_study(pair: Pair, folder: Path, settings: SliceSettings, fov_mm: float) -> _Done:
     study = load_pair(pair)
-    segments, left_out = _segments(pair)
+    segments, left_out = _segments(pair, float(study.ct.spacing_mm[2]))
     volumes, sources = align(study, segments, settings, fov_mm)
     keep = np.flatnonzero(volumes["body"].array.mean(axis=(1, 2)) > MIN_BODY_SHARE)
     if len(keep) == 0:
@@ -206,13 +208,27 @@ def _write(volumes: dict[str, Volume], folder: Path, first: int, last: int) -> s
     return digest.hexdigest()
 
 
-def _segments(pair: Pair) -> tuple[dict[str, list[Volume]], list[LeftOut]]:
-    """Region masks from the pair's SEG series; one that cannot be read is left out, and the study goes on."""
+def _segments(pair: Pair, slice_mm: float) -> tuple[dict[str, list[Region]], list[LeftOut]]:
+    """Region masks from the pair's SEG and RTSTRUCT series; one that cannot be read is left out, and the study goes on.
+
+    slice_mm: the CT's distance of slices, for structures with one contour alone.
+    """
     segments, left_out = {}, []
     for series in pair.segments:
         try:
-            for name, masks in read_segments([image.file for image in series.images]).items():
+            for name, masks in _drawn(series, str(pair.pet.get("FrameOfReferenceUID")), slice_mm):
                 segments.setdefault(name, []).extend(masks)
         except InputError as error:
             left_out.append(LeftOut(f"{pair.id}: {series.label}", str(error)))
     return segments, left_out
+
+
+def _drawn(series: Series, frame_of_reference_uid: str, slice_mm: float) -> Iterator[tuple[str, list[Region]]]:
+    """Name and masks of the lungs and lesions in one SEG or RTSTRUCT series."""
+    if series.modality == "SEG":
+        for name, masks in read_segments([image.file for image in series.images]).items():
+            yield name, [Region(mask, FROM_SEG) for mask in masks]
+        return
+    for image in series.images:
+        for name, masks in read_structures(image.file, frame_of_reference_uid, slice_mm).items():
+            yield name, [Region(mask, FROM_RTSTRUCT) for mask in masks]

@@ -1,4 +1,4 @@
-"""Masks of body, lung, soft tissue, bone and lesions: from DICOM Segmentation objects (SEG), else from HU thresholds.
+"""Masks of body, lung, soft tissue, bone and lesions: from DICOM segmentations, else from HU thresholds.
 
 They are for scoring only and are never given to a network: a translated image may not depend on the CT it is judged by.
 """
@@ -48,13 +48,14 @@ PLANE = [
     ("PixelMeasuresSequence", "PixelSpacing"),
 ]
 
-LESION_NAME = re.compile(r"\b(nodules?|tumou?rs?|neoplasms?|mass(es)?|lesions?|metastas[ie]s)\b")
-LUNG_WORDS = {"lung", "lungs", "left", "right", "both", "and", "structure", "of", "entire", "whole"}
+LESION_NAME = re.compile(r"\b(nodules?|tumou?rs?|neoplasms?|mass(es)?|lesions?|metastas[ie]s|gtv\w*)\b")
+NO_LESION = re.compile(r"\bo?edema\b")  # beside a tumour, contoured by radiotherapists as "GTV_Edema"
+LUNG_WORDS = {"lung", "lungs", "left", "right", "l", "r", "both", "and", "structure", "of", "entire", "whole"}
 
 
 @dataclass(frozen=True)
 class Region:
-    """A bool mask in patient space, and where it comes from, for the score table: "SEG" or "HU threshold"."""
+    """A bool mask in patient space, and where it comes from, for the score table: "SEG", "RTSTRUCT", "HU threshold"."""
 
     mask: Volume
     source: str
@@ -64,14 +65,14 @@ class Region:
 
 
 def preferred(series: list[Series]) -> list[Series]:
-    """One version of each kind of SEG in a study: corrected by a radiologist before others, before AI alone.
+    """One version of each kind of SEG or RTSTRUCT: corrected by a radiologist before others, before AI alone.
 
     Anti-PD-1_Lung has up to four of one image; the kind (tumour on PET, nodule on CT) and the version are told by
     SeriesDescription: "AIMI lung and nodule AI segmentation", "… radiologist 1 corrected …".
     """
-    best: dict[bool, Series] = {}
+    best: dict[tuple[str, bool], Series] = {}
     for one in sorted(series, key=lambda s: (_version(s), s.uid)):
-        best.setdefault("nodule" in str(one.get("SeriesDescription")).lower(), one)
+        best.setdefault((one.modality, "nodule" in str(one.get("SeriesDescription")).lower()), one)
     return list(best.values())
 
 
@@ -136,8 +137,13 @@ def _named_segments(dataset: Dataset) -> dict[int, str]:
 
 def _region_of(segment: Dataset) -> str | None:
     types = segment.get("SegmentedPropertyTypeCodeSequence") or []
-    names = [str(n).lower() for n in (segment.get("SegmentLabel"), *(t.get("CodeMeaning") for t in types))]
-    if any(LESION_NAME.search(n) for n in names):
+    return region_named([str(n) for n in (segment.get("SegmentLabel"), *(t.get("CodeMeaning") for t in types))])
+
+
+def region_named(names: list[str]) -> str | None:
+    """ "lesion" or "lung", if one of the names of a segment or structure says so; None for anything else."""
+    names = [n.lower().replace("_", " ") for n in names]
+    if any(LESION_NAME.search(n) and not NO_LESION.search(n) for n in names):
         return "lesion"
     words = [set(re.findall(r"\w+", n)) for n in names]
     # Every word has to fit: "lung vessels" and "left upper lobe of lung" are not the lung.
@@ -180,13 +186,13 @@ def _in_frames(dataset: Dataset, sequence: str, keyword: str) -> bool:
 # From the CT.
 
 
-def find_regions(ct: Volume, body: Volume, segments: dict[str, list[Volume]]) -> dict[str, Region]:
+def find_regions(ct: Volume, body: Volume, segments: dict[str, list[Region]]) -> dict[str, Region]:
     """Region by name: body (as given), lung, soft_tissue and bone always, lesion where the segments have one.
 
-    ct: HU. body: `volume.body_mask(ct)`. segments: `read_segments`, or {}. Lung, soft tissue and bone are on the body
-    mask's grid, cut to the body's box; lesions on the finest lesion segment's grid, so that small ones last. The caller
-    brings them to another grid with `volume.resample`, which interpolates and cuts at one half. Any mask but the body
-    may be empty (a thigh has no lung). Lesions overlap the other regions.
+    ct: HU. body: `volume.body_mask(ct)`. segments: from SEG and RTSTRUCT by name, or {}. Lung, soft tissue and bone are
+    on the body mask's grid, cut to the body's box; lesions on the finest lesion segment's grid, so that small ones
+    last. The caller brings them to another grid with `volume.resample`, which interpolates and cuts at one half. Any
+    mask but the body may be empty (a thigh has no lung). Lesions overlap the other regions.
 
     Thresholds see attenuation only: contrast medium, metal or thick calcifications over 200 HU count as bone, loose
     marrow under 200 HU as soft tissue, consolidated lung and nodules wider than 12 mm not as lung; bronchi inside the
@@ -194,27 +200,33 @@ def find_regions(ct: Volume, body: Volume, segments: dict[str, list[Volume]]) ->
     """
     box = _cut_to_box(body) if body.array.any() else body
     hu = resample(_around(ct, box), Grid(tuple(int(n) for n in box.size), box.affine), AIR_HU)
-    lung = _on_grid(segments.get("lung", []), box)
-    source = FROM_SEG if lung.array.any() else FROM_HU
-    lung = lung if lung.array.any() else _lung(hu, box)
+    drawn = {name: [region.mask for region in of] for name, of in segments.items()}
+    lung = _on_grid(drawn.get("lung", []), box)
+    source = _sources(segments["lung"]) if lung.array.any() else FROM_HU
+    lung = lung if lung.array.any() else lungs(hu, box)
     rest = box.array & ~lung.array
     bone = _bone(hu, rest)
     soft = (hu.array > SOFT_MIN_HU) & (hu.array <= BONE_MIN_HU) & rest & ~bone.array
     soft = _large(Volume(soft, hu.affine, "1"), MIN_SOFT_ML)
     regions = {"body": Region(body, FROM_HU), "lung": Region(lung, source)}
     regions |= {"soft_tissue": Region(soft, FROM_HU), "bone": Region(bone, FROM_HU)}
-    lesions = [v for v in segments.get("lesion", []) if _overlap(v, box)]
-    return regions | ({"lesion": Region(_on_finest(lesions), FROM_SEG)} if lesions else {})
+    lesions = [region for region in segments.get("lesion", []) if _overlap(region.mask, box)]
+    lesion = {"lesion": Region(_on_finest([r.mask for r in lesions]), _sources(lesions))} if lesions else {}
+    return regions | lesion
 
 
-def _lung(hu: Volume, body: Volume) -> Volume:
-    """The one or two largest pieces of lung; empty where there is none."""
+def _sources(regions: list[Region]) -> str:
+    return " and ".join(sorted({region.source for region in regions}))
+
+
+def lungs(hu: Volume, body: Volume) -> Volume:
+    """The one or two largest pieces of lung in a CT (HU) within the body, on its grid; empty where there is none."""
     air = Volume((hu.array < LUNG_MAX_HU) & body.array, hu.affine, "1")
     core = _morph(sitk.BinaryErode, air, AIRWAY_MM)
     labels, volumes_ml = _pieces(core)
     large = np.flatnonzero(volumes_ml > MIN_LUNG_ML)
-    lungs = large[ndimage.mean(hu.array, labels, large) > GAS_MAX_HU][:2] if large.size else []
-    core = Volume(np.isin(labels, lungs), hu.affine, "1")
+    largest = large[ndimage.mean(hu.array, labels, large) > GAS_MAX_HU][:2] if large.size else []
+    core = Volume(np.isin(labels, largest), hu.affine, "1")
     # One voxel further than the erosion, so that the thin edges come back.
     grown = _morph(sitk.BinaryDilate, core, AIRWAY_MM + float(hu.spacing_mm.min()))
     closed = _morph(sitk.BinaryMorphologicalClosing, Volume(grown.array & air.array, hu.affine, "1"), AIRWAY_MM)

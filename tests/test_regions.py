@@ -19,7 +19,7 @@ from petct_lib import InputError, regions
 from petct_lib.archives import FileRef
 from petct_lib.dicom_write import Subject, make_uid, write_ct
 from petct_lib.phantom import PhantomSettings, make_patient
-from petct_lib.regions import REGIONS, find_regions, read_segments
+from petct_lib.regions import REGIONS, Region, find_regions, read_segments
 from petct_lib.volume import Grid, Volume, axial_affine, body_mask, resample
 
 SECRET = "Doe^Jane"
@@ -327,17 +327,21 @@ def test_an_empty_body_has_empty_regions():
 # Both.
 
 
+def of_seg(**masks):
+    return {name: [Region(mask, "SEG") for mask in of] for name, of in masks.items()}
+
+
 def test_segments_come_before_thresholds():
     ct, parts = chest()
     right = Volume(parts["lung"] & (np.arange(130) < 65), ct.affine, "1")
     left = Volume(parts["lung"] & (np.arange(130) >= 65), ct.affine, "1")
-    found = find_regions(ct, body_mask(ct), {"lung": [right, left]})
+    found = find_regions(ct, body_mask(ct), of_seg(lung=[right, left]))
     assert found["lung"].source == "SEG"
     assert found["bone"].source == found["soft_tissue"].source == "HU threshold"
     assert "lesion" not in found
     assert dice(on(found["lung"].mask, ct), parts["lung"]) > 0.97
-    assert find_regions(ct, body_mask(ct), {"lung": [right]})["lung"].mask.array.sum() > 0
-    assert not np.any(on(find_regions(ct, body_mask(ct), {"lung": [right]})["lung"].mask, ct) & left.array)
+    assert find_regions(ct, body_mask(ct), of_seg(lung=[right]))["lung"].mask.array.sum() > 0
+    assert not np.any(on(find_regions(ct, body_mask(ct), of_seg(lung=[right]))["lung"].mask, ct) & left.array)
 
 
 def test_lesions_stay_on_the_finest_grid_and_are_put_together():
@@ -345,7 +349,7 @@ def test_lesions_stay_on_the_finest_grid_and_are_put_together():
     coarse, fine = ball(12, spacing_mm=(4.0, 4.0, 4.0)), ball(3, (0.2, 0.5, 0.5), spacing_mm=(1.0, 1.0, 1.5))
     for one in (coarse, fine):
         one.affine[:3, 3] = (-60, -40, -30)
-    lesion = find_regions(ct, body_mask(ct), {"lesion": [coarse, fine]})["lesion"]
+    lesion = find_regions(ct, body_mask(ct), of_seg(lesion=[coarse, fine]))["lesion"]
     assert lesion.source == "SEG"
     assert lesion.mask.spacing_mm == pytest.approx(fine.spacing_mm)
     np.testing.assert_array_equal(on(lesion.mask, fine) & fine.array, fine.array)
@@ -358,7 +362,7 @@ def test_segments_of_another_place_do_not_count():
     ct, _ = chest()
     away = ball(20)
     away.affine[:3, 3] += 5000
-    found = find_regions(ct, body_mask(ct), {"lung": [away], "lesion": [away]})
+    found = find_regions(ct, body_mask(ct), of_seg(lung=[away], lesion=[away]))
     assert found["lung"].source == "HU threshold"
     assert found["lung"].mask.array.any()
     assert "lesion" not in found
@@ -369,4 +373,4 @@ def test_lesions_that_would_fill_the_memory_are_refused():
     near, tiny = ball(20), ball(3, spacing_mm=(1e-3, 1e-3, 1e-3))
     near.affine[:3, 3] = tiny.affine[:3, 3] = (-60, -40, -30)
     with pytest.raises(InputError, match="limit"):
-        find_regions(ct, body_mask(ct), {"lesion": [near, tiny]})
+        find_regions(ct, body_mask(ct), of_seg(lesion=[near, tiny]))
