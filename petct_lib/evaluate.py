@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from petct_lib import calibration, metrics, perceptual, realism
+from petct_lib import calibration, downstream, metrics, perceptual, realism, synthrad
 from petct_lib.bridge import interpolated
 from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
 from petct_lib.intensity import ENCODE, Intensity
@@ -15,6 +15,7 @@ from petct_lib.prepare import Prepared
 from petct_lib.translate import UNIT, Translator
 
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
+DIAPHRAGM_MM = 30.0  # chosen: domes move by 10 to 20 mm in quiet breathing, and are not flat
 LPIPS_WINDOW = {"ct": (-1000.0, 400.0), "pet": (0.0, 10.0)}  # display windows, HU and SUV
 
 
@@ -46,7 +47,35 @@ def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
     grid = prepared.index["grid"]
     voxel_mm = grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]
     lengths = tuple(prepared.lengths(patient))
-    return Case(patient, source, real, masks, sources, {}, lengths=lengths, voxel_mm=voxel_mm)
+    case = Case(patient, source, real, masks, sources, {}, lengths=lengths, voxel_mm=voxel_mm)
+    return with_further_regions(case)
+
+
+def with_further_regions(case: Case) -> Case:
+    """The same with two regions more, to see what scores hide.
+
+    "diaphragm": the body from DIAPHRAGM_MM below the lungs' lowest slice to as much above, where breathing moves PET
+    against CT (not where there is no lung); "image": everything, air and couch too, that swell a score.
+    """
+    masks = {**case.masks, "image": np.ones(case.real.shape, bool)}
+    sources = {**case.sources, "image": "none"}
+    if "lung" in case.masks and case.masks["lung"].any() and case.voxel_mm:
+        masks["diaphragm"] = case.body & _around_lung_bases(case)[:, None, None]
+        sources["diaphragm"] = case.sources["lung"]
+    return replace(case, masks=masks, sources=sources)
+
+
+def _around_lung_bases(case: Case) -> np.ndarray:
+    """Whether a slice is near the lowest one with lung of its study, (n,)."""
+    near, first = np.zeros(len(case.real), bool), 0
+    reach = round(DIAPHRAGM_MM / case.voxel_mm[0])
+    for length in case.lengths or (len(case.real),):
+        with_lung = np.flatnonzero(case.masks["lung"][first : first + length].any(axis=(1, 2)))
+        if len(with_lung):
+            base = first + with_lung[0]
+            near[max(first, base - reach) : min(first + length, base + reach + 1)] = True
+        first += length
+    return near
 
 
 def translate_patient(
@@ -90,14 +119,21 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
             scores += metrics.score_region(
                 case.real, image, case.masks[region], region=region, source=case.sources[region], **fixed
             )
-        scores += _further_scores(case, image, kind)
+        scores += _further_scores(case, image, kind, (low, high))
         rows.extend({"direction": direction, "method": method, "patient": case.patient, **row} for row in scores)
     return rows
 
 
-def _further_scores(case: Case, image: np.ndarray, kind: str) -> list[dict]:
+def _further_scores(case: Case, image: np.ndarray, kind: str, clip: tuple[float, float]) -> list[dict]:
     coherence = realism.coherence(case.real, image, case.body, case.lengths)
-    scores = [("body", "coherence", coherence, "1")]
+    scores = [
+        ("body", "coherence", coherence, "1"),
+        ("body", "shift_gain", metrics.shift_gain(case.real, image, case.body), "%"),
+    ]
+    if kind == "ct":
+        scores += _downstream(case, image)
+    if not np.isnan(similarity := _ms_ssim(case, image, clip)):  # a slab may be too thin for it
+        scores.append(("body", "ms_ssim", similarity, "1"))
     if kind == "pet" and case.voxel_mm:
         units = {"suvmax_error": "SUV", "suvmean_error": "SUV"}
         scores += [("lesion", name, value, units.get(name, "count")) for name, value in _lesions(case, image).items()]
@@ -106,6 +142,22 @@ def _further_scores(case: Case, image: np.ndarray, kind: str) -> list[dict]:
         {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": mask[region]}
         for region, name, value, unit in scores
     ]
+
+
+def _downstream(case: Case, image: np.ndarray) -> list[tuple[str, str, float, str]]:
+    """Attenuation over the body, and the lungs' overlap where there are any."""
+    errors = downstream.attenuation_errors(case.real, image, case.body)
+    dice = downstream.lung_dice(case.real, image, case.body, case.voxel_mm) if case.voxel_mm else None
+    overlap = [] if dice is None else [("lung", "dice", dice, "1")]
+    return [("body", name, value, "%") for name, value in errors.items()] + overlap
+
+
+def _ms_ssim(case: Case, image: np.ndarray, clip: tuple[float, float]) -> float:
+    """The mean over the patient's studies, each a volume of its own, weighted by their voxels of body."""
+    ends = np.cumsum(case.lengths)[:-1] if case.lengths else []
+    studies = list(zip(*(np.split(stack, ends) for stack in (case.real, image, case.body)), strict=True))
+    values = [synthrad.ms_ssim(*study, clip=clip) for study in studies]
+    return float(np.average(values, weights=[body.sum() for *_, body in studies]))
 
 
 def _lesions(case: Case, image: np.ndarray) -> dict[str, float]:

@@ -4,6 +4,7 @@ Masks are for scoring only. Arrays are a patient's stack (n, H, W); PET is in SU
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -36,8 +37,7 @@ def score_lesions(
     if np.shape(lesion) != real.shape or np.asarray(lesion).dtype != bool:
         raise ValueError(f"lesion {np.shape(lesion)} must be bool, of the images' shape {real.shape}")
     labels, count = ndimage.label(lesion, TOUCHING)
-    invented = invented_regions(real, synthetic, body, voxel_mm)
-    scores = {"lesions": float(count), "missed": 0.0, "invented": float(invented)}
+    scores = {"lesions": float(count), "missed": 0.0, "invented": float(len(invented(real, synthetic, body, voxel_mm)))}
     if count == 0:
         return scores
     each = range(1, count + 1)
@@ -60,17 +60,49 @@ def invented_regions(
     uptake that is shared, as the heart's, or painted somewhat too strong, is not invented. An invented lesion that
     touches shared uptake is one region with it and is not counted. ValueError as for `score_lesions`.
     """
+    return len(invented(real_suv, synthetic_suv, body, voxel_mm))
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One lesion, or one invented hot region: where its maximum is, and the SUV maxima of both images there."""
+
+    place: tuple[int, int, int]  # slice, row, column: of the real maximum of a lesion, the synthetic of an invention
+    real: float
+    synthetic: float
+
+
+def invented(
+    real_suv: np.ndarray, synthetic_suv: np.ndarray, body: np.ndarray, voxel_mm: tuple[float, float, float]
+) -> list[Spot]:
+    """The regions that `invented_regions` counts; `real` is the maximum in the region and one voxel around it."""
     real, synthetic, body = metrics.checked(real_suv, synthetic_suv, body)
     if len(voxel_mm) != 3 or not all(math.isfinite(size) and size > 0 for size in voxel_mm):
         raise ValueError(f"voxel_mm must be three sizes above 0 mm, (z, y, x), not {voxel_mm}")
     labels, _ = ndimage.label(body & (synthetic >= HOT_SUV), TOUCHING)
     voxel_mm3 = math.prod(voxel_mm)
-    invented = 0
+    found = []
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
         box = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)  # with room for the dilation
         region = labels[box] == k
         if np.count_nonzero(region) * voxel_mm3 < 1000 * MIN_ML:
             continue
-        around = ndimage.binary_dilation(region, TOUCHING)
-        invented += int(real[box][around].max() <= synthetic[box][region].max() / 2)
-    return invented
+        known = float(real[box][ndimage.binary_dilation(region, TOUCHING)].max())
+        hottest = np.unravel_index(np.where(region, synthetic[box], -np.inf).argmax(), region.shape)
+        spot = Spot(
+            tuple(int(s.start + k) for s, k in zip(box, hottest, strict=True)), known, float(synthetic[box][hottest])
+        )
+        if spot.real <= spot.synthetic / 2:
+            found.append(spot)
+    return found
+
+
+def lesions(real_suv: np.ndarray, synthetic_suv: np.ndarray, lesion: np.ndarray) -> list[Spot]:
+    """Each lesion of the mask, as `score_lesions` counts them. Stacks (n, H, W), `lesion` bool of that shape."""
+    labels, count = ndimage.label(lesion, TOUCHING)
+    if count == 0:
+        return []
+    each = range(1, count + 1)
+    places = ndimage.maximum_position(real_suv, labels, each)
+    maxima = (ndimage.maximum(suv, labels, each) for suv in (real_suv, synthetic_suv))
+    return [Spot(tuple(int(k) for k in place), float(a), float(b)) for place, a, b in zip(places, *maxima, strict=True)]

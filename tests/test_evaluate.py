@@ -13,6 +13,7 @@ from petct_lib.evaluate import (
     translate_patient,
     two_sample_accuracy,
     uncertainty_scores,
+    with_further_regions,
 )
 from petct_lib.files import read_json
 from petct_lib.intensity import Intensity
@@ -86,6 +87,40 @@ def test_methods_of_a_run_are_what_they_say(smoke_run):
     assert np.array_equal(case.images["refiner_l1"], distortion.refined)
     assert np.allclose(case.images["blend"], (distortion.refined + whole.coarse) / 2, atol=1e-3)
     assert not np.array_equal(case.images["refined"], case.images["refiner_l1"])
+
+
+def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
+    body, lung = np.zeros((40, 16, 16), bool), np.zeros((40, 16, 16), bool)
+    body[:, 4:12, 4:12] = True
+    lung[20:30, 6:9, 6:9] = lung[35:, 6:9, 6:9] = True  # two studies, the second from slice 32 on
+    real = np.where(body, 40.0 + np.arange(40)[:, None, None], -1000.0)
+    given = Case("p", real, real, {"body": body, "lung": lung}, {"body": "HU threshold", "lung": "SEG"}, {},
+                 lengths=(32, 8), voxel_mm=(10.0, 5.0, 5.0))  # fmt: skip
+    case = with_further_regions(given)
+    near = np.flatnonzero(case.masks["diaphragm"].any(axis=(1, 2)))
+    assert near.tolist() == [*range(17, 24), *range(32, 39)], "30 mm on both sides of 20 and 35, within a study"
+    assert case.masks["image"].all()
+    assert case.sources["image"] == "none"
+    case = replace(case, images={"off": np.where(body, real + 50, real)})
+    rows = score_case(case, "pet2ct", Intensity())
+    assert value(rows, "off", "mae", "diaphragm") == value(rows, "off", "mae") == 50
+    assert value(rows, "off", "mae", "image") == pytest.approx(50 * body.mean()), "air makes any error small"
+    assert value(rows, "off", "psnr", "image") > value(rows, "off", "psnr") + 3
+    no_lung = with_further_regions(replace(given, masks={**given.masks, "lung": np.zeros_like(body)}))
+    assert "diaphragm" not in no_lung.masks
+
+
+def test_a_synthetic_ct_is_scored_by_what_it_is_for(prepared):
+    case = case_of(prepared, "ct", perfect=lambda real, body: real, solid=lambda real, body: np.where(body, 40.0, real))
+    rows = score_case(replace(case, voxel_mm=(16.0, 10.0, 10.0)), "pet2ct", Intensity())
+    assert value(rows, "perfect", "mu_error") == value(rows, "perfect", "mu_bias") == 0
+    assert value(rows, "perfect", "dice", "lung") == 1
+    assert value(rows, "solid", "mu_bias") > 5, "lungs of muscle attenuate more"
+    assert value(rows, "solid", "dice", "lung") == 0
+    assert {r["unit"] for r in rows if r["metric"] in ("mu_error", "mu_bias", "shift_gain")} == {"%"}
+    assert value(rows, "perfect", "shift_gain") == 0
+    pet = case_of(prepared, "pet", perfect=lambda real, body: real)
+    assert not {"mu_error", "dice"} & {r["metric"] for r in score_case(pet, "ct2pet", Intensity())}
 
 
 def test_middle_slice_is_the_middle_one(prepared):

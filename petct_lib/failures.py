@@ -1,0 +1,55 @@
+"""The worst of a run, chosen by rule and not by hand: slices, missed lesions, invented hot spots."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from petct_lib import lesion_scores
+from petct_lib.evaluate import Case
+
+APART = 3  # slices: neighbours of a bad slice are as bad, and show nothing new
+
+
+def worst_slices(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict[str, np.ndarray]]:
+    """The n slices of all patients with the largest mean absolute error over the body, for `view.translations`.
+
+    At least APART slices from a worse one of the same patient; slices with less than a tenth of the patient's largest
+    body area do not count.
+    """
+    found = []
+    for case in cases:
+        error = np.where(case.body, np.abs(case.images[method] - case.real), 0).sum(axis=(1, 2))
+        area = case.body.sum(axis=(1, 2))
+        mean = np.where(area >= 0.1 * area.max(), error / np.maximum(area, 1), -1)
+        while mean.max() > 0:
+            k = int(mean.argmax())
+            found.append((float(mean[k]), case, k))
+            mean[max(0, k - APART) : k + APART + 1] = -1
+    return [_shown(case, k, method) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
+
+
+def worst_misses(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict[str, np.ndarray]]:
+    """The n lesions that lost most of their SUVmax, each in the slice of its maximum; fewer where there are fewer."""
+    found = [
+        (spot.real - spot.synthetic, case, spot.place[0])
+        for case in cases
+        if "lesion" in case.masks
+        for spot in lesion_scores.lesions(case.real, case.images[method], case.masks["lesion"])
+        if spot.synthetic < spot.real
+    ]
+    return [_shown(case, k, method) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
+
+
+def worst_inventions(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict[str, np.ndarray]]:
+    """The n invented hot regions that are furthest above the real SUV there, each in the slice of its maximum."""
+    found = [
+        (spot.synthetic - spot.real, case, spot.place[0])
+        for case in cases
+        for spot in lesion_scores.invented(case.real, case.images[method], case.body, case.voxel_mm)
+    ]
+    return [_shown(case, k, method) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
+
+
+def _shown(case: Case, k: int, method: str) -> dict[str, np.ndarray]:
+    images = {"coarse": case.images["cyclegan"], "refined": case.images[method]}
+    return {"source": case.source[k], "real": case.real[k], **{name: image[k] for name, image in images.items()}}
