@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from petct_lib import InputError, evaluate, metrics, view
+from petct_lib import InputError, charts, evaluate, scores, statistics, view
 from petct_lib.augment import Augmentation
-from petct_lib.bridge import SAMPLERS, interpolated
+from petct_lib.bridge import SAMPLERS
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import refiner_patients
 from petct_lib.files import read_json, replacing
@@ -31,7 +31,7 @@ from petct_lib.realism import spread
 from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
-from petct_lib.train_refiner import Pairs, Plan, pairs_of, train_refiner
+from petct_lib.train_refiner import Pairs, Plan, held_out, pairs_of, train_refiner
 from petct_lib.translate import Translator, load_cyclegan, load_refiner, translate_coarse
 
 PAIRED = (1, 2, 4, 8)  # paired patients of the curve, before all of them, who are those of the run's own refiner
@@ -55,14 +55,16 @@ class Variant:
     name: str
     settings: RefinerSettings | PriorSettings
     patients: int | None = None  # paired ones; None: all
+    in_fold: bool = False  # learns from patients whose source the CycleGAN was fitted on: `train_refiner.held_out`
     uses: tuple[tuple[str, int, float | None], ...] = ()  # (method, samples, t0); none: its name, one sample
 
 
-def variants(base: RefinerSettings, patients: int) -> list[Variant]:
+def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant]:
     """Each differs in what its name says from `refiner_gan`, the run's refiner at α = 1 with one sample.
 
     `unpaired` is the prior, trained as long as they. patients: paired ones that the run's refiner learned from; the
-    curve's are fewer.
+    curve's are fewer. in_fold: how many there are whose coarse images are in-fold; `refined_in_fold_k4` learns from
+    four of them, and is to be compared with `refined_k4`.
     """
     alone = replace(base, sees_coarse=False, sigma=0.0, steps=1)
     unet_l1 = replace(alone, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
@@ -81,6 +83,7 @@ def variants(base: RefinerSettings, patients: int) -> list[Variant]:
         for k in fewer(patients)
         for name, settings in (("refined", base), ("pix2pix", alone), ("unet_l1", unet_l1))
     ]
+    folds = [Variant(f"refined_in_fold_k{k}", base, k, in_fold=True) for k in fewer(patients) if k <= in_fold][-1:]
     return [
         Variant("unet_l1", unet_l1),
         Variant("pix2pix", alone),
@@ -89,8 +92,16 @@ def variants(base: RefinerSettings, patients: int) -> list[Variant]:
         Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
         Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
         Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
-        *noises, *walks, *samplers, *curve,
+        *noises, *walks, *samplers, *curve, *folds,
     ]  # fmt: skip
+
+
+def chosen(of: Sequence[Variant], only: str) -> list[Variant]:
+    """The variants whose whole name matches the regular expression; all for "". InputError where it is none."""
+    try:
+        return [v for v in of if not only or re.fullmatch(only, v.name)]
+    except re.error as error:
+        raise InputError(f"--only {only}: is not a regular expression ({error})") from None
 
 
 def fewer(patients: int) -> list[int]:
@@ -119,13 +130,19 @@ def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Varia
 
     Goes on where an earlier call stopped.
     """
-    patients = refiner_patients(read_json(Path(run_dir) / "splits.json"), direction)
-    names = {v.patients: f"{direction}_{v.patients}" if v.patients else direction for v in of}
-    pairs = {k: pairs_of(run_dir, direction, patients[:k], name) for k, name in names.items()}
-    jobs = [(f"{v.name}_{direction}", pairs[v.patients], replace(plan, stage=v.settings)) for v in of]
+    of_whom = {(v.patients, v.in_fold) for v in of}
+    pairs = {whom: _pairs(run_dir, direction, *whom) for whom in of_whom}
+    jobs = [(f"{v.name}_{direction}", pairs[v.patients, v.in_fold], replace(plan, stage=v.settings)) for v in of]
     at_once, shown = 1 if torch.cuda.is_available() else None, partial(bar, desc=f"variants trained, {direction}")
     seconds = _all(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
     record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
+
+
+def _pairs(run_dir: Path, direction: str, k: int | None, in_fold: bool) -> Pairs:
+    """Of the first k patients of the run's refiner, or of `held_out` ones; their coarse images under a name of both."""
+    patients = (held_out if in_fold else refiner_patients)(read_json(Path(run_dir) / "splits.json"), direction)
+    name = "_".join([direction, *(["in_fold"] if in_fold else []), *([str(k)] if k else [])])
+    return pairs_of(run_dir, direction, patients[:k], name)
 
 
 def _train(run_dir: Path, job: tuple[str, Pairs, Plan]) -> float:
@@ -145,7 +162,7 @@ def _all(results: list) -> list:
 
 def score_variants(
     run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None = None
-) -> list[metrics.Row]:
+) -> list[scores.Row]:
     """Scores of a direction's variants on the test patients. longer: run folder of a CycleGAN trained for longer."""
     patients = read_json(Path(run_dir) / "splits.json")["test"]
     score = partial(_score, Path(run_dir), direction, of, seed, longer)
@@ -158,14 +175,14 @@ def score_variants(
 
 def _score(
     run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None, patient: str
-) -> tuple[list[metrics.Row], evaluate.Case]:
+) -> tuple[list[scores.Row], evaluate.Case]:
     """One patient: rows, and the few slices of the images that the two-sample test reads."""
     translator = Translator(run_dir)
     case = evaluate.load_case(Prepared(run_dir / "prepared"), patient, direction)
     x, coarse = translator.start(case.source, direction, case.lengths)
     given = {"samples": 1, "seed": seed}
     ends = translator.ends(x, coarse, direction, **given)
-    images = {f"refined_alpha{alpha:g}": interpolated(*ends, alpha) for alpha in ALPHAS}
+    images = {f"refined_alpha{alpha:g}": translator.between(*ends, alpha, direction) for alpha in ALPHAS}
     refiner = translator.refiners[direction]
     for samples in SAMPLES if refiner.settings.sigma else ():
         images[f"refiner_gan_samples{samples}"] = translator.image(
@@ -186,8 +203,8 @@ def _score(
     for method, network in networks.items():
         if "error" in network.nets:
             expected = translator.expected_error(network, x, coarse, images[method], direction)
-            scores = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)
-            rows += [_row(direction, method, patient, name, value) for name, value in scores.items()]
+            known = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)
+            rows += [_row(direction, method, patient, name, value) for name, value in known.items()]
     return rows, _few_slices(case)
 
 
@@ -198,19 +215,19 @@ def _few_slices(case: evaluate.Case) -> evaluate.Case:
     return replace(case, source=case.source[chosen], real=case.real[chosen], masks=masks, images=images, lengths=None)
 
 
-def _told(run_dir: Path, cases: list[evaluate.Case], direction: str, seed: int, method: str) -> list[metrics.Row]:
+def _told(run_dir: Path, cases: list[evaluate.Case], direction: str, seed: int, method: str) -> list[scores.Row]:
     window = Intensity(**read_json(run_dir / "intensity.json"))
     value = evaluate.two_sample_accuracy(cases, method, direction, window, seed)
     return [] if value is None else [_row(direction, method, "all", "two_sample_accuracy", value)]
 
 
-def _row(direction: str, method: str, patient: str, metric: str, value: float) -> metrics.Row:
+def _row(direction: str, method: str, patient: str, metric: str, value: float) -> scores.Row:
     """A score of the whole body that has no unit. patient "all": of all test patients together."""
     where = {"region": "body", "metric": metric, "value": float(value), "unit": "1", "mask": "HU threshold"}
     return {"direction": direction, "method": method, "patient": patient, **where}
 
 
-def recorded(run_dir: Path) -> list[metrics.Row]:
+def recorded(run_dir: Path) -> list[scores.Row]:
     """Rows of what notebook 04 found of all test patients together: two-sample accuracies, and `refined`'s map."""
     held = read_json(Path(run_dir) / "stages.json")
     told, known = held.get("two_sample_accuracy", {}), held.get("uncertainty", {})
@@ -228,24 +245,29 @@ def longer_setting(run_dir: Path, profile: str, overrides: Sequence[str]) -> str
     return f"02_cyclegan_training.{unit}={round(p[unit] * (1 + refiners / seconds['cyclegan training']))}"
 
 
-def run_ablation(profile: str, data: str, out: Path, *, seeds: int, overrides: Sequence[str] = ()) -> str:
+def run_ablation(
+    profile: str, data: str, out: Path, *, seeds: int, overrides: Sequence[str] = (), only: str = ""
+) -> str:
     """The whole ablation into `out`: `scores.csv` with a column for the seed, the plane's figures; returns its table.
 
-    A run with each seed; the variants with seed 0. Trainings that an earlier call has finished are not done again,
-    scores are. Errors as for `run.run_all`.
+    A run with each seed; the variants with seed 0, of which `only` is a regular expression that their whole names must
+    match ("": all). Trainings that an earlier call has finished are not done again, scores are. Errors as for
+    `run.run_all`, and for a wrong `only`.
     """
-    rows: list[tuple[int, metrics.Row]] = []
+    chosen([Variant("", RefinerSettings())], only)  # a wrong pattern is told now, not after the first run
+    rows: list[tuple[int, scores.Row]] = []
     first, asked = out / "seed0", [_seeded(overrides, seed) for seed in range(seeds)]
     for seed, settings in enumerate(asked):
         run_all(profile, data, out / f"seed{seed}", overrides=settings, resume=True)
-        rows += [(seed, row) for row in metrics.read_scores(out / f"seed{seed}" / "scores.csv")]
+        rows += [(seed, row) for row in scores.read_scores(out / f"seed{seed}" / "scores.csv")]
         rows += [(seed, row) for row in recorded(out / f"seed{seed}")]
     more = [*asked[0], longer_setting(first, profile, asked[0])]
     run_all(profile, data, out / "longer", overrides=more, until="02_cyclegan_training", resume=True)
-    paired = {d: len(refiner_patients(read_json(first / "splits.json"), d)) for d in DIRECTIONS}
+    splits = read_json(first / "splits.json")
+    paired = {d: len(refiner_patients(splits, d)) for d in DIRECTIONS}
     for direction in DIRECTIONS:
         plan = plan_of(profile, first, direction, asked[0])
-        of = variants(plan.stage, paired[direction])
+        of = chosen(variants(plan.stage, paired[direction], len(held_out(splits, direction))), only)
         train_variants(first, direction, plan, of)
         rows += [(0, row) for row in score_variants(first, direction, of, 0, out / "longer")]
         for seed in range(1, seeds):
@@ -261,32 +283,38 @@ def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
     return [*overrides, *(f"{notebook}.seed={seed}" for notebook in trained)]
 
 
-def draw(rows: Sequence[metrics.Row], direction: str, patients: int, out: Path) -> None:
+def draw(rows: Sequence[scores.Row], direction: str, patients: int, out: Path) -> None:
     """The plane of all methods that learned from all pairs, and the curve over the number of paired patients.
 
     Averages of several samples lie where one does, and are in the table only.
     """
     whole = [row for row in rows if not re.search(r"_(k|samples)\d+$", row["method"])]
     view.save(
-        view.plane(whole, direction), out, f"ablation_plane_{direction}", "Every method: body MAE and spectrum distance"
+        charts.plane(whole, direction),
+        out,
+        f"ablation_plane_{direction}",
+        "Every method: body MAE and spectrum distance",
     )
     lines = {"refined": "refiner_gan", "pix2pix": "pix2pix", "unet_l1": "unet_l1"}  # by their names with all pairs
     curves = {line: {**{k: f"{line}_k{k}" for k in fewer(patients)}, patients: of} for line, of in lines.items()}
-    view.save(view.paired_curve(rows, direction, curves, "cyclegan"), out, f"ablation_paired_{direction}",
+    there = {row["method"] for row in rows if row["direction"] == direction}
+    curves = {line: {k: of for k, of in points.items() if of in there} for line, points in curves.items()}
+    curves = {line: points for line, points in curves.items() if points}
+    view.save(charts.paired_curve(rows, direction, curves, "cyclegan"), out, f"ablation_paired_{direction}",
               "Body MAE and spectrum distance by the number of paired patients")  # fmt: skip
 
 
-def write_seeds(rows: Sequence[tuple[int, metrics.Row]], path: Path) -> None:
+def write_seeds(rows: Sequence[tuple[int, scores.Row]], path: Path) -> None:
     """`scores.csv` of several trainings: the columns of a run's, and `seed` before them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("seed", *metrics.SCORE_COLUMNS))
-    writer.writerows((seed, *(row[column] for column in metrics.SCORE_COLUMNS)) for seed, row in rows)
+    writer.writerow(("seed", *scores.SCORE_COLUMNS))
+    writer.writerows((seed, *(row[column] for column in scores.SCORE_COLUMNS)) for seed, row in rows)
     with replacing(Path(path)) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def table(rows: Sequence[tuple[int, metrics.Row]]) -> str:
+def table(rows: Sequence[tuple[int, scores.Row]]) -> str:
     """All methods with seed 0, means over patients; where there are several seeds, below it what was made with all.
 
     told: two-sample accuracy; rank corr.: of expected and actual error; missed, invented: lesions a patient. The last
@@ -295,7 +323,7 @@ def table(rows: Sequence[tuple[int, metrics.Row]]) -> str:
     """
     tables = []
     for direction in DIRECTIONS:
-        by_seed: dict[int, list[metrics.Row]] = {}
+        by_seed: dict[int, list[scores.Row]] = {}
         for seed, row in rows:
             if row["direction"] == direction:
                 by_seed.setdefault(seed, []).append(row)
@@ -306,7 +334,7 @@ def table(rows: Sequence[tuple[int, metrics.Row]]) -> str:
     return "\n\n".join(tables)
 
 
-def _table_of_first(rows: list[metrics.Row], direction: str) -> str:
+def _table_of_first(rows: list[scores.Row], direction: str) -> str:
     values = _values(rows)
     columns = [(key, head) for key, head in TABLE.items() if any(key in of for of in values.values())]
     n = len(next(iter(values.values()))["mae", "body"])
@@ -316,10 +344,10 @@ def _table_of_first(rows: list[metrics.Row], direction: str) -> str:
         lines.append(
             [method, *means, _difference(of["mae", "body"], values.get("refiner_gan", {}).get(("mae", "body")))]
         )
-    return metrics.text_table(f"{direction}, seed 0, mean of {n} patients", lines)
+    return scores.text_table(f"{direction}, seed 0, mean of {n} patients", lines)
 
 
-def _table_of_seeds(by_seed: dict[int, list[metrics.Row]], direction: str) -> str:
+def _table_of_seeds(by_seed: dict[int, list[scores.Row]], direction: str) -> str:
     of_seeds = [_values(rows) for rows in by_seed.values()]
     lines = [["", *TABLE.values()]]
     for method in (name for name in of_seeds[0] if all(name in values for values in of_seeds)):
@@ -328,10 +356,10 @@ def _table_of_seeds(by_seed: dict[int, list[metrics.Row]], direction: str) -> st
             means = [np.mean(list(values[method][key].values())) for values in of_seeds if key in values[method]]
             cells.append(f"{np.mean(means):.3g} [{min(means):.3g}, {max(means):.3g}]" if means else "-")
         lines.append([method, *cells])
-    return metrics.text_table(f"{direction}, mean of {len(of_seeds)} seeds [least, most]", lines)
+    return scores.text_table(f"{direction}, mean of {len(of_seeds)} seeds [least, most]", lines)
 
 
-def _values(rows: list[metrics.Row]) -> dict[str, dict[tuple[str, str], dict[str, float]]]:
+def _values(rows: list[scores.Row]) -> dict[str, dict[tuple[str, str], dict[str, float]]]:
     """{method: {(metric, region): {patient: value}}}, of the columns of the table."""
     found: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
     for row in rows:
@@ -344,5 +372,5 @@ def _difference(mine: dict[str, float], reference: dict[str, float] | None) -> s
     if reference in (None, mine):
         return "-"
     differences = [mine[patient] - reference[patient] for patient in mine]
-    low, high = metrics.bootstrap_interval(differences)
+    low, high = statistics.bootstrap_interval(differences)
     return f"{np.mean(differences):+.3g} [{low:+.3g}, {high:+.3g}]"

@@ -67,6 +67,7 @@ SAMPLERS = {"renoised": renoised, "anchored": anchored, "euler": euler}
 def interpolated(distortion: Tensor, perceptual: Tensor, alpha: float) -> Tensor:
     """(1 − α)·distortion + α·perceptual: the straight line is the best trade-off of squared error and realism.
 
-    Exactly so for the Wasserstein distance, when the ends are the two optima (Freirich 2021, theorem 2).
+    Exactly so for the Wasserstein distance, when the ends are the two optima (Freirich 2021, theorem 2). α above 1 goes
+    on along the line, for an end that is short of the optimum.
     """
     return (1 - alpha) * distortion + alpha * perceptual

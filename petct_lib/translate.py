@@ -29,6 +29,7 @@ from petct_lib.volume import Volume, axial_grid, resample
 BATCH = 16  # slices at a time: bounds the memory
 UNIT = {"pet": "SUV", "ct": "HU"}
 DISTORTION = 0.0  # the mode's α: the regression `refiner_l1` alone; the run's own `default` lies between it and 1
+ALPHA_LIMIT = 1.5  # beyond 1 the line goes on: more texture than the refiner's own, at more error
 FITTED = "refiner.json"  # in a run's folder, by direction: α of the mode `default`, factor on the uncertainty map
 
 
@@ -153,7 +154,8 @@ class Translator:
     ) -> Translation:  # fmt: skip
         """source: (n, H, W) in SUV or HU, on the run's pixel size; lengths: of its studies, where there are several.
 
-        alpha: from 0, least error, to 1, most realism; None: the run's own, of the mode `default`.
+        alpha: from 0, least error, over 1, the refiner's image, to ALPHA_LIMIT; None: the run's own, of the mode
+        `default`.
         Network evaluations a slice: 1 for the generator, samples × steps for the refiner (none at α = 0), 1 for the
         regression (none at α = 1), and 1 of the error network, which is smaller.
         """
@@ -168,15 +170,16 @@ class Translator:
     def refined(
         self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float | None = None
     ) -> Translation:
-        """From source and coarse image on. alpha: 0 least error, 1 most realism; see `bridge.interpolated`.
+        """From source and coarse image on. alpha: 0 least error, 1 the refiner's image; see `bridge.interpolated`.
 
         The uncertainty is calibrated at the run's own α; at others its size is that of there.
         """
         alpha = self.default_alpha(direction) if alpha is None else alpha
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha {alpha}: must lie between 0 (distortion) and 1 (default)")
+        if not 0 <= alpha <= ALPHA_LIMIT:
+            raise InputError(f"alpha {alpha}: must lie between 0 (distortion) and {ALPHA_LIMIT} (1 is the refiner's)")
         kind = TARGET[direction]
-        image = interpolated(*self.ends(x, coarse, direction, samples=samples, seed=seed, alpha=alpha), alpha)
+        ends = self.ends(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
+        image = self.between(*ends, alpha, direction)
         scale = self.fitted.get(direction, {}).get("error_scale", 1.0)
         uncertainty = scale * self.expected_error(self.refiners[direction], x, coarse, image, direction)
         return Translation(decoded(coarse, kind, self.window), image, uncertainty)
@@ -191,6 +194,11 @@ class Translator:
             self.image(network, x, coarse, direction, samples=samples, seed=seed) if share else nothing
             for share, network in networks
         ]
+
+    def between(self, distortion: np.ndarray, perceptual: np.ndarray, alpha: float, direction: str) -> np.ndarray:
+        """`bridge.interpolated` of the two `ends`, kept in the networks' range: beyond 1 the line may leave it."""
+        low, high = decoded(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1), TARGET[direction], self.window).ravel()
+        return interpolated(distortion, perceptual, alpha).clip(low, high)
 
     def default_alpha(self, direction: str) -> float:
         """The α of the mode `default`, as `train_refiner.calibrate` fitted it; 1 where it did not."""

@@ -4,18 +4,20 @@ import csv
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 
-from petct_lib import ablation, metrics
-from petct_lib.ablation import Variant, longer_setting, plan_of, score_variants, table, train_variants, variants
+from petct_lib import InputError, ablation, scores
+from petct_lib.ablation import Variant, chosen, longer_setting, plan_of, score_variants, table, train_variants, variants
 from petct_lib.augment import Augmentation
+from petct_lib.data import refiner_patients
 from petct_lib.files import read_json, write_json
 from petct_lib.prior import PriorSettings
 from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of
 from petct_lib.train import FitSettings
-from petct_lib.train_refiner import Plan
+from petct_lib.train_refiner import Plan, held_out
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,8 @@ def run(smoke_run, tmp_path_factory):
 
 def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
     base = RefinerSettings(width=8, lambda_spectrum=0.05)
-    by_name = {v.name: v for v in variants(base, 9)}
-    assert len(by_name) == len(variants(base, 9))
+    by_name = {v.name: v for v in variants(base, 9, 5)}
+    assert len(by_name) == len(variants(base, 9, 5))
     assert not set(by_name) & {"refiner", "refiner_l1", "prior"}, "the run has checkpoints of these names"
     assert by_name["pix2pix"].settings == replace(base, sees_coarse=False, sigma=0.0)
     assert by_name["unet_l1"].settings.lambda_adversarial == by_name["unet_l1"].settings.lambda_spectrum == 0
@@ -36,14 +38,26 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
     assert by_name["refined_steps4"].settings == replace(base, steps=4)
     assert isinstance(by_name["unpaired"].settings, PriorSettings)
     assert by_name["refined_k2"] == Variant("refined_k2", base, 2)
-    assert {v.patients for v in variants(base, 4)} == {None, 1, 2}
-    without_noise = {v.name: v for v in variants(replace(base, sigma=0.0), 9)}
+    assert {v.patients for v in variants(base, 4, 5)} == {None, 1, 2}
+    assert by_name["refined_in_fold_k4"] == Variant("refined_in_fold_k4", base, 4, in_fold=True)
+    few_in_fold = [v.name for v in variants(base, 9, 1) if v.in_fold]
+    assert few_in_fold == ["refined_in_fold_k1"], "there is one only to compare with"
+    without_noise = {v.name: v for v in variants(replace(base, sigma=0.0), 9, 5)}
     assert "refined_steps4_anchored" in by_name.keys() - without_noise.keys(), "the same as renoised there"
     assert without_noise["refined_sigma0.1"].settings.sigma == 0.1
     assert all(samples == 1 for v in without_noise.values() for _, samples, _ in v.uses), "all samples are the same one"
     for v in by_name.values():
         steps = v.settings.steps
         assert all(samples * steps <= 8 for _, samples, _ in v.uses), "at most 9 evaluations, the generator's included"
+
+
+def test_only_the_variants_asked_for_are_chosen():
+    of = variants(RefinerSettings(), 9, 5)
+    assert [v.name for v in chosen(of, "pix2pix|unet_l1_k[12]")] == ["pix2pix", "unet_l1_k1", "unet_l1_k2"]
+    assert chosen(of, "") == of
+    assert chosen(of, "none") == []
+    with pytest.raises(InputError, match="regular expression"):
+        chosen(of, "(")
 
 
 def test_the_plan_is_that_of_notebook_03(run):
@@ -63,6 +77,7 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     of = [
         Variant("pix2pix", replace(few, sees_coarse=False)),
         Variant("refined_k1", few, 1),
+        Variant("refined_in_fold_k1", few, 1, in_fold=True),
         Variant(
             "unpaired", PriorSettings(8, (1, 2), steps=2), uses=(("unpaired_t0.1", 1, 0.1), ("unpaired_t0.5", 1, 0.5))
         ),
@@ -70,19 +85,27 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     plan = Plan(few, FitSettings(2), Augmentation(), 2, 0)
     train_variants(run, "ct2pet", plan, of)
     checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").glob("*_k1_*.pt")}
-    assert [p.name for p in checkpoints if "step" not in p.name and "best" not in p.name] == ["refined_k1_ct2pet.pt"]
+    final = {p.name for p in checkpoints if "step" not in p.name and "best" not in p.name}
+    assert final == {"refined_k1_ct2pet.pt", "refined_in_fold_k1_ct2pet.pt"}
+    splits = read_json(run / "splits.json")
+    assert not set(held_out(splits, "ct2pet")) & set(refiner_patients(splits, "ct2pet"))
+    in_fold, out = (np.load(run / "coarse" / f"ct2pet_{name}.npy", mmap_mode="r") for name in ("in_fold_1", "1"))
+    assert in_fold.shape != out.shape or not np.array_equal(in_fold, out), "other patients"
     train_variants(run, "ct2pet", plan, of)
     assert {p: p.stat().st_mtime_ns for p in checkpoints} == checkpoints, "finished trainings stay as they are"
     rows = score_variants(run, "ct2pet", of, 0, longer=run)
     alphas = {f"refined_alpha{a:g}" for a in ablation.ALPHAS}
-    expected = {"refiner_gan", "pix2pix", "refined_k1", "unpaired_t0.1", "unpaired_t0.5", "cyclegan_longer"} | alphas
+    expected = {"refiner_gan", "pix2pix", "refined_k1", "refined_in_fold_k1", "cyclegan_longer"} | alphas
+    expected |= {"unpaired_t0.1", "unpaired_t0.5"}
     assert {row["method"] for row in rows} == expected
     test = set(read_json(run / "splits.json")["test"])
     assert {row["patient"] for row in rows} - {"all"} == test
     told = [row for row in rows if row["metric"] == "two_sample_accuracy"]
     assert {row["patient"] for row in told} == ({"all"} if len(test) > 1 else set()), "a single patient has none"
     with_errors = {row["method"] for row in rows if row["metric"] == "rank_correlation"}
-    assert with_errors == {"refiner_gan", "pix2pix", "refined_k1"}, "the prior has no error network"
+    assert with_errors == {"refiner_gan", "pix2pix", "refined_k1", "refined_in_fold_k1"}, (
+        "the prior has no error network"
+    )
     assert {row["direction"] for row in rows} == {"ct2pet"}
     mae = {(r["method"], r["direction"]): r["value"] for r in rows if (r["metric"], r["region"]) == ("mae", "body")}
     assert mae["unpaired_t0.1", "ct2pet"] != mae["unpaired_t0.5", "ct2pet"]
@@ -117,7 +140,7 @@ def test_seeds_get_a_column_and_the_table_their_range(tmp_path):
     ablation.write_seeds(rows, tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open() as file:
         read = list(csv.DictReader(file))
-    assert list(read[0]) == ["seed", *metrics.SCORE_COLUMNS]
+    assert list(read[0]) == ["seed", *scores.SCORE_COLUMNS]
     assert [(r["seed"], float(r["value"])) for r in read] == [("0", 1.0), ("0", 3.0), ("1", 6.0), ("1", 6.0)]
     first, seeds = (block.splitlines() for block in table(rows).split("\n\n"))
     assert first[0] == "pet2ct, seed 0, mean of 2 patients"

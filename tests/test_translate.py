@@ -77,9 +77,19 @@ def test_alpha_leads_from_the_regression_to_the_adversarial_image(translator, so
     assert np.array_equal(regression, expected), "no noise in it, whatever the seed"
     assert np.allclose(half, (regression + adversarial) / 2, atol=1e-3)
     assert not np.allclose(regression, adversarial, atol=1.0)
-    for bad in (-0.1, 1.1):
+    for bad in (-0.1, 1.6):
         with pytest.raises(InputError, match="alpha"):
             translator(source, "pet2ct", alpha=bad, **given)
+
+
+def test_alpha_beyond_one_goes_on_along_the_line_within_the_networks_range(translator, source):
+    given = {"samples": 1, "seed": 0}
+    for direction, image in (("pet2ct", source), ("ct2pet", 200 * source - 1000)):
+        at_0, at_1, beyond = (translator(image, direction, alpha=a, **given).refined for a in (0.0, 1.0, 1.5))
+        window = translator.window
+        low, high = (0.0, window.suv_cap) if direction == "ct2pet" else (window.ct_low_hu, window.ct_high_hu)
+        assert np.allclose(beyond, np.clip(1.5 * at_1 - 0.5 * at_0, low, high), atol=0.01)
+        assert not np.allclose(beyond, at_1)
 
 
 def test_the_default_alpha_and_the_error_scale_are_the_runs_own(translator, source, monkeypatch):
