@@ -1,4 +1,4 @@
-"""`python -m petct_lib run|train|ingest|phantom|translate|ablation|…`: exit code 0 when done, 2 for unusable input."""
+"""`python -m petct_lib run|train|ingest|translate|compare|…`: exit code 0 when done, 2 for unusable input."""
 
 import argparse
 import json
@@ -31,6 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_phantom(commands)
     _add_translate(commands)
     _add_ablation(commands)
+    _add_compare(commands)
+    _add_score(commands)
+    _add_report(commands)
     _add_download(commands)
     return parser
 
@@ -99,8 +102,49 @@ def _add_ablation(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--data", default="phantom", help="folder or zip of DICOM (%(default)s)")
     p.add_argument("--out", type=Path, default=Path("runs/ablation"), help="what is there goes on (%(default)s)")
     p.add_argument("--seeds", type=_positive, default=3, help="trainings of the main methods (%(default)s)")
+    p.add_argument(
+        "--only", default="", metavar="PATTERN",
+        help="the variants of these names alone, a regular expression as 'unet_l1|pix2pix|.*_k[0-9]+' (default: all)",
+    )  # fmt: skip
     _add_set(p)
     p.set_defaults(command=_ablation)
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "compare", help="methods, and runs, on the same test patients: means, differences, tests; seeds are averaged"
+    )
+    p.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, of the same data and split")
+    p.add_argument("--metric", default="mae", help="as in scores.csv (%(default)s)")
+    p.add_argument("--region", default="body", help="as in scores.csv (%(default)s)")
+    p.add_argument("--reference", default="refined", help="the method that all others are tested against (%(default)s)")
+    p.set_defaults(command=_compare)
+
+
+def _add_score(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "score", help="synthetic images of any translator against the real ones: DICOM or NIfTI, one patient or many"
+    )
+    p.add_argument("pred", type=Path, help="synthetic: a DICOM series, a .nii or .nii.gz, or a folder of patients")
+    p.add_argument("ref", type=Path, help="real: the same; patients of two folders are matched by name")
+    p.add_argument("--out", type=Path, required=True, help="new or empty folder for scores.csv and metrics.json")
+    p.add_argument("--kind", choices=("ct", "pet"), default="ct", help="CT in HU or PET in SUV (%(default)s)")
+    p.add_argument("--mask", type=Path, help="body masks, NIfTI (default: found in the real CT)")
+    p.add_argument("--ct", type=Path, help="for PET: the patient's CT, for the outline of the body and its regions")
+    p.add_argument(
+        "--protocol", choices=("petct", "synthrad2025"), default="petct",
+        help="all scores of this project, or MAE, PSNR and MS-SSIM as the challenge computes them (%(default)s)",
+    )  # fmt: skip
+    p.add_argument(
+        "--suv", choices=list(KINDS), default="bw", help="what the SUV of DICOM is normalised by (%(default)s)"
+    )
+    p.set_defaults(command=_score)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("report", help="a finished run as one HTML page, with its model card and data card")
+    p.add_argument("run", type=Path, help="folder of a finished run; the report is written into it")
+    p.set_defaults(command=_report)
 
 
 def _add_translate(commands: argparse._SubParsersAction) -> None:
@@ -117,7 +161,10 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
         help="texture at hardly any cost in error, or least error with one evaluation (%(default)s)",
     )  # fmt: skip
     end.add_argument(
-        "--alpha", type=float, help="0 is distortion, 1 most texture; default is the α that the run was calibrated to"
+        "--alpha",
+        type=float,
+        help="0 is distortion, 1 the refiner's own texture, up to 1.5 more of it at more error; "
+        "default is the α that the run was calibrated to",
     )
     p.set_defaults(command=_translate)
 
@@ -212,7 +259,42 @@ def _download(args: argparse.Namespace) -> int:
 def _ablation(args: argparse.Namespace) -> int:
     from petct_lib.ablation import run_ablation
 
-    print(run_ablation(args.profile, args.data, args.out, seeds=args.seeds, overrides=args.set))
+    print(run_ablation(args.profile, args.data, args.out, seeds=args.seeds, overrides=args.set, only=args.only))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from petct_lib.compare import compare_runs
+
+    print(compare_runs(args.runs, reference=args.reference, metric=args.metric, region=args.region))
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from petct_lib import perceptual, score_files
+    from petct_lib.scores import format_regions, format_table
+
+    images = score_files.find_images(args.pred, args.ref, args.mask, args.ct)
+    try:
+        model = perceptual.lpips_model() if args.protocol == "petct" else None
+    except perceptual.LpipsUnavailable as reason:
+        model = None
+        print(f"LPIPS: n/a ({reason})", file=sys.stderr)
+    rows, failed = score_files.score_all(
+        images, args.out, kind=args.kind, protocol=args.protocol, suv_kind=args.suv, lpips_model=model,
+        progress=partial(bar, desc="patients", file=sys.stderr),
+    )  # fmt: skip
+    print(f"{format_table(rows)}\n\n{format_regions(rows)}\n")
+    for patient, reason in failed.items():
+        print(f"left out: patient {patient}: {reason}")
+    print(f"{len(images) - len(failed)} of {len(images)} patients, in the order of their names: {args.out}/scores.csv")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from petct_lib.report import write_report
+
+    print(f"{write_report(args.run)}; beside it model_card.md and data_card.md")
     return 0
 
 

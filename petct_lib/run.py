@@ -22,9 +22,10 @@ from petct_lib import InputError, __version__
 from petct_lib.data import ROLES
 from petct_lib.dicom import find_pairs, reasons
 from petct_lib.files import read_json, write_json
-from petct_lib.metrics import format_table, read_scores
 from petct_lib.prepare import Prepared, input_key
 from petct_lib.progress import PLAIN, bar
+from petct_lib.report import write_report
+from petct_lib.scores import format_table, read_scores
 
 NOTEBOOK_DIR = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = ("01_data_exploration", "02_cyclegan_training", "03_diffusion_refinement", "04_evaluation")
@@ -130,6 +131,8 @@ def run_all(
         if data != "phantom":
             check_input(Path(data))
         _run_notebooks(params, data, out, manifest, until)
+    if manifest["finished"]:
+        write_report(out)
     print(summary(out) if manifest["finished"] else f"ran until {until}; --resume goes on: {out}")
 
 

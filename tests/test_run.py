@@ -14,7 +14,6 @@ from petct_lib import InputError
 from petct_lib.cyclegan import CycleGANSettings
 from petct_lib.data import ROLES
 from petct_lib.files import read_json, write_json
-from petct_lib.metrics import read_scores
 from petct_lib.prepare import input_key
 from petct_lib.run import (
     MAKES,
@@ -30,6 +29,7 @@ from petct_lib.run import (
     stage,
     summary,
 )
+from petct_lib.scores import read_scores
 
 METHODS = {"copy", "atlas", "cyclegan", "refiner_l1", "blend", "refined"}
 METRICS = {"mae", "mse", "rmse", "psnr", "ssim", "spectrum"}

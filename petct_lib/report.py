@@ -1,0 +1,209 @@
+"""A finished run as one HTML page with its pictures inside, and its model card and data card in Markdown.
+
+Model card after Mitchell 2019 (FAT*, 220-229), data card after Pushkarna 2022 (FAccT, 1776-1826). Every number is
+read from the run's own files; nothing is computed from images, and no name of a patient, file or machine is written.
+"""
+
+import base64
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import PIL.Image
+from nbconvert.filters import markdown2html
+
+from petct_lib import WARNING, compare, scores
+from petct_lib.files import read_json, replacing
+from petct_lib.scores import Row
+
+METHOD = "refined"
+CONTROLS = {
+    "copy": "the source shown through the target's range", "atlas": "the mean of all training targets",
+    "cyclegan": "stage 1 alone", "refiner_l1": "the refiner's network as a plain regression, the mode `distortion`",
+    "blend": "half `refiner_l1`, half `cyclegan`", "refined": "stage 2, the mode `default`",
+}  # fmt: skip
+SOURCES = {
+    "phantom": "a simulated thorax phantom (petct_lib.phantom, MIT licence): no patient's data",
+}
+OWN_DATA = (
+    "DICOM given by whoever made the run. Its licence is theirs to state: Anti-PD-1_Lung "
+    "(10.7937/tcia.2019.zjjwb9ip) and Soft-tissue-Sarcoma (10.7937/K9/TCIA.2015.7GO2GSKS) are CC BY 3.0 "
+    "and ask to be cited"
+)
+PAPERS = (
+    "Zhu 2017, CycleGAN (ICCV)", "Isola 2017, pix2pix (CVPR)", "Xiao 2022, denoising diffusion GANs (ICLR)",
+    "Özbey 2023, SynDiff (IEEE TMI)", "Durall 2020, spectral regularisation (CVPR)", "Freirich 2021 (NeurIPS)",
+    "Kendall and Gal 2017 (NeurIPS)", "Wang 2004, SSIM (IEEE TIP)", "Carney 2006, µ-maps (Med. Phys.)",
+)  # fmt: skip
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
+.warning { background: #b00000; color: white; padding: .6rem 1rem; font-weight: 600 }
+pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: 13px; line-height: 1.35 }
+table { border-collapse: collapse } td, th { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
+figure { margin: 1.5rem 0 } img { max-width: 100% } figcaption { color: #555; font-size: 14px }
+"""
+
+
+def write_report(run: Path) -> Path:
+    """`report.html`, `model_card.md` and `data_card.md` in a finished run's folder; returns the page.
+
+    Raises InputError for a folder that holds no finished run.
+    """
+    run = Path(run)
+    compare.load_run(run)  # its checks
+    manifest, rows = read_json(run / "manifest.json"), scores.read_scores(run / "scores.csv")
+    cards = {"model_card": model_card(manifest, rows), "data_card": data_card(manifest, rows, _index(run))}
+    for name, text in cards.items():
+        _write(run / f"{name}.md", text)
+    _write(run / "report.html", page(run, cards, rows))
+    return run / "report.html"
+
+
+def _index(run: Path) -> dict:
+    return read_json(run / "prepared" / "index.json")
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def page(run: Path, cards: dict[str, str], rows: Sequence[Row]) -> str:
+    """The whole page as one string of HTML that needs no network."""
+    parts = [
+        f"<p class='warning'>{WARNING}. Every translated image on this page is synthetic.</p>",
+        *(markdown2html(card) for card in cards.values()),
+        "<h1>All scores</h1>", _pre(scores.format_table(rows)), "<h2>By region</h2>", _pre(scores.format_regions(rows)),
+        "<h2>Attenuation, lungs, lesions, coherence</h2>", _pre(scores.format_further(rows)),
+        f"<h2>Against {METHOD}</h2>", _pre(compare.table(rows, METHOD)),
+        "<h1>Pictures</h1>", *(_figure(path) for path in sorted((run / "figures").glob("*.png"))),
+    ]  # fmt: skip
+    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{WARNING}</title>"
+    return (
+        f"<!doctype html><html lang='en'><head>{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    )
+
+
+def _pre(text: str) -> str:
+    return f"<pre>{escape(text)}</pre>"
+
+
+def _figure(path: Path) -> str:
+    alt = escape(PIL.Image.open(path).info.get("Description", path.stem), quote=True)
+    data = base64.b64encode(path.read_bytes()).decode()
+    image = f"<img alt='{alt}' src='data:image/png;base64,{data}'>"
+    return f"<figure>{image}<figcaption>{alt} ({path.stem})</figcaption></figure>"
+
+
+def model_card(manifest: dict, rows: Sequence[Row]) -> str:
+    """What was trained on what, how well it does beside its controls, where it fails, and what it must not do."""
+    patients, grid, parameters = manifest["patients"], manifest["grid"], manifest["parameters"]
+    refiner = manifest["refiner"]
+    lines = [
+        "# Model card", f"> {WARNING}: research and teaching only.", "## Model",
+        "CycleGAN between PET and CT slices, both directions, and a refiner for each: an adversarially trained",
+        "denoiser on a bridge from the CycleGAN's image to the real one, with a regression control and an error network.", "",
+        *_table({
+            "petct_lib": f"{manifest['petct_lib']}, commit {manifest['commit'] or 'unknown'}"
+            + (", with uncommitted changes" if manifest["uncommitted_changes"] else ""),
+            "profile": Path(manifest["profile"]).stem,
+            "grid": f"{grid['size']}×{grid['size']} pixels of {grid['pixel_mm']:.2f} mm, "
+            f"slices every {grid['slice_mm']} mm",
+            "CycleGAN": f"{manifest['cyclegan']['steps']} steps, "
+            f"batch {parameters['02_cyclegan_training']['batch_size']}",
+            "refiners": f"{refiner['steps']} steps, {refiner['walk_steps']} evaluations a sample",
+            "default α": ", ".join(f"{d} {of['alpha']:g}" for d, of in refiner["fitted"].items()),
+            "seeds": ", ".join(f"{name[:2]}: {of['seed']}" for name, of in parameters.items() if "seed" in of),
+            "time and memory": f"{sum(manifest['seconds'].values()):.0f} s on {manifest['cores']} cores, "
+            f"{manifest['peak_memory_mb']} MB at most",
+        }),
+        "## Trained on", f"{_source(manifest)}. {patients['train_pet']} patients gave PET and {patients['train_ct']}",
+        "others CT, unpaired, to the CycleGAN; the refiner of a direction learned from pairs of the "
+        f"{patients['refine']} patients of", "`refine`, and of those whose source images the CycleGAN never saw.",
+        "## Evaluated on", f"{patients['test']} patients that no part of it, and no choice of a setting, has seen.",
+        "n is patients.",
+        "", "```", scores.format_table(rows), "```",
+        "Controls: " + "; ".join(f"`{name}`: {what}" for name, what in CONTROLS.items()) + ".",
+        f"LPIPS: {manifest.get('lpips', 'n/a')}.",
+        "## What the numbers say", *(f"- {line}" for line in findings(manifest, rows)),
+        "## Intended use, and what it must not be used for",
+        "Research on image translation and teaching. Not for diagnosis, treatment, attenuation correction of patients,",
+        "or as training data passed off as real. CT does not know uptake: a PET made from CT cannot show a lesion that",
+        "the CT does not, and may show one that is not there.", "## Cite", *(f"- {paper}" for paper in PAPERS),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def data_card(manifest: dict, rows: Sequence[Row], index: dict) -> str:
+    """Where the images come from, how many, what was left out and why, and how they were split."""
+    studies, grid = index["studies"], manifest["grid"]
+    vendors = Counter(study.get("vendor") or "unknown" for study in studies)
+    omitted = Counter(item["reason"] for item in index["left_out"])
+    masks = sorted({(row["region"], row["mask"]) for row in rows})
+    lines = [
+        "# Data card", f"Source: {_source(manifest)}.", "",
+        *_table({
+            "patients, studies": f"{sum(manifest['patients'].values())}, {len(studies)}",
+            "split": ", ".join(f"{role} {n}" for role, n in manifest["patients"].items()) + " (by patient)",
+            "slices": str(sum(study["slices"] for study in studies)),
+            "scanners": ", ".join(f"{name} {n}" for name, n in vendors.most_common()),
+            "units": f"CT in HU, PET in SUV ({grid['suv_kind']}), float32 throughout",
+            "SUV by": "; ".join(manifest["suv_rules"]),
+            "fingerprint": manifest["data_fingerprint"],
+        }),
+        "## Masks, for scoring only", *(f"- {region}: {source}" for region, source in masks),
+        "## Left out", *([f"- {n} × {reason}" for reason, n in omitted.most_common()] or ["- nothing"]),
+        "## Privacy", "Patients are pseudonyms, hashes with a salt that lies in `prepared/salt.txt`: keep that file",
+        "back when you pass the run on. No DICOM header's name, ID or date is in the run.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _source(manifest: dict) -> str:
+    return SOURCES.get(manifest["data_source"], OWN_DATA)
+
+
+def _table(cells: dict[str, str]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells.items()), ""]
+
+
+def findings(manifest: dict, rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before the means: the comparison with the control, lesions, bias, and how small n is."""
+    found = []
+    for direction, methods in scores.aggregate(rows).items():
+        for other in ("cyclegan", "refiner_l1"):
+            found += _against(rows, direction, other)
+        found += _of_lesions(direction, methods[METHOD])
+        known = manifest.get("uncertainty", {}).get(direction, {}).get("rank_correlation")
+        if known is not None:
+            found.append(f"{direction}: the uncertainty map and the error have a rank correlation of {known:.2f}.")
+        if told := manifest.get("two_sample_accuracy", {}).get(direction, {}).get(METHOD):
+            found.append(f"{direction}: a classifier tells its slices from real ones in {told:.0%} (50 %: not at all).")
+    n = manifest["patients"]["test"]
+    if n < 6:
+        found.append(f"With {n} test patients no paired test can reach p = 0.05.")
+    return found
+
+
+def _against(rows: Sequence[Row], direction: str, other: str) -> list[str]:
+    tests = compare.paired_tests(rows, direction, METHOD, methods=[other])
+    unit = next(row["unit"] for row in rows if (row["direction"], row["metric"]) == (direction, "mae"))
+    return [
+        f"{direction}: body MAE is {abs(t.difference):.3g} {unit} {'below' if t.difference > 0 else 'above'} "
+        f"{t.method}'s (95 % interval of {t.method} − {METHOD}: {t.low:+.3g} to {t.high:+.3g})."
+        for t in tests
+    ]
+
+
+def _of_lesions(direction: str, regions: dict) -> list[str]:
+    body, lesion = regions["body"], regions.get("lesion", {})
+    found = []
+    if bias := body.get("mu_bias"):
+        found.append(f"{direction}: attenuation at 511 keV is off by {bias['mean']:+.1f} % in the mean over the body.")
+    if "missed" in lesion:
+        counts = f"{lesion['missed']['mean']:.2g} of {lesion['lesions']['mean']:.2g}"
+        found.append(f"{direction}: {counts} lesions a patient are missed (below half of their real SUVmax).")
+    if "invented" in lesion:
+        found.append(f"{direction}: {lesion['invented']['mean']:.2g} hot spots a patient are invented.")
+    return found

@@ -1,0 +1,194 @@
+"""Anyone's synthetic images against the real ones: `python -m petct_lib score PRED REF --out DIR`.
+
+DICOM series or NIfTI volumes of any translator, a patient or a folder of patients, by this project's scores or by those
+of SynthRAD2025. The masks come from the real images and are for scoring only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from petct_lib import InputError, __version__, dicom, evaluate, scores, synthrad
+from petct_lib.archives import list_files
+from petct_lib.dicom_files import read_series
+from petct_lib.files import write_json
+from petct_lib.intensity import Intensity
+from petct_lib.parallel import each
+from petct_lib.regions import FROM_HU, find_regions
+from petct_lib.suv import suv_factor
+from petct_lib.volume import Grid, Volume, body_mask, inside, resample
+
+DIRECTION = {"ct": "pet2ct", "pet": "ct2pet"}  # whose target this is; the rows name the kind, whatever it was made from
+UNIT = {"ct": "HU", "pet": "SUV"}
+MODALITY = {"ct": "CT", "pet": "PT"}
+FILL = {"ct": -1024.0, "pet": 0.0}
+NIFTI = (".nii", ".nii.gz")
+PROTOCOLS = ("petct", "synthrad2025")
+FROM_FILE = "mask file"
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's patient axes to DICOM's
+GRID_MM = 1e-3  # grids that lie no further apart are one
+
+
+@dataclass(frozen=True)
+class Images:
+    """One patient's files. mask: NIfTI of the body; ct: for the body of a PET. Both may be left out."""
+
+    patient: str
+    synthetic: Path
+    real: Path
+    mask: Path | None = None
+    ct: Path | None = None
+
+
+def find_images(pred: Path, ref: Path, mask: Path | None = None, ct: Path | None = None) -> list[Images]:
+    """The patients of PRED and REF: one, or where REF is a folder of NIfTI files or of folders, one an entry.
+
+    Entries belong together by their names without suffix. Patients are numbered in the order of the names, which may
+    identify someone and go into no file. Raises InputError where PRED (or a mask or CT folder) lacks an entry of REF:
+    scores of the patients that a translator got through are no scores of the translator.
+    """
+    given = {"PRED": pred, "REF": ref, "--mask": mask, "--ct": ct}
+    for name, path in given.items():
+        if path is not None and not path.exists():
+            raise InputError(f"{name} {path}: there is no such file or folder")
+    names = _entries(ref)
+    if not names:
+        return [Images("1", pred, ref, mask, ct)]
+    found = {name: _entries(path) for name, path in given.items() if path is not None}
+    for name, entries in found.items():
+        if missing := sorted(set(names) - set(entries)):
+            raise InputError(
+                f"{name} {given[name]}: lacks {len(missing)} of REF's {len(names)}: {', '.join(missing[:5])}"
+            )
+    return [
+        Images(str(k), *(found[name][entry] if name in found else None for name in given))
+        for k, entry in enumerate(sorted(names), start=1)
+    ]
+
+
+def _entries(path: Path) -> dict[str, Path]:
+    """By name, the NIfTI files of a folder, else its folders where it holds nothing else; {} for one patient's."""
+    if not path.is_dir():
+        return {}
+    inside_it = [p for p in path.iterdir() if not p.name.startswith(".")]
+    files = {p.name.split(".nii")[0]: p for p in inside_it if p.name.endswith(NIFTI)}
+    return files or ({p.name: p for p in inside_it} if all(p.is_dir() for p in inside_it) else {})
+
+
+def read_image(path: Path, kind: str, suv_kind: str = "bw") -> Volume:
+    """A NIfTI file in HU or SUV, or the one CT or PET series in a folder or zip of DICOM, synthetic ones too.
+
+    kind: "ct" or "pet". Raises InputError for what cannot be read, and for a folder of several such series.
+    """
+    if path.name.endswith(NIFTI):
+        return read_nifti(path, UNIT[kind])
+    series, left_out = read_series(list_files(path))
+    usable = [s for s in series if s.modality == MODALITY[kind]]
+    if len(usable) != 1:
+        why = f"; {dicom.reasons(left_out)}" if left_out else ""
+        raise InputError(
+            f"{path.name}: holds {len(usable)} {MODALITY[kind]} series, and one is needed: name its folder{why}"
+        )
+    factor = suv_factor(usable[0].headers, suv_kind).factor if kind == "pet" else 1.0
+    return dicom.load_series(usable[0], factor, UNIT[kind])
+
+
+def read_nifti(path: Path, unit: str) -> Volume:
+    """A volume from NIfTI as float32, affine in DICOM's LPS. InputError for what is none, or not three-dimensional."""
+    try:  # nibabel, for SimpleITK makes zeros of what is not finite, and says nothing
+        image = nibabel.load(path)
+        array = np.asarray(image.dataobj, np.float32)  # (x, y, z)
+    except Exception as error:  # a stranger's file may break any part of the reader
+        raise InputError(f"{path.name}: cannot be read as NIfTI ({type(error).__name__})") from None
+    if array.ndim != 3:
+        raise InputError(f"{path.name}: has {array.ndim} dimensions and is no volume")
+    if bad := np.count_nonzero(~np.isfinite(array)):
+        raise InputError(f"{path.name}: has {bad} values that are not finite")
+    return Volume(np.ascontiguousarray(array.T), RAS_TO_LPS @ image.affine, unit)
+
+
+def load(images: Images, kind: str, suv_kind: str = "bw") -> evaluate.Case:
+    """A patient on the real image's grid; the synthetic one is resampled to it where its own is another.
+
+    Only what both images hold is scored. Body, lung, soft tissue and bone come from the real CT (of a PET, from `ct`),
+    or the body alone from `mask`. Raises InputError without one of them, and where nothing is left to score.
+    """
+    real, synthetic = read_image(images.real, kind, suv_kind), read_image(images.synthetic, kind, suv_kind)
+    grid = Grid(tuple(int(n) for n in real.size), real.affine)
+    seen = np.ones(real.array.shape, bool)
+    if not _same_grid(real, synthetic):
+        seen = inside(synthetic, grid)
+        synthetic = resample(synthetic, grid, FILL[kind])
+    masks, sources = _masks(images, real, kind, grid)
+    masks = {name: mask & seen for name, mask in masks.items()}
+    if not masks["body"].any():
+        raise InputError(f"{images.real.name}: the images share no voxel of the body")
+    voxel_mm = tuple(float(v) for v in real.spacing_mm[::-1])
+    made = {"synthetic": synthetic.array}
+    case = evaluate.Case(images.patient, real.array, real.array, masks, sources, made, voxel_mm=voxel_mm)
+    return evaluate.with_further_regions(case)
+
+
+def _same_grid(a: Volume, b: Volume) -> bool:
+    return a.array.shape == b.array.shape and np.allclose(a.corners_mm(), b.corners_mm(), atol=GRID_MM)
+
+
+def _masks(images: Images, real: Volume, kind: str, grid: Grid) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    if images.mask:
+        mask = read_nifti(images.mask, "1")
+        body = resample(Volume(mask.array > 0, mask.affine, "1"), grid, 0.0).array
+        return {"body": body}, {"body": FROM_FILE}
+    if kind == "pet" and not images.ct:
+        raise InputError("a PET needs the body's outline, or air would count: give --ct (a CT) or --mask (NIfTI)")
+    ct = real if kind == "ct" else read_image(images.ct, "ct")
+    regions = find_regions(ct, body_mask(ct), {})
+    return {name: resample(r.mask, grid, 0.0).array for name, r in regions.items()}, dict.fromkeys(regions, FROM_HU)
+
+
+def score_images(
+    images: Images, kind: str, protocol: str = "petct", lpips_model: object = None, suv_kind: str = "bw"
+) -> list[scores.Row]:
+    """The rows of one patient; `direction` holds the kind, for it is not known what the image was made from."""
+    case = load(images, kind, suv_kind)
+    if protocol == "synthrad2025":
+        found = synthrad.score(case.real, case.images["synthetic"], case.body)
+        units = {"mae": "HU", "psnr": "dB", "ms_ssim": "1"}
+        rows = [{"region": "body", "metric": name, "value": value, "unit": units[name], "mask": case.sources["body"]}
+                for name, value in found.items() if np.isfinite(value) or name != "ms_ssim"]  # fmt: skip
+    else:
+        try:
+            rows = evaluate.score_case(case, DIRECTION[kind], Intensity(), lpips_model)
+        except ValueError as error:  # images that a score has no answer for, as a real one that is constant
+            raise InputError(f"{images.real.name}: {error}") from None
+    return [{**row, "direction": kind, "method": "synthetic", "patient": images.patient} for row in rows]
+
+
+def score_all(
+    images: Sequence[Images], out: Path, *, kind: str, protocol: str = "petct", suv_kind: str = "bw",
+    lpips_model: object = None, progress: Callable = iter,
+) -> tuple[list[scores.Row], dict[str, str]]:  # fmt: skip
+    """All patients, into `out`: scores.csv, metrics.json, protocol.json. Returns the rows, and why some have none.
+
+    Raises InputError where `out` is not empty, for a PET by SynthRAD's protocol, and where no patient can be scored.
+    """
+    if protocol == "synthrad2025" and kind != "ct":
+        raise InputError("--protocol synthrad2025: is for CT; a PET has no HU")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty; name another folder")
+    work = partial(score_images, kind=kind, protocol=protocol, lpips_model=lpips_model, suv_kind=suv_kind)
+    results = each(work, images, progress=progress)
+    failed = {i.patient: str(r) for i, r in zip(images, results, strict=True) if isinstance(r, InputError)}
+    rows = [row for result in results if not isinstance(result, InputError) for row in result]
+    if not rows:
+        raise InputError(f"no patient could be scored: {'; '.join(failed.values())}")
+    out.mkdir(parents=True, exist_ok=True)
+    scores.write_scores(rows, out / "scores.csv")
+    scores.write_metrics(rows, out / "metrics.json")
+    write_json(
+        {"protocol": protocol, "kind": kind, "petct_lib": __version__, "left_out": failed}, out / "protocol.json"
+    )
+    return rows, failed
