@@ -20,7 +20,7 @@ from petct_lib import InputError, charts, evaluate, scores, statistics, view
 from petct_lib.augment import Augmentation
 from petct_lib.bridge import SAMPLERS
 from petct_lib.cyclegan import DIRECTIONS
-from petct_lib.data import refiner_patients
+from petct_lib.data import read_splits, refiner_patients
 from petct_lib.files import read_json, replacing
 from petct_lib.intensity import Intensity
 from petct_lib.parallel import each
@@ -112,7 +112,7 @@ def fewer(patients: int) -> list[int]:
 def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> Plan:
     """The plan by which notebook 03 trains the refiner of a direction with these parameters."""
     p = parameters_of("03_diffusion_refinement", profile, overrides)
-    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_json(Path(run_dir) / "splits.json")
+    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
     slices = sum(sum(prepared.lengths(patient)) for patient in refiner_patients(splits, "pet2ct"))
     steps = steps_of(p["steps"], p["epochs"], slices, p["batch_size"])
     names = set(RefinerSettings.__dataclass_fields__) - {"steps", "warmup", "multipliers", "sigma", "lambda_spectrum"}
@@ -140,7 +140,7 @@ def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Varia
 
 def _pairs(run_dir: Path, direction: str, k: int | None, in_fold: bool) -> Pairs:
     """Of the first k patients of the run's refiner, or of `held_out` ones; their coarse images under a name of both."""
-    patients = (held_out if in_fold else refiner_patients)(read_json(Path(run_dir) / "splits.json"), direction)
+    patients = (held_out if in_fold else refiner_patients)(read_splits(run_dir), direction)
     name = "_".join([direction, *(["in_fold"] if in_fold else []), *([str(k)] if k else [])])
     return pairs_of(run_dir, direction, patients[:k], name)
 
@@ -164,7 +164,7 @@ def score_variants(
     run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None = None
 ) -> list[scores.Row]:
     """Scores of a direction's variants on the test patients. longer: run folder of a CycleGAN trained for longer."""
-    patients = read_json(Path(run_dir) / "splits.json")["test"]
+    patients = read_splits(run_dir)["test"]
     score = partial(_score, Path(run_dir), direction, of, seed, longer)
     scored = _all(each(score, patients, progress=partial(bar, desc=f"patients scored, {direction}")))
     cases = [case for _, case in scored]
@@ -263,7 +263,7 @@ def run_ablation(
         rows += [(seed, row) for row in recorded(out / f"seed{seed}")]
     more = [*asked[0], longer_setting(first, profile, asked[0])]
     run_all(profile, data, out / "longer", overrides=more, until="02_cyclegan_training", resume=True)
-    splits = read_json(first / "splits.json")
+    splits = read_splits(first)
     paired = {d: len(refiner_patients(splits, d)) for d in DIRECTIONS}
     for direction in DIRECTIONS:
         plan = plan_of(profile, first, direction, asked[0])

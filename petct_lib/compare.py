@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from petct_lib import InputError, scores
+from petct_lib.data import read_splits
 from petct_lib.files import read_json
 from petct_lib.scores import Row
 from petct_lib.statistics import bootstrap_interval, holm, rank_biserial, wilcoxon_p
@@ -86,14 +87,16 @@ def load_run(folder: Path) -> Scored:
         raise InputError(f"{folder}: the run is not finished; `python -m petct_lib run --resume` goes on with it")
     patients = list(dict.fromkeys(study["patient"] for study in index["studies"]))
     number = {patient: str(k) for k, patient in enumerate(patients)}
-    rows = [{**row, "patient": number[row["patient"]]} for row in scores.read_scores(folder / "scores.csv")]
+    rows, test = scores.read_scores(folder / "scores.csv"), read_splits(folder)["test"]
+    if others := {row["patient"] for row in rows} - set(test):
+        raise InputError(f"{folder}: scores.csv has scores of {len(others)} patients who are not test patients")
+    rows = [{**row, "patient": number[row["patient"]]} for row in rows]
     parameters = {
         notebook: {k: v for k, v in of.items() if not (k == "seed" and notebook in TRAINED_BY)}
         for notebook, of in manifest["parameters"].items()
     }
-    test = tuple(sorted(int(number[patient]) for patient in read_json(folder / "splits.json")["test"]))
-    settings = json.dumps(parameters, sort_keys=True)
-    return Scored(folder.name, rows, settings, manifest["data_fingerprint"], test)
+    settings, held_out = json.dumps(parameters, sort_keys=True), tuple(sorted(int(number[p]) for p in test))
+    return Scored(folder.name, rows, settings, manifest["data_fingerprint"], held_out)
 
 
 def merged(runs: Sequence[Scored]) -> list[Row]:

@@ -1,7 +1,9 @@
 """Patient splits, unpaired and paired datasets of prepared slices, and the controls that need no network."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch.utils.data import Dataset
 
 from petct_lib import InputError
 from petct_lib.augment import Augmentation, Change, draw, move
+from petct_lib.files import read_json
 from petct_lib.intensity import DECODE, ENCODE, Intensity
 from petct_lib.prepare import Prepared
 
@@ -32,6 +35,36 @@ def split_patients(patients: list[str], seed: int) -> dict[str, list[str]]:
     bounds = np.cumsum([pet, n - test - refine - pet, refine, test])
     parts = np.split(np.array(shuffled, dtype=object), bounds[:-1])
     return {role: part.tolist() for role, part in zip(ROLES, parts, strict=True)}
+
+
+def read_splits(run_dir: Path) -> dict[str, list[str]]:
+    """The patients of a run by role, from its `splits.json`. InputError as for `check_splits`."""
+    path = Path(run_dir) / "splits.json"
+    splits = read_json(path)
+    try:
+        check_splits(splits, Prepared(Path(run_dir) / "prepared").patients)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; run notebook 01 again") from None
+    return splits
+
+
+def check_splits(splits: dict[str, list[str]], patients: Collection[str]) -> None:
+    """InputError where roles are missing, or where it is not a split by patient of these patients.
+
+    Slices or studies as members, that is also a follow-up apart from its patient's first scan, are no patients; a
+    patient in two roles would be tested with what was learned from him.
+    """
+    if set(splits) != set(ROLES):
+        raise InputError(f"the split has the roles {', '.join(splits)}, not {', '.join(ROLES)}")
+    members = [member for role in ROLES for member in splits[role]]
+    if strangers := sorted(set(members) - set(patients)):
+        raise InputError(
+            f"{len(strangers)} members of the split are no patients of the run ({strangers[0]}); a split is by "
+            "patient, never by slice or study"
+        )
+    if doubled := sorted({member for member in members if members.count(member) > 1}):
+        roles = [role for role in ROLES if doubled[0] in splits[role]]
+        raise InputError(f"{len(doubled)} patients are in the split more than once ({doubled[0]}: {', '.join(roles)})")
 
 
 def refiner_patients(splits: dict[str, list[str]], direction: str) -> list[str]:

@@ -63,6 +63,7 @@ class Study:
     vendor: str
     frame_of_reference_uid: str
     chosen: str
+    kvp: float | None  # the tube voltage of the CT; None: the header does not say
 
     def row(self) -> dict:
         """What `ingest` reports of a usable study: JSON-able, no identifying value."""
@@ -70,7 +71,8 @@ class Study:
         pet_low, pet_high = overlap_mm([self.pet])
         return {
             "id": self.id, "patient": self.patient, "vendor": self.vendor,
-            "pet": {**_grid_row(self.pet), "units": self.units}, "ct": {**_grid_row(self.ct), "units": "HU"},
+            "pet": {**_grid_row(self.pet), "units": self.units},
+            "ct": {**_grid_row(self.ct), "units": "HU", "kvp": self.kvp},
             "overlap_mm": (high - low).round(1).tolist(),
             "pet_length_in_ct": round(float((high - low)[2] / (pet_high - pet_low)[2]), 3),
             "suv_factor": self.suv.factor, "suv_rule": self.suv.rule, "chosen": self.chosen,
@@ -271,13 +273,21 @@ def load_pair(pair: Pair) -> Study:
     pet = load_series(pair.pet, pair.suv.factor, "SUV")
     study = Study(
         pair.id, pair.patient, pet, ct, pair.suv, str(pair.pet.get("Units")), str(pair.pet.get("Manufacturer")),
-        str(pair.pet.get("FrameOfReferenceUID")), pair.chosen,
+        str(pair.pet.get("FrameOfReferenceUID")), pair.chosen, tube_voltage(pair.ct),
     )  # fmt: skip
     try:
         overlap_mm([pet, ct])
     except ValueError as error:
         raise InputError(f"{pair.pet.label}: PET and CT share no space; {error}") from None
     return study
+
+
+def tube_voltage(series: Series) -> float | None:
+    """KVP of a CT series; None where the header has none, or no number."""
+    try:
+        return float(series.get("KVP", None))
+    except (TypeError, ValueError):
+        return None
 
 
 def load_series(series: Series, factor: float, unit: str) -> Volume:

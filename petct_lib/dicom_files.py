@@ -55,7 +55,7 @@ PIXEL_TAGS = [
 ]  # fmt: skip
 HEADER_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "PatientWeight", "PatientSize", "PatientSex",
-    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "Manufacturer", "SeriesDate",
+    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "KVP", "Manufacturer", "SeriesDate",
     "SeriesTime", "AcquisitionDate", "AcquisitionTime", "StudyDate", "TimezoneOffsetFromUTC", "FrameReferenceTime",
     "ActualFrameDuration", "DecayCorrection", "DecayCorrected", "DecayCorrectionDateTime", "CorrectedImage",
     "AttenuationCorrected", "Units", "SUVType", "RadiopharmaceuticalInformationSequence", "ImagePositionPatient",

@@ -16,10 +16,9 @@ CARNEY = {
     120: (5.10e-5, 4.71e-2, 47.0), 130: (5.51e-5, 4.24e-2, 37.0), 140: (5.64e-5, 4.08e-2, 30.0),
 }  # fmt: skip
 WATER_SLOPE = 9.6e-5  # per cm and HU: water has 0.096 per cm
-KVP = 120  # of the phantom, and the commonest of PET/CT
 
 
-def mu_map(ct_hu: np.ndarray, kvp: int = KVP) -> np.ndarray:
+def mu_map(ct_hu: np.ndarray, kvp: float) -> np.ndarray:
     """Linear attenuation coefficient at 511 keV, per cm, by Carney's bilinear scaling; of any shape, never below 0.
 
     kvp: the CT's tube voltage, one of CARNEY, for bone looks denser at lower ones. ValueError for another.
@@ -31,9 +30,7 @@ def mu_map(ct_hu: np.ndarray, kvp: int = KVP) -> np.ndarray:
     return np.where(shifted - 1000 <= break_hu, WATER_SLOPE * shifted, slope * shifted + intercept).clip(0)
 
 
-def attenuation_errors(
-    real_hu: np.ndarray, synthetic_hu: np.ndarray, body: np.ndarray, kvp: int = KVP
-) -> dict[str, float]:
+def attenuation_errors(real_hu: np.ndarray, synthetic_hu: np.ndarray, body: np.ndarray, kvp: float) -> dict[str, float]:
     """{"mu_error", "mu_bias"}: mean |Δμ| and mean Δμ over the body, in % of the real mean μ there.
 
     PET that is corrected with the synthetic CT is wrong by about as much as μ is along its lines, so that the bias

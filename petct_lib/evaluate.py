@@ -6,10 +6,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from petct_lib import calibration, downstream, metrics, perceptual, realism, synthrad
+from petct_lib import InputError, calibration, downstream, metrics, perceptual, realism, synthrad
 from petct_lib.bridge import interpolated
 from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
 from petct_lib.intensity import ENCODE, Intensity
+from petct_lib.lesion_scores import UNITS as LESION_UNITS
 from petct_lib.lesion_scores import invented_regions, score_lesions
 from petct_lib.prepare import Prepared
 from petct_lib.translate import UNIT, Translator
@@ -24,7 +25,7 @@ class Case:
     """One test patient, all slices, in one direction; arrays (n, H, W) in SUV and HU."""
 
     patient: str
-    source: np.ndarray
+    source: np.ndarray | None  # None: not known, as for the images of other translators
     real: np.ndarray
     masks: dict[str, np.ndarray]  # bool by region, for scoring only
     sources: dict[str, str]  # where each mask comes from: SEG or HU threshold
@@ -32,6 +33,7 @@ class Case:
     uncertainty: np.ndarray | None = None  # the absolute error to be expected of `refined`
     lengths: tuple[int, ...] | None = None  # slices of each study, one after the other; None: one study
     voxel_mm: tuple[float, float, float] | None = None  # z, y, x; None: no lesions are counted
+    kvp: float | None = None  # the real CT's tube voltage; None: not known, and no attenuation is scored
 
     @property
     def body(self) -> np.ndarray:
@@ -47,7 +49,9 @@ def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
     grid = prepared.index["grid"]
     voxel_mm = grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]
     lengths = tuple(prepared.lengths(patient))
-    case = Case(patient, source, real, masks, sources, {}, lengths=lengths, voxel_mm=voxel_mm)
+    kvps = {prepared.row(study)["ct"]["kvp"] for study in prepared.studies([patient])}
+    kvp = kvps.pop() if len(kvps) == 1 else None
+    case = Case(patient, source, real, masks, sources, {}, lengths=lengths, voxel_mm=voxel_mm, kvp=kvp)
     return with_further_regions(case)
 
 
@@ -85,8 +89,11 @@ def translate_patient(
 
     The controls: `copy` is the source shown through the target's range, `atlas` the mean of the training targets,
     `refiner_l1` the refiner's network trained as a one-step regression on the same pairs, which is the mode
-    `distortion`, too; `blend` half `refiner_l1` and half `cyclegan`.
+    `distortion`, too; `blend` half `refiner_l1` and half `cyclegan`. InputError for a patient who is not of the role
+    `test`: something has learned from all others, or was chosen by them.
     """
+    if patient not in splits["test"]:
+        raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
     case, kind = load_case(prepared, patient, direction), TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     x, coarse = translator.start(case.source, direction, case.lengths)
@@ -106,12 +113,16 @@ def translate_patient(
 def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch.nn.Module | None = None) -> list[dict]:
     """One row a score: each method, all slices of the patient together, over body, lung, soft tissue, bone, lesions.
 
-    Of a PET, the lesions one by one too, see `lesion_scores`; and how smoothly slice follows slice (`coherence`).
+    Of a PET, the lesions one by one too, see `lesion_scores`; and how smoothly slice follows slice (`coherence`). The
+    range of PSNR and SSIM is that of the direction, the same for every patient. InputError where the source is the real
+    target itself: what was made from it is a reconstruction (PET→CT→PET), and no translation.
     """
+    if case.source is not None and np.array_equal(case.source, case.real):
+        raise InputError(f"patient {case.patient}: the source is the real target image; a reconstruction is not scored")
     kind = TARGET[direction]
     low, high = CT_RANGE_HU if kind == "ct" else (0.0, window.suv_cap)
     lpips = lpips_model and partial(perceptual.lpips, model=lpips_model, window=LPIPS_WINDOW[kind])
-    fixed = {"data_range": high - low, "unit": UNIT[kind], "clip": (low, high)}
+    fixed = {"unit": UNIT[kind], "clip": (low, high)}
     rows = []
     for method, image in case.images.items():
         scores = metrics.score_patient(case.real, image, case.body, source=case.sources["body"], lpips=lpips, **fixed)
@@ -135,8 +146,7 @@ def _further_scores(case: Case, image: np.ndarray, kind: str, clip: tuple[float,
     if not np.isnan(similarity := _ms_ssim(case, image, clip)):  # a slab may be too thin for it
         scores.append(("body", "ms_ssim", similarity, "1"))
     if kind == "pet" and case.voxel_mm:
-        units = {"suvmax_error": "SUV", "suvmean_error": "SUV"}
-        scores += [("lesion", name, value, units.get(name, "count")) for name, value in _lesions(case, image).items()]
+        scores += [("lesion", name, value, LESION_UNITS[name]) for name, value in _lesions(case, image).items()]
     mask = {"lesion": case.sources["body"], **case.sources}  # invented ones are sought in the body
     return [
         {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": mask[region]}
@@ -145,8 +155,9 @@ def _further_scores(case: Case, image: np.ndarray, kind: str, clip: tuple[float,
 
 
 def _downstream(case: Case, image: np.ndarray) -> list[tuple[str, str, float, str]]:
-    """Attenuation over the body, and the lungs' overlap where there are any."""
-    errors = downstream.attenuation_errors(case.real, image, case.body)
+    """Attenuation over the body, where the tube voltage is known, and the lungs' overlap where there are any."""
+    known = case.kvp in downstream.CARNEY
+    errors = downstream.attenuation_errors(case.real, image, case.body, case.kvp) if known else {}
     dice = downstream.lung_dice(case.real, image, case.body, case.voxel_mm) if case.voxel_mm else None
     overlap = [] if dice is None else [("lung", "dice", dice, "1")]
     return [("body", name, value, "%") for name, value in errors.items()] + overlap

@@ -10,7 +10,7 @@ from petct_lib.evaluate import Case
 APART = 3  # slices: neighbours of a bad slice are as bad, and show nothing new
 
 
-def worst_slices(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict[str, np.ndarray]]:
+def worst_slices(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict]:
     """The n slices of all patients with the largest mean absolute error over the body, for `view.translations`.
 
     At least APART slices from a worse one of the same patient; slices with less than a tenth of the patient's largest
@@ -28,28 +28,39 @@ def worst_slices(cases: Sequence[Case], n: int, method: str = "refined") -> list
     return [_shown(case, k, method) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
 
 
-def worst_misses(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict[str, np.ndarray]]:
-    """The n lesions that lost most of their SUVmax, each in the slice of its maximum; fewer where there are fewer."""
+def worst_misses(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict]:
+    """The n lesions that lost most of their SUVmax, each in the slice of its maximum; fewer where there are fewer.
+
+    "place": row and column of the maximum, for `view.translations` to ring.
+    """
     found = [
-        (spot.real - spot.synthetic, case, spot.place[0])
+        (spot.real - spot.synthetic, case, spot)
         for case in cases
         if "lesion" in case.masks
         for spot in lesion_scores.lesions(case.real, case.images[method], case.masks["lesion"])
         if spot.synthetic < spot.real
     ]
-    return [_shown(case, k, method) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
+    return _ringed(found, n, method)
 
 
-def worst_inventions(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict[str, np.ndarray]]:
-    """The n invented hot regions that are furthest above the real SUV there, each in the slice of its maximum."""
+def worst_inventions(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict]:
+    """The n invented hot regions that are furthest above the real SUV there, each in the slice of its maximum.
+
+    "place" as for `worst_misses`.
+    """
     found = [
-        (spot.synthetic - spot.real, case, spot.place[0])
+        (spot.synthetic - spot.real, case, spot)
         for case in cases
         for spot in lesion_scores.invented(case.real, case.images[method], case.body, case.voxel_mm)
     ]
-    return [_shown(case, k, method) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
+    return _ringed(found, n, method)
 
 
-def _shown(case: Case, k: int, method: str) -> dict[str, np.ndarray]:
+def _ringed(found: list[tuple[float, Case, lesion_scores.Spot]], n: int, method: str) -> list[dict]:
+    worst = sorted(found, key=lambda one: -one[0])[:n]
+    return [{**_shown(case, spot.place[0], method), "place": spot.place[1:]} for _, case, spot in worst]
+
+
+def _shown(case: Case, k: int, method: str) -> dict:
     images = {"coarse": case.images["cyclegan"], "refined": case.images[method]}
     return {"source": case.source[k], "real": case.real[k], **{name: image[k] for name, image in images.items()}}

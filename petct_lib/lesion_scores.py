@@ -11,9 +11,16 @@ from scipy import ndimage
 
 from petct_lib import metrics
 
+UNITS = {
+    "lesions": "count", "suvmax_error": "SUV", "suvmean_error": "SUV", "suvpeak_error": "SUV", "overlap": "1",
+    "missed": "count", "invented": "count",
+}  # fmt: skip
 MISSED_SHARE = 0.5  # of the real SUVmax: PET lesions are contoured at 41 to 50 % of it (EANM 2.0, Boellaard 2015)
 HOT_SUV = 4.0  # above blood and liver, about 2 to 3; the safer of the thresholds 2.5 and 4.0 in use (PMC7139791)
 MIN_ML = 0.5  # chosen: a ball 10 mm across, hardly more than PET resolves; in ml, for voxels differ. Less is noise
+PEAK_MM = 6.2  # a ball of 1 ml: SUVpeak (PERCIST, Wahl 2009; IBSI, global intensity peak, 0F91)
+CONTOUR_SHARE = 0.41  # of the real SUVmax: the contour of the EANM guideline 2.0 (Boellaard 2015)
+NEAR_MM = 10.0  # chosen: how far from its mask a lesion may be painted and still overlap; no other organ's uptake
 TOUCHING = np.ones((3, 3, 3), bool)  # a voxel and its 26 neighbours
 
 
@@ -26,8 +33,9 @@ def score_lesions(
 ) -> dict[str, float]:
     """Scores of one patient's lesions; each component of the mask `lesion` with its 26 neighbours is one.
 
-    lesions: their number. suvmax_error, suvmean_error: |synthetic − real| of the maximum and mean inside a lesion, the
-    mean over lesions, in SUV; left out where there is none. missed: lesions with a synthetic SUVmax below MISSED_SHARE
+    lesions: their number. suvmax_error, suvmean_error, suvpeak_error: |synthetic − real| of the maximum, the mean, and
+    the highest mean of a ball of 1 ml around a voxel of the lesion, the mean over lesions, in SUV; overlap: see
+    `overlap`; all left out where there is none. missed: lesions with a synthetic SUVmax below MISSED_SHARE
     of the real one, which for those that never took up any says little. invented: see `invented_regions`.
 
     Stacks (n, H, W), masks bool of that shape; `lesion` may be empty. ValueError as for `metrics.mae` with the mask
@@ -43,11 +51,55 @@ def score_lesions(
     each = range(1, count + 1)
     max_real, max_synthetic = (np.asarray(ndimage.maximum(suv, labels, each)) for suv in (real, synthetic))
     mean_real, mean_synthetic = (np.asarray(ndimage.mean(suv, labels, each)) for suv in (real, synthetic))
+    peaks, overlaps = _peaks_and_overlaps(real, synthetic, labels, max_real, voxel_mm)
     return scores | {
+        "suvpeak_error": float(np.mean([abs(b - a) for a, b in peaks])),
+        "overlap": float(np.mean(overlaps)),
         "suvmax_error": float(np.abs(max_synthetic - max_real).mean()),
         "suvmean_error": float(np.abs(mean_synthetic - mean_real).mean()),
         "missed": float(np.count_nonzero(max_synthetic < MISSED_SHARE * max_real)),
     }
+
+
+def _peaks_and_overlaps(
+    real: np.ndarray, synthetic: np.ndarray, labels: np.ndarray, max_real: np.ndarray, voxel_mm: tuple[float, ...]
+) -> tuple[list[tuple[float, float]], list[float]]:
+    """Of each lesion, SUVpeak of the real and the synthetic image, and `overlap`; each in the lesion's own box."""
+    ball, near = _ball(PEAK_MM, voxel_mm), _ball(NEAR_MM, voxel_mm)
+    peaks, overlaps = [], []
+    for k, box in enumerate(ndimage.find_objects(labels), start=1):
+        reach = (n // 2 for n in near.shape)  # further than the ball's
+        wide = tuple(slice(max(s.start - n, 0), s.stop + n) for s, n in zip(box, reach, strict=True))
+        mask, a, b = labels[wide] == k, real[wide], synthetic[wide]
+        peaks.append((suv_peak(a, mask, ball), suv_peak(b, mask, ball)))
+        around = ndimage.binary_dilation(mask, near)
+        overlaps.append(overlap(a, b, around, CONTOUR_SHARE * max_real[k - 1]))
+    return peaks, overlaps
+
+
+def _ball(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
+    """Voxels whose centre is within the radius of the middle one's, bool (z, y, x) with odd sides."""
+    reach = [int(radius_mm // size) for size in voxel_mm]
+    axes = [np.arange(-n, n + 1) * size for n, size in zip(reach, voxel_mm, strict=True)]
+    return sum(np.square(axis) for axis in np.meshgrid(*axes, indexing="ij")) <= radius_mm**2
+
+
+def suv_peak(suv: np.ndarray, mask: np.ndarray, ball: np.ndarray) -> float:
+    """Highest mean over the ball around a voxel of the mask; of the ball, only what lies in the array counts."""
+    weights = ball.astype(float)
+    total = ndimage.correlate(suv.astype(float), weights, mode="constant")
+    count = ndimage.correlate(np.ones(suv.shape), weights, mode="constant")
+    return float((total / count)[mask].max())
+
+
+def overlap(real_suv: np.ndarray, synthetic_suv: np.ndarray, around: np.ndarray, threshold_suv: float) -> float:
+    """Dice of the voxels at or above one threshold in both images within `around`; 0 where the synthetic has none.
+
+    The threshold comes from the real lesion, for 41 % of nothing is everywhere.
+    """
+    a, b = around & (real_suv >= threshold_suv), around & (synthetic_suv >= threshold_suv)
+    total = int(a.sum()) + int(b.sum())
+    return 2 * float((a & b).sum()) / total if total else 0.0
 
 
 def invented_regions(

@@ -156,7 +156,6 @@ def score_patient(
     synthetic: np.ndarray,
     mask: np.ndarray,
     *,
-    data_range: float,
     unit: str,
     clip: tuple[float, float],
     source: str,
@@ -164,7 +163,8 @@ def score_patient(
 ) -> list[Row]:
     """Scores of one patient's stack (n, H, W) in the body: rows of region, metric, value, unit and mask (`source`).
 
-    Both stacks are clipped to `clip` (low, high). `spectrum` and `lpips` (of two stacks, see `perceptual.lpips`) need
+    Both stacks are clipped to `clip` (low, high), whose width is the data range of PSNR and SSIM: one for all patients,
+    never an image's own. `spectrum` and `lpips` (of two stacks, see `perceptual.lpips`) need
     whole slices: they take those with some body, everything outside it set to low in both stacks, so that air and
     couch do not count. The mask is used for scoring only. Errors as for `mae`; no mask is one too.
     """
@@ -176,8 +176,8 @@ def score_patient(
     slices = mask.any(axis=(1, 2))
     real_body, synthetic_body = (np.where(mask, stack, clip[0])[slices] for stack in (real, synthetic))
     scores = [
-        *_voxel_scores(real, synthetic, mask, data_range, unit),
-        ("ssim", ssim(real, synthetic, data_range=data_range, mask=mask), "1"),
+        *_voxel_scores(real, synthetic, mask, clip, unit),
+        ("ssim", ssim(real, synthetic, data_range=clip[1] - clip[0], mask=mask), "1"),
         ("spectrum", spectrum_distance(real_body, synthetic_body), "1"),
     ]
     if lpips is not None:
@@ -191,7 +191,6 @@ def score_region(
     mask: np.ndarray,
     *,
     region: str,
-    data_range: float,
     unit: str,
     clip: tuple[float, float],
     source: str,
@@ -206,11 +205,11 @@ def score_region(
     real, synthetic, mask = checked(real, synthetic, mask)
     check_range("clip", *clip)
     real, synthetic = np.clip(real, *clip), np.clip(synthetic, *clip)
-    return [_row(region, source, *score) for score in _voxel_scores(real, synthetic, mask, data_range, unit)]
+    return [_row(region, source, *score) for score in _voxel_scores(real, synthetic, mask, clip, unit)]
 
 
 def _voxel_scores(
-    real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, data_range: float, unit: str
+    real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, clip: tuple[float, float], unit: str
 ) -> list[tuple[str, float, str]]:
     inside = synthetic[mask]
     error = inside - real[mask]  # once for all: as the functions of these names, which the tests compare
@@ -221,7 +220,7 @@ def _voxel_scores(
         ("mean", float(inside.mean()), unit),
         ("mse", squared, f"{unit}^2"),
         ("rmse", math.sqrt(squared), unit),
-        ("psnr", _psnr(squared, data_range), "dB"),
+        ("psnr", _psnr(squared, clip[1] - clip[0]), "dB"),
     ]
 
 

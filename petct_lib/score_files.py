@@ -79,13 +79,13 @@ def _entries(path: Path) -> dict[str, Path]:
     return files or ({p.name: p for p in inside_it} if all(p.is_dir() for p in inside_it) else {})
 
 
-def read_image(path: Path, kind: str, suv_kind: str = "bw") -> Volume:
-    """A NIfTI file in HU or SUV, or the one CT or PET series in a folder or zip of DICOM, synthetic ones too.
+def read_image(path: Path, kind: str, suv_kind: str = "bw") -> tuple[Volume, float | None]:
+    """A NIfTI file in HU or SUV, or the one CT or PET series in a folder or zip of DICOM; with the KVP, if known.
 
     kind: "ct" or "pet". Raises InputError for what cannot be read, and for a folder of several such series.
     """
     if path.name.endswith(NIFTI):
-        return read_nifti(path, UNIT[kind])
+        return read_nifti(path, UNIT[kind]), None
     series, left_out = read_series(list_files(path))
     usable = [s for s in series if s.modality == MODALITY[kind]]
     if len(usable) != 1:
@@ -94,7 +94,7 @@ def read_image(path: Path, kind: str, suv_kind: str = "bw") -> Volume:
             f"{path.name}: holds {len(usable)} {MODALITY[kind]} series, and one is needed: name its folder{why}"
         )
     factor = suv_factor(usable[0].headers, suv_kind).factor if kind == "pet" else 1.0
-    return dicom.load_series(usable[0], factor, UNIT[kind])
+    return dicom.load_series(usable[0], factor, UNIT[kind]), dicom.tube_voltage(usable[0])
 
 
 def read_nifti(path: Path, unit: str) -> Volume:
@@ -117,7 +117,8 @@ def load(images: Images, kind: str, suv_kind: str = "bw") -> evaluate.Case:
     Only what both images hold is scored. Body, lung, soft tissue and bone come from the real CT (of a PET, from `ct`),
     or the body alone from `mask`. Raises InputError without one of them, and where nothing is left to score.
     """
-    real, synthetic = read_image(images.real, kind, suv_kind), read_image(images.synthetic, kind, suv_kind)
+    real, kvp = read_image(images.real, kind, suv_kind)
+    synthetic, _ = read_image(images.synthetic, kind, suv_kind)
     grid = Grid(tuple(int(n) for n in real.size), real.affine)
     seen = np.ones(real.array.shape, bool)
     if not _same_grid(real, synthetic):
@@ -129,7 +130,7 @@ def load(images: Images, kind: str, suv_kind: str = "bw") -> evaluate.Case:
         raise InputError(f"{images.real.name}: the images share no voxel of the body")
     voxel_mm = tuple(float(v) for v in real.spacing_mm[::-1])
     made = {"synthetic": synthetic.array}
-    case = evaluate.Case(images.patient, real.array, real.array, masks, sources, made, voxel_mm=voxel_mm)
+    case = evaluate.Case(images.patient, None, real.array, masks, sources, made, voxel_mm=voxel_mm, kvp=kvp)
     return evaluate.with_further_regions(case)
 
 
@@ -144,7 +145,7 @@ def _masks(images: Images, real: Volume, kind: str, grid: Grid) -> tuple[dict[st
         return {"body": body}, {"body": FROM_FILE}
     if kind == "pet" and not images.ct:
         raise InputError("a PET needs the body's outline, or air would count: give --ct (a CT) or --mask (NIfTI)")
-    ct = real if kind == "ct" else read_image(images.ct, "ct")
+    ct = real if kind == "ct" else read_image(images.ct, "ct")[0]
     regions = find_regions(ct, body_mask(ct), {})
     return {name: resample(r.mask, grid, 0.0).array for name, r in regions.items()}, dict.fromkeys(regions, FROM_HU)
 

@@ -29,7 +29,7 @@ TABLE_COLUMNS = {
 FURTHER_COLUMNS = {
     "mu_error": "µ error %", "mu_bias": "µ bias %", "dice": "lung Dice", "shift_gain": "shift gain %",
     "coherence": "coherence", "lesions": "lesions", "suvmax_error": "SUVmax error", "suvmean_error": "SUVmean error",
-    "missed": "missed", "invented": "invented",
+    "suvpeak_error": "SUVpeak error", "overlap": "overlap", "missed": "missed", "invented": "invented",
 }  # fmt: skip
 INTERVAL_COLUMNS = ("mae", "ssim")  # the table shows the interval of these two, and has no room for more
 

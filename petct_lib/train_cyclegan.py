@@ -15,7 +15,7 @@ from petct_lib import InputError
 from petct_lib.augment import Augmentation
 from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.data import Slices, UnpairedBatches
+from petct_lib.data import Slices, UnpairedBatches, read_splits
 from petct_lib.files import read_json
 from petct_lib.intensity import Intensity
 from petct_lib.logs import TensorBoardLog
@@ -44,7 +44,7 @@ def checkpoint_of(run_dir: Path) -> Path:
 
 def unpaired_slices(run_dir: Path, neighbours: int = 1, device: torch.device | None = None) -> tuple[Slices, Slices]:
     """PET slices of `train_pet` and CT slices of `train_ct`; device: where to hold them all, None: on the disk."""
-    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_json(Path(run_dir) / "splits.json")
+    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
     window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
     return tuple(
         Slices(prepared, splits[f"train_{kind}"], (kind,), window, neighbours, device) for kind in ("pet", "ct")
@@ -85,7 +85,7 @@ def train_cyclegan(
 
 
 def _train(run_dir: Path, plan: Plan, resume: bool, watchers: Sequence[Watcher] = ()) -> list[dict]:
-    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
     pets, cts = _held(run_dir, plan.gan.neighbours)
     batches = UnpairedBatches(pets, cts, plan.batch_size, plan.augmentation)
     return fit(

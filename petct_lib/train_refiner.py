@@ -13,7 +13,7 @@ from petct_lib import metrics
 from petct_lib.augment import Augmentation
 from petct_lib.bridge import interpolated
 from petct_lib.calibration import scale_to_fit
-from petct_lib.data import SOURCE, TARGET, PairedBatches, Slices, refiner_patients
+from petct_lib.data import SOURCE, TARGET, PairedBatches, Slices, read_splits, refiner_patients
 from petct_lib.files import read_json, write_json
 from petct_lib.intensity import Intensity
 from petct_lib.logs import TensorBoardLog
@@ -67,7 +67,7 @@ def pairs_of(run_dir: Path, direction: str, patients: Sequence[str] | None = Non
     patients: by default `data.refiner_patients`; name: by default the direction.
     """
     run_dir = Path(run_dir)
-    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
     window = Intensity(**read_json(run_dir / "intensity.json"))
     patients = list(refiner_patients(splits, direction) if patients is None else patients)
     cyclegan, kind = load_cyclegan(checkpoint_of(run_dir)), SOURCE[direction]
@@ -85,7 +85,7 @@ def train_refiner(
     A prior reads the targets of the pairs alone.
     """
     run_dir = Path(run_dir)
-    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
     batches = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, plan.batch_size, plan.augmentation)
     fixed = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, PREVIEWED).fixed()
     stage = (Refiner if isinstance(plan.stage, RefinerSettings) else Prior)(plan.stage, plan.seed)
@@ -126,7 +126,7 @@ def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin:
 
 def _held_out_images(translator: Translator, run_dir: Path, direction: str) -> Iterator[tuple]:
     """Of each validation patient, CALIBRATED slices: source and coarse as `Translator.start` gives them, real, body."""
-    prepared, splits = Prepared(run_dir / "prepared"), read_json(run_dir / "splits.json")
+    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
     for patient in held_out(splits, direction):
         kinds = (SOURCE[direction], TARGET[direction], "body")
         source, real, body = (np.array(prepared.of_patient(patient, kind)) for kind in kinds)

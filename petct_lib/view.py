@@ -10,6 +10,7 @@ import PIL.PngImagePlugin
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 
 from petct_lib import WARNING, calibration
 from petct_lib.charts import METHOD_COLOURS
@@ -151,8 +152,15 @@ def invented(real_hu: np.ndarray, fake_hu: np.ndarray, marked: np.ndarray) -> Fi
     return fig
 
 
-def translations(rows: Sequence[dict[str, np.ndarray]], source_unit: str, target_unit: str) -> Figure:
-    """One row a slice: source → coarse → refined → real → |refined − real|. Each dict holds (H, W) images by name."""
+def translations(rows: Sequence[dict], source_unit: str, target_unit: str) -> Figure:
+    """One row a slice: source → coarse → refined → real → |refined − real|. Each dict holds (H, W) images by name.
+
+    "place", where a dict has it, is the row and column to ring in all of them. Without rows the figure says so.
+    """
+    if not rows:
+        fig = Figure(figsize=(4, 0.6))
+        fig.text(0.5, 0.5, "none in this run", ha="center", va="center")
+        return fig
     fig, axes = _panels(len(rows), 5, synthetic=True)
     low, high = ERROR_WINDOW[target_unit]
     for k, row in enumerate(rows):
@@ -161,7 +169,14 @@ def translations(rows: Sequence[dict[str, np.ndarray]], source_unit: str, target
             _show(axes[k, column], row[name], target_unit, name if k == 0 else "")
         axes[k, 4].imshow(np.abs(row["refined"] - row["real"]), cmap="magma", vmin=low, vmax=high, **PIXELS)
         axes[k, 4].set_title(f"error, {low} to {high} {target_unit}" if k == 0 else "", fontsize=9)
+        for axis in axes[k] if "place" in row else ():
+            _ring(axis, row["place"], row["real"].shape)
     return fig
+
+
+def _ring(axis: Axes, place: tuple[int, int], shape: tuple[int, int]) -> None:
+    """Orange around a pixel, wide enough to leave what is in it to be seen."""
+    axis.add_patch(Circle(place[::-1], max(shape) / 12, fill=False, edgecolor="#E69F00", lw=1.2))
 
 
 def preview(

@@ -144,7 +144,13 @@ def test_the_report_of_a_study(tmp_path):
     [row] = report["studies"]
     assert set(row) >= {"id", "pet", "ct", "suv_factor", "suv_rule"}
     assert row["pet"] == {"size": [4, 4, 4], "spacing_mm": [4, 4, 5], "extent_mm": [16, 16, 20], "units": "BQML"}
-    assert row["ct"] == {"size": [7, 6, 6], "spacing_mm": [2, 3, 4], "extent_mm": [14, 18, 24], "units": "HU"}
+    assert row["ct"] == {
+        "size": [7, 6, 6],
+        "spacing_mm": [2, 3, 4],
+        "extent_mm": [14, 18, 24],
+        "units": "HU",
+        "kvp": 120,
+    }
     assert row["overlap_mm"] == [14.0, 16.0, 20.0]
     assert row["suv_factor"] == pytest.approx(3.5e-4)
     assert row["suv_rule"] == "BQML: dose decayed to the series time"

@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-from petct_lib import downstream
 from petct_lib.downstream import CARNEY, attenuation_errors, lung_dice, mu_map
 
 VOXEL_MM = (5.0, 4.0, 4.0)
 
 
 def test_mu_of_air_water_and_bone():
-    assert mu_map(np.array([-1000.0, -1024.0])).tolist() == [0, 0], "nothing attenuates less than nothing"
-    assert mu_map(np.array(0.0)) == pytest.approx(0.096)  # water at 511 keV
-    assert mu_map(np.array(1000.0)) == pytest.approx(0.0471 + 2000 * 5.10e-5)  # by hand, at 120 kVp
+    assert mu_map(np.array([-1000.0, -1024.0]), 120).tolist() == [0, 0], "nothing attenuates less than nothing"
+    assert mu_map(np.array(0.0), 120) == pytest.approx(0.096)  # water at 511 keV
+    assert mu_map(np.array(1000.0), 120) == pytest.approx(0.0471 + 2000 * 5.10e-5)  # by hand, at 120 kVp
     assert mu_map(np.array(1000.0), 80) == pytest.approx(0.0626 + 2000 * 3.64e-5)
     assert mu_map(np.array(1000.0), 80) < mu_map(np.array(1000.0), 140)
 
@@ -29,14 +28,14 @@ def test_errors_are_relative_to_the_body():
     body = np.zeros(real.shape, bool)
     body[:, :2] = True
     synthetic = np.where(body, -100.0, 900.0)  # what is outside does not count
-    assert attenuation_errors(real, synthetic, body) == pytest.approx({"mu_error": 10.0, "mu_bias": -10.0})
+    assert attenuation_errors(real, synthetic, body, 120) == pytest.approx({"mu_error": 10.0, "mu_bias": -10.0})
     synthetic[0] = np.where(body[0], 0.0, 5.0)
-    assert attenuation_errors(real, synthetic, body) == pytest.approx({"mu_error": 5.0, "mu_bias": -5.0})
-    assert attenuation_errors(real, real, body) == {"mu_error": 0, "mu_bias": 0}
+    assert attenuation_errors(real, synthetic, body, 120) == pytest.approx({"mu_error": 5.0, "mu_bias": -5.0})
+    assert attenuation_errors(real, real, body, 120) == {"mu_error": 0, "mu_bias": 0}
     with pytest.raises(ValueError, match="kvp 90"):
         attenuation_errors(real, real, body, 90)
     with pytest.raises(ValueError, match="attenuation is 0"):
-        attenuation_errors(real - 1000, real, body)
+        attenuation_errors(real - 1000, real, body, 120)
 
 
 def chest(centre_x):
@@ -55,4 +54,3 @@ def test_dice_of_equal_shifted_and_missing_lungs():
     solid = np.where(body, 40.0, -1000.0)
     assert lung_dice(real, solid, body, VOXEL_MM) == 0
     assert lung_dice(solid, solid, body, VOXEL_MM) is None
-    assert downstream.KVP in CARNEY

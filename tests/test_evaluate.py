@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from petct_lib.data import mean_atlas
+from petct_lib.data import mean_atlas, read_splits
 from petct_lib.evaluate import (
     Case,
     middle_slice,
@@ -15,7 +15,6 @@ from petct_lib.evaluate import (
     uncertainty_scores,
     with_further_regions,
 )
-from petct_lib.files import read_json
 from petct_lib.intensity import Intensity
 from petct_lib.prepare import Prepared
 from petct_lib.translate import Translator
@@ -73,7 +72,7 @@ def test_lpips_is_scored_with_a_model_only(prepared, monkeypatch):
 
 
 def test_methods_of_a_run_are_what_they_say(smoke_run):
-    prepared, splits = Prepared(smoke_run / "prepared"), read_json(smoke_run / "splits.json")
+    prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
     translator = Translator(smoke_run)
     case = translate_patient(prepared, splits, splits["test"][0], "pet2ct", translator, samples=2, seed=0)
     assert list(case.images) == ["copy", "atlas", "cyclegan", "refiner_l1", "blend", "refined"]
@@ -94,7 +93,7 @@ def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
     body[:, 4:12, 4:12] = True
     lung[20:30, 6:9, 6:9] = lung[35:, 6:9, 6:9] = True  # two studies, the second from slice 32 on
     real = np.where(body, 40.0 + np.arange(40)[:, None, None], -1000.0)
-    given = Case("p", real, real, {"body": body, "lung": lung}, {"body": "HU threshold", "lung": "SEG"}, {},
+    given = Case("p", None, real, {"body": body, "lung": lung}, {"body": "HU threshold", "lung": "SEG"}, {},
                  lengths=(32, 8), voxel_mm=(10.0, 5.0, 5.0))  # fmt: skip
     case = with_further_regions(given)
     near = np.flatnonzero(case.masks["diaphragm"].any(axis=(1, 2)))
@@ -138,7 +137,7 @@ def test_uncertainty_scores():
 
     def scores(expected):
         return uncertainty_scores(
-            Case("p", real, real, {"body": body}, {"body": "HU threshold"}, {"refined": error}, expected)
+            Case("p", None, real, {"body": body}, {"body": "HU threshold"}, {"refined": error}, expected)
         )
 
     assert scores(error) == {"rank_correlation": pytest.approx(1), "calibration_error": pytest.approx(0)}
@@ -177,7 +176,7 @@ def test_a_lesion_does_not_go_on_in_the_next_study():
     real = np.ones((4, 16, 16), np.float32)
     real[1:3, 2:4, 2:4] = 8  # the end of one study and the beginning of the next
     body, lesion = np.ones(real.shape, bool), real > 4
-    given = Case("p", real, real, {"body": body, "lesion": lesion}, {"body": "SEG", "lesion": "SEG"}, {"same": real},
+    given = Case("p", None, real, {"body": body, "lesion": lesion}, {"body": "SEG", "lesion": "SEG"}, {"same": real},
                  lengths=(2, 2), voxel_mm=(5.0, 5.0, 5.0))  # fmt: skip
     counts = [
         value(score_case(case, "ct2pet", Intensity()), "same", "lesions", "lesion")
@@ -192,7 +191,7 @@ def test_two_sample_accuracy_tells_a_flat_image_and_not_the_real_one():
     for patient in "abcd":
         real = rng.normal(0, 300, (8, 16, 16)).astype(np.float32)
         images = {"same": real, "flat": np.zeros_like(real)}
-        cases.append(Case(patient, real, real, {"body": body}, {"body": "HU threshold"}, images, real))
+        cases.append(Case(patient, None, real, {"body": body}, {"body": "HU threshold"}, images, real))
     assert two_sample_accuracy(cases, "same", "pet2ct", Intensity(), 0) == pytest.approx(0.5)
     assert two_sample_accuracy(cases, "flat", "pet2ct", Intensity(), 0) > 0.9
     assert two_sample_accuracy(cases[:1], "flat", "pet2ct", Intensity(), 0) is None, "nobody to judge it on"

@@ -44,6 +44,8 @@ def test_misses_and_inventions():
     case = case_of("a", real=real, refined=refined, lesion=lesion)
     misses = worst_misses([case_of("b"), case], 5)
     assert [row["real"].max() for row in misses] == [12, 9]
+    assert [row["place"] for row in misses] == [(8, 8), (4, 4)]
     [invention] = worst_inventions([case_of("b"), case], 5)
     assert (invention["refined"].max(), invention["real"].max()) == (7, 1)
+    assert invention["place"] == (1, 1)
     assert worst_misses([case_of("b")], 5) == worst_inventions([case_of("b")], 5) == []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from petct_lib.lesion_scores import HOT_SUV, invented_regions, score_lesions
+from petct_lib.lesion_scores import HOT_SUV, UNITS, invented_regions, overlap, score_lesions, suv_peak
 
 SHAPE = (12, 24, 24)
 VOXEL_MM = (3.0, 4.0, 4.0)  # 0.048 ml: 0.5 ml takes 11 voxels
@@ -30,8 +30,9 @@ def score(real, synthetic, lesion, body=BODY):
 
 def test_lesions_that_are_kept():
     real, lesion = two_lesions()
-    expected = {"lesions": 2, "suvmax_error": 0, "suvmean_error": 0, "missed": 0, "invented": 0}
-    assert score(real, real, lesion) == expected
+    expected = {"lesions": 2, "suvmax_error": 0, "suvmean_error": 0, "suvpeak_error": 0, "missed": 0, "invented": 0}
+    assert score(real, real, lesion) == expected | {"overlap": 1}
+    assert set(score(real, real, lesion)) == set(UNITS)
 
 
 def test_a_lesion_that_is_halved_is_not_missed_and_one_below_is():
@@ -131,3 +132,30 @@ def test_what_cannot_be_scored_is_an_error():
     for wrong in ((1.0, 1.0), (0.0, 1.0, 1.0), (1.0, np.nan, 1.0)):
         with pytest.raises(ValueError, match="voxel_mm"):
             score_lesions(real, real, lesion, BODY, wrong)
+
+
+def test_the_peak_is_the_mean_of_a_ball_of_one_ml():
+    real, lesion = two_lesions()
+    synthetic = real.copy()
+    synthetic[SECOND] = 1
+    # 6.2 mm around a voxel of 3 × 4 × 4 mm: the middle plane's 9 voxels, and above and below those within 5.4 mm in
+    # plane (4 neighbours and the middle one), and 2 of the planes at 6 mm: 9 + 2 · 5 + 2 = 21.
+    peak = (18 * 8 + 10 + 2 * 1) / 21  # the lesion is 3 voxels thick, so that the outermost two are background
+    assert score(real, synthetic, lesion)["suvpeak_error"] == pytest.approx((0 + peak - 1) / 2)
+
+
+def test_the_peak_at_the_border_is_the_mean_of_what_is_there():
+    suv = np.full((3, 3, 3), 5.0)
+    assert suv_peak(suv, suv > 0, np.ones((3, 3, 3), bool)) == pytest.approx(5.0)
+
+
+def test_overlap_of_a_moved_lesion():
+    real, lesion = two_lesions()
+    synthetic = background()
+    synthetic[3:6, 4:7, 4:7] = 9  # the first, one slice higher; the second is gone
+    assert score(real, synthetic, lesion)["overlap"] == pytest.approx((2 * 18 / 54 + 0) / 2)
+    everywhere = np.full(SHAPE, 20.0)  # within 10 mm of the lesion all is painted
+    around = np.zeros(SHAPE, bool)
+    around[1:6, 3:8, 3:8] = True
+    assert overlap(real, everywhere, around, 4.1) == pytest.approx(2 * 27 / (27 + 125))
+    assert overlap(real, background(), around, 4.1) == 0

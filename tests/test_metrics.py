@@ -216,7 +216,7 @@ def test_constant_images_have_no_spectrum(pair):
 
 
 def score_body(real, synthetic, mask, **changes):
-    settings = {"data_range": 4024.0, "unit": "HU", "clip": CLIP_HU, "source": "HU threshold"} | changes
+    settings = {"unit": "HU", "clip": CLIP_HU, "source": "HU threshold"} | changes
     rows = metrics.score_patient(real, synthetic, mask, **settings)
     assert {row["region"] for row in rows} == {"body"}
     assert all(set(row) == {"region", "metric", "value", "unit", "mask"} for row in rows)
@@ -288,7 +288,7 @@ def test_guards_of_a_patient(pair, left):
 
 
 def test_a_region_has_the_scores_that_are_sums_over_voxels(pair, left):
-    settings = {"data_range": 4024.0, "unit": "HU", "clip": CLIP_HU, "source": "SEG"}
+    settings = {"unit": "HU", "clip": CLIP_HU, "source": "SEG"}
     rows = metrics.score_region(*pair, left, region="bone", **settings)
     body = {row["metric"]: row for row in metrics.score_patient(*pair, left, **settings)}
     assert [row["metric"] for row in rows] == ["mae", "me", "mean", "mse", "rmse", "psnr"]

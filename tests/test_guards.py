@@ -1,0 +1,129 @@
+"""The field's mistakes, each tried: none of them gives a score."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from petct_lib import InputError, compare, evaluate, metrics
+from petct_lib.data import check_splits, read_splits
+from petct_lib.evaluate import Case, load_case, score_case, translate_patient
+from petct_lib.files import read_json, write_json
+from petct_lib.intensity import Intensity
+from petct_lib.prepare import Prepared
+from petct_lib.scores import read_scores, write_scores
+from petct_lib.translate import Translator, decoded
+
+PATIENTS = [f"p{k}" for k in range(8)]
+ROLES = {"train_pet": PATIENTS[:3], "train_ct": PATIENTS[3:5], "refine": PATIENTS[5:6], "test": PATIENTS[6:]}
+
+
+def test_a_split_by_patient_passes():
+    check_splits(ROLES, PATIENTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test": ["p6/slice 3", "p7"]}, "no patients of the run .p6/slice 3.; a split is by patient"),
+        ({"test": ["p6", "p0-follow-up"]}, "no patients of the run .p0-follow-up."),
+        ({"test": ["p6", "p7", "p0"]}, "p0: train_pet, test"),
+        ({"refine": ["p5", "p5"]}, "more than once .p5: refine"),
+    ],
+)
+def test_split_by_slice_a_follow_up_apart_and_a_patient_on_both_sides(change, message):
+    with pytest.raises(InputError, match=message):
+        check_splits(ROLES | change, PATIENTS)
+
+
+def test_a_split_without_a_role():
+    with pytest.raises(InputError, match="the split has the roles train_pet, test, not"):
+        check_splits({"train_pet": PATIENTS[:4], "test": PATIENTS[4:]}, PATIENTS)
+
+
+def test_a_runs_split_that_was_changed_by_hand_is_read_by_nothing(prepared, tmp_path):
+    (tmp_path / "prepared").symlink_to(prepared.folder, target_is_directory=True)
+    studies = prepared.studies()
+    write_json({**{role: [] for role in ROLES}, "test": studies}, tmp_path / "splits.json")
+    with pytest.raises(InputError, match=r"splits\.json: .* are no patients of the run"):
+        read_splits(tmp_path)
+
+
+def test_both_time_points_of_a_patient_are_on_one_side(smoke_run):
+    prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
+    followed = [p for p in prepared.patients if len(prepared.studies([p])) > 1]
+    assert followed, "the phantom has follow-ups, or this tests nothing"
+    for patient in followed:
+        assert sum(patient in members for members in splits.values()) == 1
+
+
+def test_a_patient_of_the_training_is_not_scored(smoke_run):
+    prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
+    for role in ("train_pet", "train_ct", "refine"):
+        with pytest.raises(InputError, match="is not one of the 2 test patients"):
+            translate_patient(prepared, splits, splits[role][0], "pet2ct", Translator(smoke_run), samples=1, seed=0)
+
+
+def test_scores_of_a_patient_of_the_training_are_not_compared(smoke_run, tmp_path):
+    for name in ("manifest.json", "splits.json", "prepared"):
+        (tmp_path / name).symlink_to(smoke_run / name)
+    stranger = read_splits(smoke_run)["refine"][0]
+    write_scores([{**row, "patient": stranger} for row in read_scores(smoke_run / "scores.csv")
+                  if row["patient"] == read_splits(smoke_run)["test"][0]], tmp_path / "scores.csv")  # fmt: skip
+    with pytest.raises(InputError, match="patients who are not test patients"):
+        compare.load_run(tmp_path)
+
+
+def test_runs_of_other_data_are_not_mixed(smoke_run, tmp_path):
+    for name in ("scores.csv", "splits.json", "prepared"):
+        (tmp_path / name).symlink_to(smoke_run / name)
+    manifest = read_json(smoke_run / "manifest.json")
+    write_json({**manifest, "data_fingerprint": "0" * 64}, tmp_path / "manifest.json")
+    with pytest.raises(InputError, match="of other data"):
+        compare.merged([compare.load_run(smoke_run), compare.load_run(tmp_path)])
+
+
+def test_a_cycles_reconstruction_is_not_scored_as_a_translation(smoke_run):
+    prepared, splits, translator = Prepared(smoke_run / "prepared"), read_splits(smoke_run), Translator(smoke_run)
+    case = load_case(prepared, splits["test"][0], "pet2ct")
+    x = translator.start(case.real, "ct2pet")[0]
+    with torch.no_grad():
+        there = translator.cyclegan.generator("ct2pet")(x)
+        again = translator.cyclegan.generator("pet2ct")(there)
+    reconstruction = decoded(again, "ct", translator.window)
+    with pytest.raises(InputError, match="a reconstruction is not scored"):
+        score_case(replace(case, source=case.real, images={"cycle": reconstruction}), "pet2ct", translator.window)
+
+
+def test_a_translation_knows_nothing_of_the_target(smoke_run, monkeypatch):
+    splits, translator = read_splits(smoke_run), Translator(smoke_run)
+    prepared = Prepared(smoke_run / "prepared")
+    given = splits, splits["test"][0], "pet2ct", translator
+    first = translate_patient(prepared, *given, samples=1, seed=0)
+    load = evaluate.load_case
+
+    def other_target(*arguments):
+        case = load(*arguments)
+        noise = np.random.default_rng(0).uniform(-1000, 1000, case.real.shape)
+        return replace(case, real=noise, masks={name: np.zeros_like(mask) for name, mask in case.masks.items()})
+
+    monkeypatch.setattr(evaluate, "load_case", other_target)
+    second = translate_patient(prepared, *given, samples=1, seed=0)
+    for method, image in first.images.items():
+        assert np.array_equal(image, second.images[method]), method
+
+
+def test_the_range_is_the_same_for_every_patient():
+    rng = np.random.default_rng(0)
+    body = np.ones((8, 32, 32), bool)
+    found = []
+    for brightest in (300.0, 1500.0):  # a patient without and one with dense bone, the same error of 50 HU
+        real = rng.uniform(-900, 0, body.shape)
+        real[2, 3:6, 3:6] = brightest
+        case = Case("p", None, real, {"body": body}, {"body": "HU threshold"}, {"m": real + 50})
+        found += [r["value"] for r in score_case(case, "pet2ct", Intensity()) if r["metric"] == "psnr"]
+    assert found == pytest.approx([20 * np.log10(4024 / 50)] * 2)
+    for score in (metrics.psnr, metrics.ssim):
+        with pytest.raises(TypeError, match="data_range"):
+            score(real, real + 50)

@@ -1,0 +1,82 @@
+"""A finished run as a page and two cards: what they say is the run's, and nothing on them needs a network."""
+
+import re
+from html import unescape
+
+import pytest
+
+from petct_lib import WARNING, InputError
+from petct_lib.__main__ import main
+from petct_lib.files import read_json
+from petct_lib.report import findings, write_report
+from petct_lib.scores import aggregate, read_scores
+
+
+@pytest.fixture(scope="module")
+def written(smoke_run):
+    """By name, the texts that every run writes at its end."""
+    return {name: (smoke_run / name).read_text() for name in ("report.html", "model_card.md", "data_card.md")}
+
+
+def test_a_run_ends_with_its_report_and_the_command_writes_it_again(smoke_run, written, capsys):
+    assert main(["report", str(smoke_run)]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert {name: (smoke_run / name).read_text() for name in written} == written
+
+
+def test_the_page_stands_alone(smoke_run, written):
+    page = written["report.html"]
+    sources = re.findall(r"(?:src|href)='([^']*)'", page) + re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == len(list((smoke_run / "figures").glob("*.png"))) >= 10
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"<(script|link|iframe)|@import|url\(", page)
+    assert page.count("<figure>") == page.count("alt='") - page.count("alt=''"), "every picture has its text"
+    assert WARNING in page[:3000]
+
+
+def test_every_text_says_that_it_is_synthetic_and_not_for_diagnosis(written):
+    for name, text in written.items():
+        assert WARNING in text or name == "data_card.md"
+    assert "not be used for" in written["model_card.md"]
+    assert "Not for diagnosis" in written["model_card.md"]
+
+
+def test_the_cards_have_the_runs_own_numbers(smoke_run, written):
+    manifest, rows = read_json(smoke_run / "manifest.json"), read_scores(smoke_run / "scores.csv")
+    means = aggregate(rows)
+    for direction in ("pet2ct", "ct2pet"):
+        line = next(
+            li for li in written["model_card.md"].split(f"{direction}, body")[1].splitlines() if "refined" in li
+        )
+        assert f"{means[direction]['refined']['body']['mae']['mean']:.4g} [" in line
+    for what in (manifest["commit"] or "unknown", f"{manifest['refiner']['steps']} steps", manifest["lpips"]):
+        assert what in written["model_card.md"]
+    for what in (manifest["data_fingerprint"], *manifest["suv_rules"], "lung: SEG"):
+        assert what in written["data_card.md"]
+    for card in ("model_card.md", "data_card.md"):
+        heads = re.findall(r"^#+ (.*)$", written[card], re.M)
+        assert all(re.search(rf"<h\d[^>]*>{re.escape(head)}", unescape(written["report.html"])) for head in heads)
+
+
+def test_findings_say_who_is_worse_and_how_few_patients_there_are(smoke_run):
+    manifest, rows = read_json(smoke_run / "manifest.json"), read_scores(smoke_run / "scores.csv")
+    said = findings(manifest, rows)
+    means = {m: of["body"]["mae"]["mean"] for m, of in aggregate(rows)["pet2ct"].items()}
+    for other in ("cyclegan", "refiner_l1"):
+        [line] = [s for s in said if s.startswith("pet2ct: body MAE") and f"{other}'s" in s]
+        assert ("below" if means["refined"] < means[other] else "above") in line
+        assert f"{abs(means[other] - means['refined']):.3g} HU" in line
+    assert "With 2 test patients no paired test can reach p = 0.05." in said
+
+
+def test_nobody_and_no_machine_is_named(smoke_run, written):
+    patients = [p for members in read_json(smoke_run / "splits.json").values() for p in members]
+    for text in written.values():
+        prose = re.sub(r"base64,[^']*", "", text)
+        assert not [p for p in patients if p in prose]
+        assert not re.search(r"PHANTOM-\d|/(home|root|work|tmp|Users)/", prose)
+
+
+def test_a_folder_that_is_no_finished_run(tmp_path):
+    with pytest.raises(InputError, match=r"has no manifest\.json"):
+        write_report(tmp_path)
