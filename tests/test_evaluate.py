@@ -8,6 +8,7 @@ import pytest
 from petct_lib.data import mean_atlas, read_splits
 from petct_lib.evaluate import (
     Case,
+    load_case,
     middle_slice,
     score_case,
     translate_patient,
@@ -111,7 +112,8 @@ def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
 
 def test_a_synthetic_ct_is_scored_by_what_it_is_for(prepared):
     case = case_of(prepared, "ct", perfect=lambda real, body: real, solid=lambda real, body: np.where(body, 40.0, real))
-    rows = score_case(replace(case, voxel_mm=(16.0, 10.0, 10.0)), "pet2ct", Intensity())
+    case = replace(case, voxel_mm=(16.0, 10.0, 10.0), kvp=120.0)
+    rows = score_case(case, "pet2ct", Intensity())
     assert value(rows, "perfect", "mu_error") == value(rows, "perfect", "mu_bias") == 0
     assert value(rows, "perfect", "dice", "lung") == 1
     assert value(rows, "solid", "mu_bias") > 5, "lungs of muscle attenuate more"
@@ -195,3 +197,14 @@ def test_two_sample_accuracy_tells_a_flat_image_and_not_the_real_one():
     assert two_sample_accuracy(cases, "same", "pet2ct", Intensity(), 0) == pytest.approx(0.5)
     assert two_sample_accuracy(cases, "flat", "pet2ct", Intensity(), 0) > 0.9
     assert two_sample_accuracy(cases[:1], "flat", "pet2ct", Intensity(), 0) is None, "nobody to judge it on"
+
+
+def test_attenuation_is_scored_by_the_tube_voltage_of_the_real_ct_alone(prepared):
+    case = load_case(prepared, prepared.patients[0], "pet2ct")
+    assert case.kvp == 140, "the first patient's scanner"
+    found = {}
+    for kvp in (140.0, 120.0, 135.0, None):  # Carney 2006 has no 135
+        rows = score_case(replace(case, kvp=kvp, images={"bone": case.real + 500}), "pet2ct", Intensity())
+        found[kvp] = [row["value"] for row in rows if row["metric"] == "mu_bias"]
+    assert found[140.0][0] > found[120.0][0] > 0, "the line above the break is steeper"
+    assert found[135.0] == found[None] == []

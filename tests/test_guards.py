@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from petct_lib import InputError, compare, evaluate, metrics
-from petct_lib.data import check_splits, read_splits
+from petct_lib.data import check_splits, read_splits, split_patients
 from petct_lib.evaluate import Case, load_case, score_case, translate_patient
 from petct_lib.files import read_json, write_json
 from petct_lib.intensity import Intensity
@@ -50,12 +50,15 @@ def test_a_runs_split_that_was_changed_by_hand_is_read_by_nothing(prepared, tmp_
         read_splits(tmp_path)
 
 
-def test_both_time_points_of_a_patient_are_on_one_side(smoke_run):
-    prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
-    followed = [p for p in prepared.patients if len(prepared.studies([p])) > 1]
-    assert followed, "the phantom has follow-ups, or this tests nothing"
-    for patient in followed:
-        assert sum(patient in members for members in splits.values()) == 1
+def test_both_time_points_of_a_patient_are_on_one_side(tmp_path):
+    studies = [{"id": f"p{k}-{visit}", "patient": f"p{k}"} for k in range(8) for visit in (1, 2)[: 1 + k % 2]]
+    write_json({"studies": studies}, tmp_path / "index.json")
+    prepared = Prepared(tmp_path)
+    splits = split_patients(prepared.patients, 0)
+    check_splits(splits, prepared.patients)
+    sides = {study: role for role, members in splits.items() for study in prepared.studies(members)}
+    assert len(sides) == len(studies) == 12
+    assert all(sides[f"p{k}-1"] == sides[f"p{k}-2"] for k in range(1, 8, 2))
 
 
 def test_a_patient_of_the_training_is_not_scored(smoke_run):
