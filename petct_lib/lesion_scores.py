@@ -19,6 +19,7 @@ MISSED_SHARE = 0.5  # of the real SUVmax: PET lesions are contoured at 41 to 50 
 HOT_SUV = 4.0  # above blood and liver, about 2 to 3; the safer of the thresholds 2.5 and 4.0 in use (PMC7139791)
 MIN_ML = 0.5  # chosen: a ball 10 mm across, hardly more than PET resolves; in ml, for voxels differ. Less is noise
 PEAK_MM = 6.2  # a ball of 1 ml: SUVpeak (PERCIST, Wahl 2009; IBSI, global intensity peak, 0F91)
+PARTS = 9  # a voxel's parts along each axis, to tell which share of it lies in the ball
 CONTOUR_SHARE = 0.41  # of the real SUVmax: the contour of the EANM guideline 2.0 (Boellaard 2015)
 NEAR_MM = 10.0  # chosen: how far from its mask a lesion may be painted and still overlap; no other organ's uptake
 TOUCHING = np.ones((3, 3, 3), bool)  # a voxel and its 26 neighbours
@@ -65,10 +66,10 @@ def _peaks_and_overlaps(
     real: np.ndarray, synthetic: np.ndarray, labels: np.ndarray, max_real: np.ndarray, voxel_mm: tuple[float, ...]
 ) -> tuple[list[tuple[float, float]], list[float]]:
     """Of each lesion, SUVpeak of the real and the synthetic image, and `overlap`; each in the lesion's own box."""
-    ball, near = _ball(PEAK_MM, voxel_mm), _ball(NEAR_MM, voxel_mm)
+    ball, near = ball_shares(PEAK_MM, voxel_mm), ball_shares(NEAR_MM, voxel_mm) > 0.5
     peaks, overlaps = [], []
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
-        reach = (n // 2 for n in near.shape)  # further than the ball's
+        reach = (n // 2 + 1 for n in near.shape)  # further than the ball's
         wide = tuple(slice(max(s.start - n, 0), s.stop + n) for s, n in zip(box, reach, strict=True))
         mask, a, b = labels[wide] == k, real[wide], synthetic[wide]
         peaks.append((suv_peak(a, mask, ball), suv_peak(b, mask, ball)))
@@ -77,18 +78,24 @@ def _peaks_and_overlaps(
     return peaks, overlaps
 
 
-def _ball(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
-    """Voxels whose centre is within the radius of the middle one's, bool (z, y, x) with odd sides."""
-    reach = [int(radius_mm // size) for size in voxel_mm]
-    axes = [np.arange(-n, n + 1) * size for n, size in zip(reach, voxel_mm, strict=True)]
-    return sum(np.square(axis) for axis in np.meshgrid(*axes, indexing="ij")) <= radius_mm**2
+def ball_shares(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
+    """Share of each voxel that lies in a ball around the centre of the middle one, (z, y, x) with odd sides.
+
+    Shares, and not the voxels whose centres are in it as IBSI has it: on a grid of 7 mm that is one voxel of 0.25 ml,
+    and a maximum by the name of a peak. On fine grids both are the same.
+    """
+    reach = [int(np.ceil(radius_mm / size - 0.5)) for size in voxel_mm]
+    parts = [(np.arange(-n * PARTS, (n + 1) * PARTS) + 0.5) / PARTS - 0.5 for n in reach]  # in voxels
+    squares = np.meshgrid(*((p * size) ** 2 for p, size in zip(parts, voxel_mm, strict=True)), indexing="ij")
+    inside = sum(squares) <= radius_mm**2
+    sides = [n for k in reach for n in (2 * k + 1, PARTS)]
+    return inside.reshape(sides).mean(axis=(1, 3, 5))
 
 
 def suv_peak(suv: np.ndarray, mask: np.ndarray, ball: np.ndarray) -> float:
-    """Highest mean over the ball around a voxel of the mask; of the ball, only what lies in the array counts."""
-    weights = ball.astype(float)
-    total = ndimage.correlate(suv.astype(float), weights, mode="constant")
-    count = ndimage.correlate(np.ones(suv.shape), weights, mode="constant")
+    """Highest mean over the ball (`ball_shares`) around a voxel of the mask; what is outside the array is left out."""
+    total = ndimage.correlate(suv.astype(float), ball, mode="constant")
+    count = ndimage.correlate(np.ones(suv.shape), ball, mode="constant")
     return float((total / count)[mask].max())
 
 

@@ -41,6 +41,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; m
 .warning { background: #b00000; color: white; padding: .6rem 1rem; font-weight: 600 }
 pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: 13px; line-height: 1.35 }
 table { border-collapse: collapse } td, th { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
+.anchor-link { display: none }
 figure { margin: 1.5rem 0 } img { max-width: 100% } figcaption { color: #555; font-size: 14px }
 """
 
@@ -74,7 +75,7 @@ def page(run: Path, cards: dict[str, str], rows: Sequence[Row]) -> str:
     parts = [
         f"<p class='warning'>{WARNING}. Every translated image on this page is synthetic.</p>",
         *(markdown2html(card) for card in cards.values()),
-        "<h1>All scores</h1>", _pre(scores.format_table(rows)), "<h2>By region</h2>", _pre(scores.format_regions(rows)),
+        "<h1>Further scores</h1>", "<h2>By region</h2>", _pre(scores.format_regions(rows)),
         "<h2>Attenuation, lungs, lesions, coherence</h2>", _pre(scores.format_further(rows)),
         f"<h2>Against {METHOD}</h2>", _pre(compare.table(rows, METHOD)),
         "<h1>Pictures</h1>", *(_figure(path) for path in sorted((run / "figures").glob("*.png"))),
@@ -101,7 +102,7 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
     patients, grid, parameters = manifest["patients"], manifest["grid"], manifest["parameters"]
     refiner = manifest["refiner"]
     lines = [
-        "# Model card", f"> {WARNING}: research and teaching only.", "## Model",
+        "# Model card", "", f"> {WARNING}: research and teaching only.", "", "## Model",
         "CycleGAN between PET and CT slices, both directions, and a refiner for each: an adversarially trained",
         "denoiser on a bridge from the CycleGAN's image to the real one, with a regression control and an error",
         "network.", "",
@@ -113,17 +114,18 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
             f"slices every {grid['slice_mm']} mm",
             "CycleGAN": f"{manifest['cyclegan']['steps']} steps, "
             f"batch {parameters['02_cyclegan_training']['batch_size']}",
-            "refiners": f"{refiner['steps']} steps, {refiner['walk_steps']} evaluations a sample",
+            "refiners": f"{refiner['steps']} steps; evaluations of the denoiser a sample: {refiner['walk_steps']}",
             "default α": ", ".join(f"{d} {of['alpha']:g}" for d, of in refiner["fitted"].items()),
             "seeds": ", ".join(f"{name[:2]}: {of['seed']}" for name, of in parameters.items() if "seed" in of),
             "time and memory": f"{sum(manifest['seconds'].values()):.0f} s on {manifest['cores']} cores, "
             f"{manifest['peak_memory_mb']} MB at most",
         }),
-        "## Trained on", f"{_source(manifest)}. {patients['train_pet']} patients gave PET and {patients['train_ct']}",
-        "others CT, unpaired, to the CycleGAN; the refiner of a direction learned from pairs of the "
-        f"{patients['refine']} patients of", "`refine`, and of those whose source images the CycleGAN never saw.",
-        "## Evaluated on", f"{patients['test']} patients that no part of it, and no choice of a setting, has seen.",
-        "n is patients.",
+        "## Trained on", f"Data: {_source(manifest)}.",
+        f"The CycleGAN learned from PET of {patients['train_pet']} patients and CT of {patients['train_ct']} others, "
+        "unpaired; the refiner of a direction from", f"pairs of the role `refine` (patients: {patients['refine']}) and "
+        "of those patients whose source images the CycleGAN never saw.",
+        "## Evaluated on",
+        f"Patients that no part of it, and no choice of a setting, has seen: n = {patients['test']}.",
         "", "```", scores.format_table(rows), "```",
         "Controls: " + "; ".join(f"`{name}`: {what}" for name, what in CONTROLS.items()) + ".",
         f"LPIPS: {manifest.get('lpips', 'n/a')}.",

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from petct_lib.lesion_scores import HOT_SUV, UNITS, invented_regions, overlap, score_lesions, suv_peak
+from petct_lib.lesion_scores import (
+    HOT_SUV,
+    PEAK_MM,
+    UNITS,
+    ball_shares,
+    invented_regions,
+    overlap,
+    score_lesions,
+    suv_peak,
+)
 
 SHAPE = (12, 24, 24)
 VOXEL_MM = (3.0, 4.0, 4.0)  # 0.048 ml: 0.5 ml takes 11 voxels
@@ -134,19 +143,31 @@ def test_what_cannot_be_scored_is_an_error():
             score_lesions(real, real, lesion, BODY, wrong)
 
 
-def test_the_peak_is_the_mean_of_a_ball_of_one_ml():
+@pytest.mark.parametrize("voxel_mm", [(1.0, 1.0, 1.0), VOXEL_MM, (5.0, 7.0, 7.0), (10.0, 7.0, 7.0), (8.0, 8.0, 8.0)])
+def test_a_ball_has_its_volume_on_every_grid(voxel_mm):
+    shares = ball_shares(PEAK_MM, voxel_mm)
+    assert shares.sum() * np.prod(voxel_mm) == pytest.approx(4 / 3 * np.pi * PEAK_MM**3, rel=0.02)  # 1 ml
+    assert np.array_equal(shares, shares[::-1, ::-1, ::-1])
+    assert shares.max() <= 1
+
+
+def test_the_peak_is_the_mean_of_a_ball_and_not_the_maximum():
+    suv = background()
+    suv[6, 12, 12] = 11
+    share = ball_shares(PEAK_MM, VOXEL_MM)
+    expected = 1 + 10 * share.max() / share.sum()
+    assert suv_peak(suv, suv > 5, share) == pytest.approx(expected)
+    assert 1.3 < expected < 2, "a voxel of 0.048 ml in a ball of 1 ml"
     real, lesion = two_lesions()
     synthetic = real.copy()
     synthetic[SECOND] = 1
-    # 6.2 mm around a voxel of 3 × 4 × 4 mm: the middle plane's 9 voxels, and above and below those within 5.4 mm in
-    # plane (4 neighbours and the middle one), and 2 of the planes at 6 mm: 9 + 2 · 5 + 2 = 21.
-    peak = (18 * 8 + 10 + 2 * 1) / 21  # the lesion is 3 voxels thick, so that the outermost two are background
-    assert score(real, synthetic, lesion)["suvpeak_error"] == pytest.approx((0 + peak - 1) / 2)
+    peak = suv_peak(real, lesion & (real == 10), share)
+    assert score(real, synthetic, lesion)["suvpeak_error"] == pytest.approx((peak - 1) / 2)
 
 
 def test_the_peak_at_the_border_is_the_mean_of_what_is_there():
     suv = np.full((3, 3, 3), 5.0)
-    assert suv_peak(suv, suv > 0, np.ones((3, 3, 3), bool)) == pytest.approx(5.0)
+    assert suv_peak(suv, suv > 0, np.ones((3, 3, 3))) == pytest.approx(5.0)
 
 
 def test_overlap_of_a_moved_lesion():
