@@ -49,33 +49,28 @@ def score_lesions(
     scores = {"lesions": float(count), "missed": 0.0, "invented": float(len(invented(real, synthetic, body, voxel_mm)))}
     if count == 0:
         return scores
-    each = range(1, count + 1)
-    max_real, max_synthetic = (np.asarray(ndimage.maximum(suv, labels, each)) for suv in (real, synthetic))
-    mean_real, mean_synthetic = (np.asarray(ndimage.mean(suv, labels, each)) for suv in (real, synthetic))
-    peaks, overlaps = _peaks_and_overlaps(real, synthetic, labels, max_real, voxel_mm)
-    return scores | {
-        "suvpeak_error": float(np.mean([abs(b - a) for a, b in peaks])),
-        "overlap": float(np.mean(overlaps)),
-        "suvmax_error": float(np.abs(max_synthetic - max_real).mean()),
-        "suvmean_error": float(np.abs(mean_synthetic - mean_real).mean()),
-        "missed": float(np.count_nonzero(max_synthetic < MISSED_SHARE * max_real)),
-    }
+    each = [_one(real, synthetic, labels, k, box, voxel_mm) for k, box in enumerate(ndimage.find_objects(labels), 1)]
+    return scores | {name: float(np.mean([one[name] for one in each])) for name in each[0]} | {
+        "missed": float(sum(one["missed"] for one in each))
+    }  # fmt: skip
 
 
-def _peaks_and_overlaps(
-    real: np.ndarray, synthetic: np.ndarray, labels: np.ndarray, max_real: np.ndarray, voxel_mm: tuple[float, ...]
-) -> tuple[list[tuple[float, float]], list[float]]:
-    """Of each lesion, SUVpeak of the real and the synthetic image, and `overlap`; each in the lesion's own box."""
+def _one(
+    real: np.ndarray, synthetic: np.ndarray, labels: np.ndarray, k: int, box: tuple, voxel_mm: tuple[float, ...]
+) -> dict[str, float]:
+    """Scores of the lesion labelled k, which lies in the box."""
     ball, near = ball_shares(PEAK_MM, voxel_mm), ball_shares(NEAR_MM, voxel_mm) > 0.5
-    peaks, overlaps = [], []
-    for k, box in enumerate(ndimage.find_objects(labels), start=1):
-        reach = (n // 2 + 1 for n in near.shape)  # further than the ball's
-        wide = tuple(slice(max(s.start - n, 0), s.stop + n) for s, n in zip(box, reach, strict=True))
-        mask, a, b = labels[wide] == k, real[wide], synthetic[wide]
-        peaks.append((suv_peak(a, mask, ball), suv_peak(b, mask, ball)))
-        around = ndimage.binary_dilation(mask, near)
-        overlaps.append(overlap(a, b, around, CONTOUR_SHARE * max_real[k - 1]))
-    return peaks, overlaps
+    reach = (n // 2 + 1 for n in near.shape)  # further than the ball's
+    wide = tuple(slice(max(s.start - n, 0), s.stop + n) for s, n in zip(box, reach, strict=True))
+    mask, a, b = labels[wide] == k, real[wide], synthetic[wide]
+    highest = float(a[mask].max())
+    return {
+        "suvmax_error": abs(float(b[mask].max()) - highest),
+        "suvmean_error": abs(float(b[mask].mean() - a[mask].mean())),
+        "suvpeak_error": abs(suv_peak(b, mask, ball) - suv_peak(a, mask, ball)),
+        "overlap": overlap(a, b, ndimage.binary_dilation(mask, near), CONTOUR_SHARE * highest),
+        "missed": float(b[mask].max() < MISSED_SHARE * highest),
+    }
 
 
 def ball_shares(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:

@@ -146,7 +146,7 @@ def test_what_cannot_be_scored_is_an_error():
 @pytest.mark.parametrize("voxel_mm", [(1.0, 1.0, 1.0), VOXEL_MM, (5.0, 7.0, 7.0), (10.0, 7.0, 7.0), (8.0, 8.0, 8.0)])
 def test_a_ball_has_its_volume_on_every_grid(voxel_mm):
     shares = ball_shares(PEAK_MM, voxel_mm)
-    assert shares.sum() * np.prod(voxel_mm) == pytest.approx(4 / 3 * np.pi * PEAK_MM**3, rel=0.02)  # 1 ml
+    assert shares.sum() * np.prod(voxel_mm) == pytest.approx(4 / 3 * np.pi * PEAK_MM**3, rel=0.05)  # 1 ml
     assert np.array_equal(shares, shares[::-1, ::-1, ::-1])
     assert shares.max() <= 1
 
