@@ -49,11 +49,12 @@ lint: $(STAMP)  ## ruff over code and notebooks
 lab: $(STAMP)  ## JupyterLab at the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-bench: $(BENCHED)  ## speed and memory of ingest, phantom, training and translation against peers, into benchmarks/ (1 hour)
+bench: $(BENCHED)  ## speed and memory of ingest, phantom, training, translation and scoring against peers, into benchmarks/ (1 hour)
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/phantom.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/translate.py
+	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/projection.py --measure
 
 ablation: $(STAMP)  ## three seeds of the run, every variant and control with the first, into runs/ablation (about 2.5 hours)
