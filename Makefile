@@ -10,7 +10,7 @@ BENCHED := .venv/bench-extra
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
 SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 04_pet2ct 04_ct2pet \
-	04_uncertainty 04_mae
+	04_uncertainty 04_mae 04_agreement_pet2ct 04_worst_misses
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint lab bench ablation figures notebooks clean

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics import compute_dice
 
 from petct_lib.downstream import CARNEY, attenuation_errors, lung_dice, mu_map
 
@@ -51,6 +53,8 @@ def test_dice_of_equal_shifted_and_missing_lungs():
     shifted, _, there = chest(34)
     expected = 2 * (lung & there).sum() / (lung.sum() + there.sum())
     assert lung_dice(real, shifted, body, VOXEL_MM) == pytest.approx(expected, abs=0.02)
+    masks = (torch.from_numpy(m)[None, None].float() for m in (lung, there))
+    assert expected == pytest.approx(compute_dice(*masks).item())
     solid = np.where(body, 40.0, -1000.0)
     assert lung_dice(real, solid, body, VOXEL_MM) == 0
     assert lung_dice(solid, solid, body, VOXEL_MM) is None

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics import MAEMetric, MSEMetric, PSNRMetric, RMSEMetric
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -294,3 +296,21 @@ def test_a_region_has_the_scores_that_are_sums_over_voxels(pair, left):
     assert [row["metric"] for row in rows] == ["mae", "me", "mean", "mse", "rmse", "psnr"]
     assert all(row == {**body[row["metric"]], "region": "bone"} for row in rows)
     assert metrics.score_region(*pair, np.zeros_like(left), region="bone", **settings) == []
+
+
+def test_errors_and_psnr_equal_monais(pair):
+    real, synthetic = pair
+    batch = [torch.from_numpy(np.asarray(a, np.float64))[None, None] for a in (synthetic, real)]
+    assert metrics.mae(*pair) == pytest.approx(MAEMetric()(*batch).item(), rel=1e-6)
+    assert metrics.mse(*pair) == pytest.approx(MSEMetric()(*batch).item(), rel=1e-6)
+    assert metrics.rmse(*pair) == pytest.approx(RMSEMetric()(*batch).item(), rel=1e-6)
+    assert metrics.psnr(*pair, data_range=4024) == pytest.approx(PSNRMetric(max_val=4024)(*batch).item(), rel=1e-6)
+
+
+def test_masked_errors_equal_monais_on_what_the_mask_holds(pair):
+    mask = np.random.default_rng(3).random(pair[0].shape) < 0.3
+    batch = [torch.from_numpy(np.asarray(a[mask], np.float64))[None, None] for a in pair[::-1]]
+    assert metrics.mae(*pair, mask) == pytest.approx(MAEMetric()(*batch).item(), rel=1e-6)
+    assert metrics.psnr(*pair, data_range=999, mask=mask) == pytest.approx(
+        PSNRMetric(max_val=999)(*batch).item(), rel=1e-6
+    )
