@@ -68,6 +68,7 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
     """
     alone = replace(base, sees_coarse=False, sigma=0.0, steps=1)
     unet_l1 = replace(alone, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
+    regression = replace(base, sigma=0.0, steps=1, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
     walks = [
         Variant(f"refined_steps{n}", replace(base, steps=n), uses=(
@@ -83,6 +84,10 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
         for k in fewer(patients)
         for name, settings in (("refined", base), ("pix2pix", alone), ("unet_l1", unet_l1))
     ]
+    deep = [
+        Variant(f"{name}_neighbours3", replace(settings, neighbours=3))
+        for name, settings in (("refined", base), ("refiner_l1", regression), ("unet_l1", unet_l1))
+    ]
     folds = [Variant(f"refined_in_fold_k{k}", base, k, in_fold=True) for k in fewer(patients) if k <= in_fold][-1:]
     return [
         Variant("unet_l1", unet_l1),
@@ -92,7 +97,7 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
         Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
         Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
         Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
-        *noises, *walks, *samplers, *curve, *folds,
+        *noises, *walks, *samplers, *curve, *folds, *deep,
     ]  # fmt: skip
 
 
@@ -130,19 +135,27 @@ def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Varia
 
     Goes on where an earlier call stopped.
     """
-    of_whom = {(v.patients, v.in_fold) for v in of}
-    pairs = {whom: _pairs(run_dir, direction, *whom) for whom in of_whom}
-    jobs = [(f"{v.name}_{direction}", pairs[v.patients, v.in_fold], replace(plan, stage=v.settings)) for v in of]
+    pairs = {whom: _pairs(run_dir, direction, *whom) for whom in {_of_whom(v) for v in of}}
+    jobs = [(f"{v.name}_{direction}", pairs[_of_whom(v)], replace(plan, stage=v.settings)) for v in of]
     at_once, shown = 1 if torch.cuda.is_available() else None, partial(bar, desc=f"variants trained, {direction}")
     seconds = _all(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
     record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
 
 
-def _pairs(run_dir: Path, direction: str, k: int | None, in_fold: bool) -> Pairs:
+def _of_whom(variant: Variant) -> tuple[int | None, bool, int]:
+    """What its pairs depend on: how many patients, in-fold or not, neighbours."""
+    return variant.patients, variant.in_fold, _neighbours(variant)
+
+
+def _neighbours(variant: Variant) -> int:
+    return variant.settings.neighbours if isinstance(variant.settings, RefinerSettings) else 1
+
+
+def _pairs(run_dir: Path, direction: str, k: int | None, in_fold: bool, neighbours: int) -> Pairs:
     """Of the first k patients of the run's refiner, or of `held_out` ones; their coarse images under a name of both."""
     patients = (held_out if in_fold else refiner_patients)(read_splits(run_dir), direction)
     name = "_".join([direction, *(["in_fold"] if in_fold else []), *([str(k)] if k else [])])
-    return pairs_of(run_dir, direction, patients[:k], name)
+    return pairs_of(run_dir, direction, patients[:k], name, neighbours)
 
 
 def _train(run_dir: Path, job: tuple[str, Pairs, Plan]) -> float:
@@ -179,7 +192,8 @@ def _score(
     """One patient: rows, and the few slices of the images that the two-sample test reads."""
     translator = Translator(run_dir)
     case = evaluate.load_case(Prepared(run_dir / "prepared"), patient, direction)
-    x, coarse = translator.start(case.source, direction, case.lengths)
+    seen = max((_neighbours(v) for v in of), default=1)
+    x, coarse = translator.start(case.source, direction, case.lengths, seen)
     given = {"samples": 1, "seed": seed}
     ends = translator.ends(x, coarse, direction, **given)
     images = {f"refined_alpha{alpha:g}": translator.between(*ends, alpha, direction) for alpha in ALPHAS}

@@ -14,6 +14,7 @@ from petct_lib import InputError
 from petct_lib.augment import Augmentation, Change, draw, move
 from petct_lib.files import read_json
 from petct_lib.intensity import DECODE, ENCODE, Intensity
+from petct_lib.nets import middle
 from petct_lib.prepare import Prepared
 
 ROLES = ("train_pet", "train_ct", "refine", "test")
@@ -170,7 +171,10 @@ class UnpairedBatches:
 
 
 class PairedBatches:
-    """Batches of aligned source, coarse and target slices of the same patients; coarse: (n, 1, H, W), encoded."""
+    """Batches of aligned source, coarse and target slices of the same patients; coarse: (n, 1, H, W), encoded.
+
+    Where the slices come with neighbours, the source does; coarse and target are of the middle one.
+    """
 
     def __init__(
         self, slices: Slices, coarse: np.ndarray, direction: str, size: int, augmentation: Augmentation | None = None
@@ -179,10 +183,6 @@ class PairedBatches:
         self.augmentation = augmentation or Augmentation()
         if len(coarse) != len(slices):
             raise ValueError(f"{len(coarse)} coarse images for {len(slices)} slices")
-        if slices.neighbours != 1:
-            raise InputError(
-                f"neighbours {slices.neighbours}: pairs are of single slices; only the generator sees more"
-            )
         if self.augmentation.suv_scale:
             raise InputError(
                 f"suv_scale {self.augmentation.suv_scale}: coarse images were made of unscaled SUV, so pairs cannot be "
@@ -190,11 +190,16 @@ class PairedBatches:
             )
 
     def __call__(self, rng: np.random.Generator, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """{"source", "coarse", "target"}: (B, 1, H, W), all three changed alike; the share of process `rank`."""
+        """{"source" (B, neighbours, H, W), "coarse", "target" (B, 1, H, W)}, all three changed alike.
+
+        Of a batch drawn by `rng`, the share of process `rank` of `world`.
+        """
         own = _share(self.size, rank, world)
         items = []
         for i, change in _draw(len(self.slices), self.size, self.augmentation, rng)[own]:
             images = {**self.slices[i], "coarse": torch.from_numpy(np.array(self.coarse[i]))}
+            target = TARGET[self.direction]
+            images[target] = middle(images[target][None])[0]
             items.append({key: move(image, change) for key, image in images.items()})
         names = {"source": SOURCE[self.direction], "coarse": "coarse", "target": TARGET[self.direction]}
         return {name: torch.stack([item[key] for item in items]) for name, key in names.items()}

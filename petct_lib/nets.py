@@ -225,6 +225,12 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
+def middle(images: Tensor, neighbours: int = 1) -> Tensor:
+    """The slice itself, (n, 1, H, W), of slices among their neighbours, (n, more, H, W); or it among fewer of them."""
+    first = (images.shape[1] - neighbours) // 2
+    return images[:, first : first + neighbours]
+
+
 def tile(rows: list[Tensor]) -> Tensor:
     """Batches (B, 1, H, W) in [−1, 1], one a row, as one picture (1, rows · H, B · W) in [0, 1]."""
     lines = [torch.cat(list(row.detach().float().cpu()), dim=2) for row in rows]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from petct_lib import InputError
 from petct_lib.bridge import SAMPLERS, time_grid
 from petct_lib.cyclegan import Update, adversarial_loss, discriminator_accuracy, discriminator_loss
-from petct_lib.nets import Denoiser, PatchDiscriminator, averaged, frozen, tile
+from petct_lib.nets import Denoiser, PatchDiscriminator, averaged, frozen, middle, tile
 
 FIRST_LOG_ERROR = -3.0  # what the error network says untrained: e⁻³ of the network's range, about 60 HU
 POWER_FLOOR = 1e-6  # noise of 0.1 % of the network's range: less power than that is none
@@ -34,6 +34,7 @@ class RefinerSettings:
     sigma: float = 0.1  # noise at t = 1, in network units
     sampler: str = "renoised"
     sees_source: bool = True
+    neighbours: int = 1  # 3 or 5: slices of the source around the one to refine, and itself (2.5-D)
     sees_coarse: bool = True  # False: no c anywhere, and the bridge starts at σ·ε
     lambda_l1: float = 10.0
     lambda_adversarial: float = 1.0  # 0: no discriminator
@@ -53,6 +54,8 @@ class RefinerSettings:
             raise InputError(f"refiner: steps must be 1 or more, sigma, weights, warmup, error_width 0 or more: {self}")
         if self.sampler not in SAMPLERS:
             raise InputError(f"refiner: sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
+        if self.neighbours not in (1, 3, 5):
+            raise InputError(f"refiner: neighbours {self.neighbours} is not 1, 3 or 5")
         if not (self.sees_source or self.sees_coarse):
             raise InputError("refiner: it must see the source, the coarse image, or both")
 
@@ -63,7 +66,7 @@ class Refiner:
     def __init__(self, settings: RefinerSettings, seed: int = 0) -> None:
         torch.manual_seed(seed)  # initial weights; everything later takes its randomness as an argument
         s = self.settings = settings
-        images = 1 + s.sees_source + s.sees_coarse  # z_t, x, c
+        images = 1 + s.sees_source * s.neighbours + s.sees_coarse  # z_t, x, c
         self.nets: dict[str, nn.Module] = {
             "denoiser": Denoiser(images, s.width, tuple(s.multipliers), residual=s.sees_coarse)
         }
@@ -84,9 +87,9 @@ class Refiner:
     def step(self, batch: dict[str, Tensor], step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
         """Training step number `step`: denoiser, discriminator, error network, in this order; what it logs comes back.
 
-        batch: "source", "coarse", "target" (B, 1, H, W) in [−1, 1]. Each image gets one random time of the grid, to
-        which it is walked as in sampling: with y itself in z_t the network would learn to copy y, and err when the ŷ
-        of sampling is wrong (exposure bias, Ning 2023).
+        batch: "source" (B, neighbours or more, H, W), "coarse", "target" (B, 1, H, W) in [−1, 1]. Each image gets one
+        random time of the grid, to which it is walked as in sampling: with y itself in z_t the network would learn to
+        copy y, and err when the ŷ of sampling is wrong (exposure bias, Ning 2023).
         """
         batch = {**batch, **self._state(batch, rng, update)}
         warm = step >= self.settings.warmup
@@ -154,13 +157,15 @@ class Refiner:
 
     def _predict(self, net: nn.Module, batch: dict[str, Tensor], z: Tensor, t: float | Tensor) -> Tensor:
         """t: one time, or (B,)."""
-        inputs = ("source", self.settings.sees_source), ("coarse", self.settings.sees_coarse)
+        s = self.settings
+        seen = [middle(batch["source"], s.neighbours)] if s.sees_source else []
+        seen += [batch["coarse"]] if s.sees_coarse else []
         times = torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(len(z))
-        return net(torch.cat([z, *(batch[key] for key, sees in inputs if sees)], dim=1), times)
+        return net(torch.cat([z, *seen], dim=1), times)
 
     def _judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
         """D's scores of an image beside its source; on a grid of several times, beside z_t and t, too."""
-        seen = [batch["source"]] if self.settings.sees_source else []
+        seen = [middle(batch["source"])] if self.settings.sees_source else []
         if self.settings.steps > 1:
             seen += [batch["z"], batch["t"].view(-1, 1, 1, 1).expand_as(image)]
         return self.nets["D"](torch.cat([*seen, image], dim=1))
@@ -173,7 +178,7 @@ class Refiner:
     def preview(self, batch: dict[str, Tensor]) -> Tensor:
         """Rows: source, coarse, refined, target; (1, 4 · H, B · W) in [0, 1]."""
         x, c, y = (batch[key] for key in ("source", "coarse", "target"))
-        return tile([x, c, self.sample(x, c, torch.Generator().manual_seed(0))[-1], y])
+        return tile([middle(x), c, self.sample(x, c, torch.Generator().manual_seed(0))[-1], y])
 
     @torch.no_grad()
     def sample(self, x: Tensor, c: Tensor, generator: torch.Generator) -> list[Tensor]:

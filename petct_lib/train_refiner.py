@@ -61,10 +61,12 @@ def held_out(splits: dict[str, list[str]], direction: str) -> list[str]:
     return splits["train_" + SOURCE[direction]]
 
 
-def pairs_of(run_dir: Path, direction: str, patients: Sequence[str] | None = None, name: str | None = None) -> Pairs:
+def pairs_of(
+    run_dir: Path, direction: str, patients: Sequence[str] | None = None, name: str | None = None, neighbours: int = 1
+) -> Pairs:
     """The pairs of a direction; their coarse images are made and kept in the run's `coarse/<name>.npy`.
 
-    patients: by default `data.refiner_patients`; name: by default the direction.
+    patients: by default `data.refiner_patients`; name: by default the direction. neighbours: of the source's slices.
     """
     run_dir = Path(run_dir)
     prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
@@ -74,7 +76,7 @@ def pairs_of(run_dir: Path, direction: str, patients: Sequence[str] | None = Non
     around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
     path = run_dir / "coarse" / f"{name or direction}.npy"
     coarse = coarse_for(around, cyclegan.generator(direction), kind, path)
-    return Pairs(Slices(prepared, patients, ("pet", "ct"), window), coarse, direction)
+    return Pairs(Slices(prepared, patients, ("pet", "ct"), window, neighbours), coarse, direction)
 
 
 def train_refiner(
@@ -93,7 +95,9 @@ def train_refiner(
         stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt",
         fingerprint=prepared.fingerprint, seed=plan.seed, resume=resume, name=name, preview=fixed,
         watchers=[TensorBoardLog(run_dir / "logs" / name), *watchers],
-        validate=RefinerValidation(run_dir, held_out(splits, pairs.direction), pairs.direction),
+        validate=RefinerValidation(
+            run_dir, held_out(splits, pairs.direction), pairs.direction, neighbours=pairs.slices.neighbours
+        ),
     )  # fmt: skip
 
 

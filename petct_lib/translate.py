@@ -19,6 +19,7 @@ from petct_lib.data import SOURCE, TARGET, Slices, neighbours_of
 from petct_lib.dicom_files import LeftOut, Series, read_series
 from petct_lib.files import read_json, replacing
 from petct_lib.intensity import DECODE, ENCODE, Intensity
+from petct_lib.nets import middle
 from petct_lib.prepare import FILL, Prepared
 from petct_lib.prior import Prior, PriorSettings
 from petct_lib.refiner import Refiner, RefinerSettings
@@ -69,12 +70,6 @@ def coarse_images(generator: nn.Module, source: Tensor) -> Tensor:
     device = next(generator.parameters()).device
     generator.eval()
     return torch.cat([middle(generator(part.to(device))).cpu() for part in source.split(BATCH)])
-
-
-def middle(images: Tensor) -> Tensor:
-    """The slice itself, (n, 1, H, W), of slices with their neighbours, (n, neighbours, H, W)."""
-    k = images.shape[1] // 2
-    return images[:, k : k + 1]
 
 
 def coarse_for(slices: Slices, generator: nn.Module, kind: str, path: Path) -> np.ndarray:
@@ -162,10 +157,19 @@ class Translator:
         x, coarse = self.start(source, direction, lengths)
         return self.refined(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
 
-    def start(self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Source (n, H, W) in SUV or HU → source and coarse image as the refiner takes them, (n, 1, H, W)."""
-        x = encoded(source, SOURCE[direction], self.window, self.cyclegan.settings.neighbours, lengths)
-        return middle(x), coarse_images(self.cyclegan.generator(direction), x)
+    def start(
+        self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None, neighbours: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Source (n, H, W) in SUV or HU → source and coarse image as the refiner takes them.
+
+        The source comes with as many neighbours, (n, neighbours, H, W), as any network of the direction looks at, or
+        with `neighbours` if those are more: a refiner that looks at fewer takes the middle ones.
+        """
+        of_generator = self.cyclegan.settings.neighbours
+        refiners = self.refiners[direction], self.regressions[direction]
+        seen = max(of_generator, neighbours, *(refiner.settings.neighbours for refiner in refiners))
+        x = encoded(source, SOURCE[direction], self.window, seen, lengths)
+        return x, coarse_images(self.cyclegan.generator(direction), middle(x, of_generator))
 
     def refined(
         self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float | None = None

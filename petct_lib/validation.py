@@ -10,19 +10,11 @@ from petct_lib.cyclegan import DIRECTIONS, CycleGAN
 from petct_lib.data import SOURCE, TARGET
 from petct_lib.files import read_json
 from petct_lib.intensity import ENCODE, Intensity
+from petct_lib.nets import middle
 from petct_lib.prepare import Prepared
 from petct_lib.prior import Prior
 from petct_lib.refiner import Refiner
-from petct_lib.translate import (
-    UNIT,
-    coarse_images,
-    decoded,
-    encoded,
-    load_cyclegan,
-    middle,
-    refine,
-    translate_coarse,
-)
+from petct_lib.translate import UNIT, coarse_images, decoded, encoded, load_cyclegan, refine, translate_coarse
 
 KINDS = ("ct", "pet")
 
@@ -101,7 +93,9 @@ class RefinerValidation:
     The patients must be neither trained on, as pairs, nor tested: see `train_refiner.held_out`.
     """
 
-    def __init__(self, run_dir: Path, patients: list[str], direction: str, slices: int = 16) -> None:
+    def __init__(
+        self, run_dir: Path, patients: list[str], direction: str, slices: int = 16, neighbours: int = 1
+    ) -> None:
         prepared = Prepared(Path(run_dir) / "prepared")
         self.window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
         self.kind, source = TARGET[direction], SOURCE[direction]
@@ -109,9 +103,10 @@ class RefinerValidation:
         self.patients = []  # (source, coarse) as the refiner takes them, and the real image and body, by patient
         for one in (_read(prepared, patient, slices) for patient in patients):
             study = np.array(prepared.array(one.study, source))
-            x = encoded(study, source, self.window, cyclegan.settings.neighbours)[one.chosen]
-            coarse = coarse_images(cyclegan.generator(direction), x)
-            self.patients.append((middle(x), coarse, one.real[self.kind], one.body))
+            of_generator = cyclegan.settings.neighbours
+            x = encoded(study, source, self.window, max(of_generator, neighbours))[one.chosen]
+            coarse = coarse_images(cyclegan.generator(direction), middle(x, of_generator))
+            self.patients.append((x, coarse, one.real[self.kind], one.body))
 
     def __call__(self, stage: Refiner | Prior) -> dict[str, float]:
         """Means over the patients, keys `validation_…`: mae_hu or mae_suv, score, and spectrum (realism)."""

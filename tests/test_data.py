@@ -113,10 +113,14 @@ def test_suv_is_scaled_before_it_is_encoded_and_hu_never(prepared):
         PairedBatches(slices, coarse, "pet2ct", 2, Augmentation(suv_scale=0.1))
 
 
-def test_paired_batches_refuse_neighbours(prepared):
-    slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity(), neighbours=3)
-    with pytest.raises(InputError, match="neighbours 3: pairs are of single slices"):
-        PairedBatches(slices, np.zeros((len(slices), 1, 32, 32)), "pet2ct", 2)
+def test_paired_batches_have_the_neighbours_of_the_source_alone(prepared):
+    one, three = (Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity(), neighbours=n) for n in (1, 3))
+    coarse = np.zeros((len(one), 1, 32, 32), np.float32)
+    single, wide = (PairedBatches(s, coarse, "pet2ct", 4, SHIFT)(np.random.default_rng(0)) for s in (one, three))
+    assert {key: image.shape[1] for key, image in wide.items()} == {"source": 3, "coarse": 1, "target": 1}
+    assert torch.equal(wide["target"], single["target"])
+    assert torch.equal(wide["source"][:, 1:2], single["source"])
+    assert not torch.equal(wide["source"][:, :1], single["source"])
 
 
 def test_a_training_knows_its_window_and_its_coarse_images(prepared):

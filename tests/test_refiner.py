@@ -303,3 +303,22 @@ def test_parts_see_the_times_and_the_noise_of_the_whole_batch():
             stage.step(batch_of(), k, np.random.default_rng(k), Updates(stage.optimisers, accumulate=parts))
         ends.append(weights(stage.nets["denoiser"]))
     assert torch.allclose(*ends, rtol=1e-4, atol=1e-6)
+
+
+def test_a_refiner_looks_at_as_many_neighbours_as_it_was_trained_with():
+    batch = batch_of()
+    far = [torch.full_like(batch["source"], v) for v in (-1.0, 1.0)]
+    five = {**batch, "source": torch.cat([far[0], batch["source"], batch["source"], batch["source"], far[1]], 1)}
+    for neighbours, changes in ((1, False), (3, False), (5, True)):
+        stage = Refiner(replace(FULL, neighbours=neighbours))
+        step(stage, five, 3)
+        other = five["source"].clone()
+        other[:, [0, 4]] = 0.0
+        a, b = (stage.sample(x, batch["coarse"], torch.Generator().manual_seed(0))[-1] for x in (five["source"], other))
+        assert torch.equal(a, b) != changes, neighbours
+        assert stage.preview(five).shape == stage.preview({**five, "source": batch["source"].repeat(1, 5, 1, 1)}).shape
+
+
+def test_neighbours_that_are_no_odd_few():
+    with pytest.raises(InputError, match="neighbours 2 is not 1, 3 or 5"):
+        replace(PLAIN, neighbours=2)

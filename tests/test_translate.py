@@ -193,12 +193,16 @@ def test_a_study_is_translated_with_the_neighbours_of_its_generator():
     assert np.allclose(whole[1:2], translate_coarse(stage, source[:3], "pet2ct", Intensity())[1:2], atol=0.1)
 
 
-def test_a_translator_starts_from_single_slices_and_their_coarse_images():
+def test_a_translator_starts_from_slices_among_their_neighbours_and_coarse_images():
     translator = object.__new__(Translator)  # without a run
+    translator.refiners = translator.regressions = {"pet2ct": Refiner(RefinerSettings(width=8, neighbours=1))}
     translator.cyclegan, translator.window = CycleGAN(CycleGANSettings(4, 1, 1, neighbours=3)), Intensity()
     source = np.random.default_rng(0).uniform(0, 5, (5, 16, 16)).astype(np.float32)
     x, coarse = translator.start(source, "pet2ct", [3, 2])
-    assert torch.equal(x, encoded(source, "pet", Intensity()))
+    assert torch.equal(x, encoded(source, "pet", Intensity(), 3, [3, 2]))
+    wider, same = translator.start(source, "pet2ct", [3, 2], neighbours=5)
+    assert torch.equal(wider, encoded(source, "pet", Intensity(), 5, [3, 2]))
+    assert torch.equal(coarse, same), "the generator sees what it always sees"
     parts = [translator.start(study, "pet2ct")[1] for study in (source[:3], source[3:])]
     assert torch.allclose(coarse, torch.cat(parts), atol=1e-5)
     assert not torch.allclose(coarse, translator.start(source, "pet2ct")[1], atol=1e-4)
