@@ -133,7 +133,9 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
         "## Intended use, and what it must not be used for",
         "Research on image translation and teaching. Not for diagnosis, treatment, attenuation correction of patients,",
         "or as training data passed off as real. CT does not know uptake: a PET made from CT cannot show a lesion that",
-        "the CT does not, and may show one that is not there.", "## Cite", *(f"- {paper}" for paper in PAPERS),
+        "the CT does not, and may show one that is not there.",
+        "## Licence", "petct_lib: MIT. The weights and images: as the data's licence allows.", "## Cite",
+        "- petct_lib: CITATION.cff", *(f"- {paper}" for paper in PAPERS),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
