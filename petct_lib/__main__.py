@@ -286,7 +286,10 @@ def _score(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(f"{format_table(rows)}\n\n{format_regions(rows)}\n")
     for patient, reason in failed.items():
-        print(f"left out: patient {patient}: {reason}")
+        print(f"left out: patient {patient}: {score_files.told(reason)}")
+    for row in rows:
+        if row["metric"] == "coverage" and row["value"] < score_files.WHOLE:
+            print(f"patient {row['patient']}: scored on the {row['value']:.0f} % of the body that both images hold")
     print(f"{len(images) - len(failed)} of {len(images)} patients, in the order of their names: {args.out}/scores.csv")
     return 0
 

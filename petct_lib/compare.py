@@ -6,7 +6,7 @@ for seeds are no patients and must not swell n; those of other settings stand be
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +40,10 @@ class Scored:
 
     name: str
     rows: list[Row]
-    settings: str  # all parameters but the seeds of the trainings, as JSON
+    settings: str  # all parameters but the seeds of the trainings, and the commit, as JSON
     fingerprint: str
     test: tuple[int, ...]
+    seeds: tuple[int | None, ...] = ()  # of the trainings
 
 
 def by_patient(rows: Sequence[Row], direction: str, metric: str, region: str = "body") -> dict[str, dict[str, float]]:
@@ -95,15 +96,18 @@ def load_run(folder: Path) -> Scored:
         notebook: {k: v for k, v in of.items() if not (k == "seed" and notebook in TRAINED_BY)}
         for notebook, of in manifest["parameters"].items()
     }
-    settings, held_out = json.dumps(parameters, sort_keys=True), tuple(sorted(int(number[p]) for p in test))
-    return Scored(folder.name, rows, settings, manifest["data_fingerprint"], held_out)
+    code = manifest.get("commit"), manifest.get("uncommitted_changes")
+    settings, held_out = json.dumps([parameters, code], sort_keys=True), tuple(sorted(int(number[p]) for p in test))
+    seeds = tuple(manifest["parameters"].get(notebook, {}).get("seed") for notebook in TRAINED_BY)
+    return Scored(folder.name, rows, settings, manifest["data_fingerprint"], held_out, seeds)
 
 
 def merged(runs: Sequence[Scored]) -> list[Row]:
     """The rows of all runs as one table: means over the runs of the same settings, patient by patient.
 
     With more than one setting a method is named `run/method`, the run being the first with this setting. InputError
-    for runs of other data or with other test patients: their scores are of other images, and not comparable.
+    for runs of other data or with other test patients: their scores are of other images, and not comparable; and for
+    runs of the same settings and seeds: one training twice is no second one.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -117,6 +121,9 @@ def merged(runs: Sequence[Scored]) -> list[Row]:
     groups: dict[str, list[Scored]] = {}
     for run in runs:
         groups.setdefault(run.settings, []).append(run)
+    for of in groups.values():
+        if len({run.seeds for run in of}) < len(of):
+            raise InputError(f"{', '.join(run.name for run in of)}: two of them have the same settings and seeds")
     prefix = {settings: f"{of[0].name}/" if len(groups) > 1 else "" for settings, of in groups.items()}
     return [row for settings, of in groups.items() for row in _mean(of, prefix[settings])]
 
@@ -170,10 +177,12 @@ def _line(method: str, of: dict[str, float], test: Test | None) -> list[str]:
 def compare_runs(folders: Sequence[Path], *, reference: str, metric: str, region: str) -> str:
     """What the command prints: how many runs were averaged, and `table` of them."""
     runs = [load_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):  # runs/a/quick and runs/b/quick
+        runs = [replace(run, name=str(folder)) for run, folder in zip(runs, folders, strict=True)]
     settings = [run.settings for run in runs]
     groups = [f"{name} ({settings.count(of)})" for of, name in {run.settings: run.name for run in runs[::-1]}.items()]
     title = f"runs by their settings, and how many were averaged: {', '.join(groups[::-1])}"
     rows = merged(runs)
-    if len(groups) > 1 and "/" not in reference:
+    if len(groups) > 1 and not any(row["method"] == reference for row in rows):
         reference = f"{runs[0].name}/{reference}"
     return f"{title}; the unit of n is the patient\n\n{table(rows, reference, metric, region)}"

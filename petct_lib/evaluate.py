@@ -1,18 +1,18 @@
 """Every method on every test patient: the rows of `scores.csv`."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from petct_lib import InputError, calibration, downstream, metrics, perceptual, realism, synthrad
+from petct_lib import InputError, calibration, downstream, lesion_scores, metrics, perceptual, realism, synthrad
 from petct_lib.bridge import interpolated
 from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
 from petct_lib.intensity import ENCODE, Intensity
-from petct_lib.lesion_scores import UNITS as LESION_UNITS
-from petct_lib.lesion_scores import invented_regions, score_lesions
 from petct_lib.prepare import Prepared
+from petct_lib.regions import FROM_HU
 from petct_lib.translate import UNIT, Translator
 
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
@@ -49,7 +49,7 @@ def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
     grid = prepared.index["grid"]
     voxel_mm = grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]
     lengths = tuple(prepared.lengths(patient))
-    kvps = {prepared.row(study)["ct"]["kvp"] for study in prepared.studies([patient])}
+    kvps = {prepared.row(study)["ct"].get("kvp") for study in prepared.studies([patient])}
     kvp = kvps.pop() if len(kvps) == 1 else None
     case = Case(patient, source, real, masks, sources, {}, lengths=lengths, voxel_mm=voxel_mm, kvp=kvp)
     return with_further_regions(case)
@@ -75,7 +75,7 @@ def _around_lung_bases(case: Case) -> np.ndarray:
     reach = round(DIAPHRAGM_MM / case.voxel_mm[0])
     for length in case.lengths or (len(case.real),):
         with_lung = np.flatnonzero(case.masks["lung"][first : first + length].any(axis=(1, 2)))
-        if len(with_lung):
+        if len(with_lung) and with_lung[0] > 0:  # else the image ends within the lung
             base = first + with_lung[0]
             near[max(first, base - reach) : min(first + length, base + reach + 1)] = True
         first += length
@@ -136,52 +136,67 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
 
 
 def _further_scores(case: Case, image: np.ndarray, kind: str, clip: tuple[float, float]) -> list[dict]:
-    coherence = realism.coherence(case.real, image, case.body, case.lengths)
+    """What is no sum over voxels of one image, study by study: a patient's follow-up is another volume."""
+    mask = {**case.sources, "lesion": case.sources.get("lesion", case.sources["body"])}  # invented ones: in the body
+    clipped = replace(case, real=np.clip(case.real, *clip))
+    moved = partial(_over_studies, clipped, np.clip(image, *clip))
     scores = [
-        ("body", "coherence", coherence, "1"),
-        ("body", "shift_gain", metrics.shift_gain(case.real, image, case.body), "%"),
+        ("body", "coherence", realism.coherence(case.real, image, case.body, case.lengths), "1", mask["body"]),
+        ("body", "shift_gain", moved(metrics.shift_gain), "%", mask["body"]),
+        ("body", "ms_ssim", moved(partial(synthrad.ms_ssim, clip=clip)), "1", mask["body"]),
     ]
     if kind == "ct":
-        scores += _downstream(case, image)
-    if not np.isnan(similarity := _ms_ssim(case, image, clip)):  # a slab may be too thin for it
-        scores.append(("body", "ms_ssim", similarity, "1"))
+        scores += _downstream(case, image, mask["body"])
     if kind == "pet" and case.voxel_mm:
-        scores += [("lesion", name, value, LESION_UNITS[name]) for name, value in _lesions(case, image).items()]
-    mask = {"lesion": case.sources["body"], **case.sources}  # invented ones are sought in the body
+        found = _lesions(case, image).items()
+        scores += [("lesion", name, value, lesion_scores.UNITS[name], mask["lesion"]) for name, value in found]
     return [
-        {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": mask[region]}
-        for region, name, value, unit in scores
+        {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": source}
+        for region, name, value, unit, source in scores
+        if value is not None
     ]
 
 
-def _downstream(case: Case, image: np.ndarray) -> list[tuple[str, str, float, str]]:
-    """Attenuation over the body, where the tube voltage is known, and the lungs' overlap where there are any."""
+def _downstream(case: Case, image: np.ndarray, body: str) -> list[tuple[str, str, float | None, str, str]]:
+    """Attenuation over the body, where the tube voltage is known, and the lungs' overlap where there are any.
+
+    Both lungs of the overlap are found by the same thresholds, whoever drew the region's mask.
+    """
     known = case.kvp in downstream.CARNEY
     errors = downstream.attenuation_errors(case.real, image, case.body, case.kvp) if known else {}
-    dice = downstream.lung_dice(case.real, image, case.body, case.voxel_mm) if case.voxel_mm else None
-    overlap = [] if dice is None else [("lung", "dice", dice, "1")]
-    return [("body", name, value, "%") for name, value in errors.items()] + overlap
+    dice = case.voxel_mm and _over_studies(case, image, partial(downstream.lung_dice, voxel_mm=case.voxel_mm))
+    return [*(("body", name, value, "%", body) for name, value in errors.items()), ("lung", "dice", dice, "1", FROM_HU)]
 
 
-def _ms_ssim(case: Case, image: np.ndarray, clip: tuple[float, float]) -> float:
-    """The mean over the patient's studies, each a volume of its own, weighted by their voxels of body."""
-    ends = np.cumsum(case.lengths)[:-1] if case.lengths else []
-    studies = list(zip(*(np.split(stack, ends) for stack in (case.real, image, case.body)), strict=True))
-    values = [synthrad.ms_ssim(*study, clip=clip) for study in studies]
-    return float(np.average(values, weights=[body.sum() for *_, body in studies]))
+def _studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]:
+    """The patient's studies, each as a case of its own, and their parts of the image."""
+    first = 0
+    for length in case.lengths or (len(case.real),):
+        part = slice(first, first + length)
+        masks = {name: mask[part] for name, mask in case.masks.items()}
+        yield replace(case, source=None, real=case.real[part], masks=masks, images={}, lengths=None), image[part]
+        first += length
+
+
+def _over_studies(case: Case, image: np.ndarray, score: Callable) -> float | None:
+    """Mean of score(real, image, body) over the studies, by their voxels of body; None where no study has it."""
+    found = [(score(study.real, part, study.body), study.body.sum()) for study, part in _studies(case, image)]
+    found = [(value, weight) for value, weight in found if value is not None and not np.isnan(value)]
+    if not found:
+        return None
+    values, weights = zip(*found, strict=True)
+    return float(np.average(values, weights=weights))
 
 
 def _lesions(case: Case, image: np.ndarray) -> dict[str, float]:
     """Of a patient without a mask of lesions, the invented ones alone: the real PET knows where there is uptake."""
-    ends = np.cumsum(case.lengths)[:-1] if case.lengths else []
-
-    def apart(stack: np.ndarray) -> np.ndarray:
-        return np.insert(stack, ends, 0, axis=0)  # an empty slice between studies: no lesion lies in two of them
-
-    given = apart(case.real), apart(image)
-    if "lesion" not in case.masks:
-        return {"invented": invented_regions(*given, apart(case.body), case.voxel_mm)}
-    return score_lesions(*given, apart(case.masks["lesion"]), apart(case.body), case.voxel_mm)
+    each, invented = [], 0
+    for study, part in _studies(case, image):
+        invented += lesion_scores.invented_regions(study.real, part, study.body, case.voxel_mm)
+        if "lesion" in case.masks:
+            each += lesion_scores.each_lesion(study.real, part, study.masks["lesion"], case.voxel_mm)
+    known = lesion_scores.summary(each) if "lesion" in case.masks else {}
+    return {**known, "invented": float(invented)}
 
 
 def two_sample_accuracy(cases: list[Case], method: str, direction: str, window: Intensity, seed: int) -> float | None:

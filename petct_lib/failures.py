@@ -1,6 +1,8 @@
 """The worst of a run, chosen by rule and not by hand: slices, missed lesions, invented hot spots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -13,8 +15,8 @@ APART = 3  # slices: neighbours of a bad slice are as bad, and show nothing new
 def worst_slices(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict]:
     """The n slices of all patients with the largest mean absolute error over the body, for `view.translations`.
 
-    At least APART slices from a worse one of the same patient; slices with less than a tenth of the patient's largest
-    body area do not count.
+    Of the images as they are, not clipped to the scores' range. At least APART slices from a worse one of the same
+    patient; slices with less than a tenth of the patient's largest body area do not count.
     """
     found = []
     for case in cases:
@@ -37,7 +39,7 @@ def worst_misses(cases: Sequence[Case], n: int, method: str = "refined") -> list
         (spot.real - spot.synthetic, case, spot)
         for case in cases
         if "lesion" in case.masks
-        for spot in lesion_scores.lesions(case.real, case.images[method], case.masks["lesion"])
+        for spot in _spots(case, method, lesion_scores.lesions, "lesion")
         if spot.synthetic < spot.real
     ]
     return _ringed(found, n, method)
@@ -51,9 +53,20 @@ def worst_inventions(cases: Sequence[Case], n: int, method: str = "refined") -> 
     found = [
         (spot.synthetic - spot.real, case, spot)
         for case in cases
-        for spot in lesion_scores.invented(case.real, case.images[method], case.body, case.voxel_mm)
+        for spot in _spots(case, method, partial(lesion_scores.invented, voxel_mm=case.voxel_mm), "body")
     ]
     return _ringed(found, n, method)
+
+
+def _spots(case: Case, method: str, find: Callable, region: str) -> list[lesion_scores.Spot]:
+    """find(real, synthetic, mask) in each study by itself, with the places in the patient's stack."""
+    found, first = [], 0
+    for length in case.lengths or (len(case.real),):
+        part = slice(first, first + length)
+        spots = find(case.real[part], case.images[method][part], case.masks[region][part])
+        found += [replace(spot, place=(spot.place[0] + first, *spot.place[1:])) for spot in spots]
+        first += length
+    return found
 
 
 def _ringed(found: list[tuple[float, Case, lesion_scores.Spot]], n: int, method: str) -> list[dict]:

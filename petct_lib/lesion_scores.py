@@ -32,45 +32,68 @@ def score_lesions(
     body: np.ndarray,
     voxel_mm: tuple[float, float, float],
 ) -> dict[str, float]:
-    """Scores of one patient's lesions; each component of the mask `lesion` with its 26 neighbours is one.
+    """Scores of one study's lesions; each component of the mask `lesion` with its 26 neighbours is one.
 
-    lesions: their number. suvmax_error, suvmean_error, suvpeak_error: |synthetic − real| of the maximum, the mean, and
-    the highest mean of a ball of 1 ml around a voxel of the lesion, the mean over lesions, in SUV; overlap: see
-    `overlap`; all left out where there is none. missed: lesions with a synthetic SUVmax below MISSED_SHARE
-    of the real one, which for those that never took up any says little. invented: see `invented_regions`.
-
-    Stacks (n, H, W), masks bool of that shape; `lesion` may be empty. ValueError as for `metrics.mae` with the mask
-    `body`, for a `lesion` of another shape or not bool, and for voxels without size.
+    `summary` of `each_lesion`, and invented: see `invented_regions`. Stacks (n, H, W), masks bool of that shape;
+    `lesion` may be empty. ValueError as for `metrics.mae` with the mask `body`, for a `lesion` of another shape or not
+    bool, and for voxels without size.
     """
-    real, synthetic, body = metrics.checked(real_suv, synthetic_suv, body)
+    found = {"invented": float(invented_regions(real_suv, synthetic_suv, body, voxel_mm))}
+    return summary(each_lesion(real_suv, synthetic_suv, lesion, voxel_mm)) | found
+
+
+def summary(each: list[dict[str, float]]) -> dict[str, float]:
+    """lesions: their number; missed: how many; of the other scores the means over the lesions that have them."""
+    names = dict.fromkeys(name for one in each for name in one if name != "missed")
+    means = {name: float(np.mean([one[name] for one in each if name in one])) for name in names}
+    return {"lesions": float(len(each)), "missed": float(sum(one["missed"] for one in each)), **means}
+
+
+def each_lesion(
+    real_suv: np.ndarray, synthetic_suv: np.ndarray, lesion: np.ndarray, voxel_mm: tuple[float, float, float]
+) -> list[dict[str, float]]:
+    """Of each lesion of a study: suvmax_error, suvmean_error, suvpeak_error, missed, overlap.
+
+    The errors are |synthetic − real|, in SUV, of the maximum, the mean, and the highest mean of a ball of 1 ml around a
+    voxel of the lesion. missed: 1 for a synthetic SUVmax below MISSED_SHARE of the real one, which for a lesion that
+    never took up any says little. overlap: see there; only of a lesion whose contour is above what is around it.
+    ValueError as for `score_lesions`.
+    """
+    real, synthetic, _ = metrics.checked(real_suv, synthetic_suv)
     if np.shape(lesion) != real.shape or np.asarray(lesion).dtype != bool:
         raise ValueError(f"lesion {np.shape(lesion)} must be bool, of the images' shape {real.shape}")
-    labels, count = ndimage.label(lesion, TOUCHING)
-    scores = {"lesions": float(count), "missed": 0.0, "invented": float(len(invented(real, synthetic, body, voxel_mm)))}
-    if count == 0:
-        return scores
-    each = [_one(real, synthetic, labels, k, box, voxel_mm) for k, box in enumerate(ndimage.find_objects(labels), 1)]
-    return scores | {name: float(np.mean([one[name] for one in each])) for name in each[0]} | {
-        "missed": float(sum(one["missed"] for one in each))
-    }  # fmt: skip
+    labels, _ = ndimage.label(lesion, TOUCHING)
+    balls = ball_shares(PEAK_MM, voxel_mm), within(NEAR_MM, voxel_mm)
+    boxes = enumerate(ndimage.find_objects(labels), start=1)
+    return [_one(real, synthetic, labels, k, box, *balls) for k, box in boxes]
 
 
 def _one(
-    real: np.ndarray, synthetic: np.ndarray, labels: np.ndarray, k: int, box: tuple, voxel_mm: tuple[float, ...]
+    real: np.ndarray, synthetic: np.ndarray, labels: np.ndarray, k: int, box: tuple, ball: np.ndarray, near: np.ndarray
 ) -> dict[str, float]:
     """Scores of the lesion labelled k, which lies in the box."""
-    ball, near = ball_shares(PEAK_MM, voxel_mm), ball_shares(NEAR_MM, voxel_mm) > 0.5
-    reach = (n // 2 + 1 for n in near.shape)  # further than the ball's
+    reach = (max(n, m) // 2 for n, m in zip(ball.shape, near.shape, strict=True))
     wide = tuple(slice(max(s.start - n, 0), s.stop + n) for s, n in zip(box, reach, strict=True))
     mask, a, b = labels[wide] == k, real[wide], synthetic[wide]
     highest = float(a[mask].max())
-    return {
+    around = ndimage.binary_dilation(mask, near)
+    scores = {
         "suvmax_error": abs(float(b[mask].max()) - highest),
         "suvmean_error": abs(float(b[mask].mean() - a[mask].mean())),
         "suvpeak_error": abs(suv_peak(b, mask, ball) - suv_peak(a, mask, ball)),
-        "overlap": overlap(a, b, ndimage.binary_dilation(mask, near), CONTOUR_SHARE * highest),
         "missed": float(b[mask].max() < MISSED_SHARE * highest),
     }
+    outside = around & (labels[wide] == 0)
+    if not outside.any() or CONTOUR_SHARE * highest > np.median(a[outside]):
+        scores["overlap"] = overlap(a, b, around, CONTOUR_SHARE * highest)
+    return scores
+
+
+def within(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
+    """Voxels whose centre is within the radius of the middle one's, bool (z, y, x) with odd sides."""
+    reach = [int(radius_mm // size) for size in voxel_mm]
+    axes = [np.arange(-n, n + 1) * size for n, size in zip(reach, voxel_mm, strict=True)]
+    return sum(np.square(axis) for axis in np.meshgrid(*axes, indexing="ij")) <= radius_mm**2
 
 
 def ball_shares(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:

@@ -133,7 +133,7 @@ def spectrum_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
 def shift_gain(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, reach: int = 1) -> float:
     """How much lower the MAE would be, in %, were the synthetic stack moved by up to `reach` voxels along any axis.
 
-    Much: part of the error is misregistration (breathing, a shifted patient) and not the translator's. The best of all
+    Much: part of the error is a rigid misregistration and not the translator's; breathing is not rigid. The best of all
     (2 · reach + 1)³ whole-voxel shifts against none, over the mask less `reach` voxels at the border of the stack. 0
     where no shift is better, there is no error, or nothing is left of the mask. Shapes and errors as for `mae`.
     """

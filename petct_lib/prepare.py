@@ -24,6 +24,7 @@ FILL = {"ct": AIR_HU, "pet": 0.0}  # outside a volume's extent
 MIN_BODY_SHARE = 0.02  # slices with less body than this are left out: there is nothing to learn or to score
 MAX_FOV_MM = 500.0
 SALT_FILE = "salt.txt"
+FORMAT = 2  # of the folder: to be raised when its content changes, so that an older one is not taken for a new one
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def prepare(
     None: one a core. Studies that cannot be read are left out with a reason. The pseudonyms' salt is kept in `folder`.
     Raises InputError where the folder holds slices of other data or settings, or where nothing can be used.
     """
-    key = hashlib.sha256(json.dumps([input_key(path), asdict(settings)]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, input_key(path), asdict(settings)]).encode()).hexdigest()
     if (folder / "index.json").exists():
         prepared = Prepared(folder)
         if prepared.index["input_key"] != key:

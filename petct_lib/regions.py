@@ -49,7 +49,9 @@ PLANE = [
 ]
 
 LESION_NAME = re.compile(r"\b(nodules?|tumou?rs?|neoplasms?|mass(es)?|lesions?|metastas[ie]s|gtv\w*)\b")
-NO_LESION = re.compile(r"\bo?edema\b")  # beside a tumour, contoured by radiotherapists as "GTV_Edema"
+NO_LESION = re.compile(  # beside a tumour ("GTV_Edema"), and an organ without its tumour ("Lungs-GTV", "Body not GTV")
+    r"\bo?edema\b|\b(lungs?|body|liver|normal)\b.*(-|\b(minus|not|without|excl\w*)\b)\s*\w*(gtv|ctv|itv|ptv|tumou?r)"
+)
 LUNG_WORDS = {"lung", "lungs", "left", "right", "l", "r", "both", "and", "structure", "of", "entire", "whole"}
 
 

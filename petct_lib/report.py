@@ -23,9 +23,7 @@ CONTROLS = {
     "cyclegan": "stage 1 alone", "refiner_l1": "the refiner's network as a plain regression, the mode `distortion`",
     "blend": "half `refiner_l1`, half `cyclegan`", "refined": "stage 2, the mode `default`",
 }  # fmt: skip
-SOURCES = {
-    "phantom": "a simulated thorax phantom (petct_lib.phantom, MIT licence): no patient's data",
-}
+PHANTOM = "a simulated thorax phantom (petct_lib.phantom, MIT licence): no patient's data"
 OWN_DATA = (
     "DICOM given by whoever made the run. Its licence is theirs to state: Anti-PD-1_Lung "
     "(10.7937/tcia.2019.zjjwb9ip) and Soft-tissue-Sarcoma (10.7937/K9/TCIA.2015.7GO2GSKS) are CC BY 3.0 "
@@ -113,10 +111,10 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
             "grid": f"{grid['size']}×{grid['size']} pixels of {grid['pixel_mm']:.2f} mm, "
             f"slices every {grid['slice_mm']} mm",
             "CycleGAN": f"{manifest['cyclegan']['steps']} steps, "
-            f"batch {parameters['02_cyclegan_training']['batch_size']}",
+            f"batch {parameters['02_cyclegan_training'].get('batch_size', 'as in the notebook')}",
             "refiners": f"{refiner['steps']} steps; evaluations of the denoiser a sample: {refiner['walk_steps']}",
             "default α": ", ".join(f"{d} {of['alpha']:g}" for d, of in refiner["fitted"].items()),
-            "seeds": ", ".join(f"{name[:2]}: {of['seed']}" for name, of in parameters.items() if "seed" in of),
+            "seeds": ", ".join(f"{name[:2]}: {of.get('seed', 'the notebook’s')}" for name, of in parameters.items()),
             "time and memory": f"{sum(manifest['seconds'].values()):.0f} s on {manifest['cores']} cores, "
             f"{manifest['peak_memory_mb']} MB at most",
         }),
@@ -128,7 +126,7 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
         f"Patients that no part of it, and no choice of a setting, has seen: n = {patients['test']}.",
         "", "```", scores.format_table(rows), "```",
         "Controls: " + "; ".join(f"`{name}`: {what}" for name, what in CONTROLS.items()) + ".",
-        f"LPIPS: {manifest.get('lpips', 'n/a')}.",
+        f"LPIPS: {manifest.get('lpips', 'n/a').split(':')[0]}.",
         "## What the numbers say", *(f"- {line}" for line in findings(manifest, rows)),
         "## Intended use, and what it must not be used for",
         "Research on image translation and teaching. Not for diagnosis, treatment, attenuation correction of patients,",
@@ -166,7 +164,7 @@ def data_card(manifest: dict, rows: Sequence[Row], index: dict) -> str:
 
 
 def _source(manifest: dict) -> str:
-    return SOURCES.get(manifest["data_source"], OWN_DATA)
+    return PHANTOM if manifest["data_key"] is None else OWN_DATA
 
 
 def _table(cells: dict[str, str]) -> list[str]:
@@ -196,9 +194,10 @@ def _against(rows: Sequence[Row], direction: str, other: str) -> list[str]:
     unit = next(row["unit"] for row in rows if (row["direction"], row["metric"]) == (direction, "mae"))
     return [
         f"{direction}: body MAE is {abs(t.difference):.3g} {unit} {'below' if t.difference > 0 else 'above'} "
-        f"{t.method}'s (95 % interval of {t.method} − {METHOD}: {t.low:+.3g} to {t.high:+.3g})."
+        f"{t.method}'s (" + ("one patient: no interval" if t.n < 2 else
+        f"95 % interval of {t.method} − {METHOD}: {t.low:+.3g} to {t.high:+.3g}") + ")."
         for t in tests
-    ]
+    ]  # fmt: skip
 
 
 def _of_lesions(direction: str, regions: dict) -> list[str]:

@@ -5,7 +5,7 @@ of SynthRAD2025. The masks come from the real images and are for scoring only.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ NIFTI = (".nii", ".nii.gz")
 PROTOCOLS = ("petct", "synthrad2025")
 FROM_FILE = "mask file"
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's patient axes to DICOM's
+WHOLE = 99.0  # % of the real body: below it, the command says what was scored
 GRID_MM = 1e-3  # grids that lie no further apart are one
 
 
@@ -91,7 +92,7 @@ def read_image(path: Path, kind: str, suv_kind: str = "bw") -> tuple[Volume, flo
     if len(usable) != 1:
         why = f"; {dicom.reasons(left_out)}" if left_out else ""
         raise InputError(
-            f"{path.name}: holds {len(usable)} {MODALITY[kind]} series, and one is needed: name its folder{why}"
+            f"holds {len(usable)} {MODALITY[kind]} series, and one is needed: name its folder{why}", path.name
         )
     factor = suv_factor(usable[0].headers, suv_kind).factor if kind == "pet" else 1.0
     return dicom.load_series(usable[0], factor, UNIT[kind]), dicom.tube_voltage(usable[0])
@@ -101,37 +102,52 @@ def read_nifti(path: Path, unit: str) -> Volume:
     """A volume from NIfTI as float32, affine in DICOM's LPS. InputError for what is none, or not three-dimensional."""
     try:  # nibabel, for SimpleITK makes zeros of what is not finite, and says nothing
         image = nibabel.load(path)
+        if image.ndim == 3:
+            image = nibabel.as_closest_canonical(image)  # axial slices, from the feet upwards
         array = np.asarray(image.dataobj, np.float32)  # (x, y, z)
     except Exception as error:  # a stranger's file may break any part of the reader
-        raise InputError(f"{path.name}: cannot be read as NIfTI ({type(error).__name__})") from None
+        raise InputError(f"cannot be read as NIfTI ({type(error).__name__})", path.name) from None
     if array.ndim != 3:
-        raise InputError(f"{path.name}: has {array.ndim} dimensions and is no volume")
+        raise InputError(f"has {array.ndim} dimensions and is no volume", path.name)
     if bad := np.count_nonzero(~np.isfinite(array)):
-        raise InputError(f"{path.name}: has {bad} values that are not finite")
+        raise InputError(f"has {bad} values that are not finite", path.name)
     return Volume(np.ascontiguousarray(array.T), RAS_TO_LPS @ image.affine, unit)
 
 
-def load(images: Images, kind: str, suv_kind: str = "bw") -> evaluate.Case:
+def load(images: Images, kind: str, suv_kind: str = "bw") -> tuple[evaluate.Case, float]:
     """A patient on the real image's grid; the synthetic one is resampled to it where its own is another.
 
-    Only what both images hold is scored. Body, lung, soft tissue and bone come from the real CT (of a PET, from `ct`),
-    or the body alone from `mask`. Raises InputError without one of them, and where nothing is left to score.
+    Only what both images hold is scored; the second value is the share of the real body that it is. Body, lung, soft
+    tissue and bone come from the real CT (of a PET, from `ct`), or the body alone from `mask`. Raises
+    InputError without one of them, and where nothing is left to score.
     """
     real, kvp = read_image(images.real, kind, suv_kind)
-    synthetic, _ = read_image(images.synthetic, kind, suv_kind)
+    real = upwards(real)
+    synthetic = upwards(read_image(images.synthetic, kind, suv_kind)[0])
     grid = Grid(tuple(int(n) for n in real.size), real.affine)
     seen = np.ones(real.array.shape, bool)
     if not _same_grid(real, synthetic):
         seen = inside(synthetic, grid)
         synthetic = resample(synthetic, grid, FILL[kind])
     masks, sources = _masks(images, real, kind, grid)
-    masks = {name: mask & seen for name, mask in masks.items()}
-    if not masks["body"].any():
-        raise InputError(f"{images.real.name}: the images share no voxel of the body")
     voxel_mm = tuple(float(v) for v in real.spacing_mm[::-1])
     made = {"synthetic": synthetic.array}
     case = evaluate.Case(images.patient, None, real.array, masks, sources, made, voxel_mm=voxel_mm, kvp=kvp)
-    return evaluate.with_further_regions(case)
+    case = evaluate.with_further_regions(case)  # before anything is cut: the lungs' base must be the real one
+    coverage = float(seen[case.body].mean()) if case.body.any() else 0.0
+    if not coverage:
+        raise InputError("the images share no voxel of the body", images.real.name)
+    return replace(case, masks={name: mask & seen for name, mask in case.masks.items()}), coverage
+
+
+def upwards(volume: Volume) -> Volume:
+    """The same with its slices from the feet to the head."""
+    if volume.affine[2, 2] >= 0:
+        return volume
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * (len(volume.array) - 1)
+    affine[:3, 2] *= -1
+    return Volume(np.ascontiguousarray(volume.array[::-1]), affine, volume.unit)
 
 
 def _same_grid(a: Volume, b: Volume) -> bool:
@@ -154,7 +170,7 @@ def score_images(
     images: Images, kind: str, protocol: str = "petct", lpips_model: object = None, suv_kind: str = "bw"
 ) -> list[scores.Row]:
     """The rows of one patient; `direction` holds the kind, for it is not known what the image was made from."""
-    case = load(images, kind, suv_kind)
+    case, coverage = load(images, kind, suv_kind)
     if protocol == "synthrad2025":
         found = synthrad.score(case.real, case.images["synthetic"], case.body)
         units = {"mae": "HU", "psnr": "dB", "ms_ssim": "1"}
@@ -164,15 +180,19 @@ def score_images(
         try:
             rows = evaluate.score_case(case, DIRECTION[kind], Intensity(), lpips_model)
         except ValueError as error:  # images that a score has no answer for, as a real one that is constant
-            raise InputError(f"{images.real.name}: {error}") from None
+            raise InputError(str(error), images.real.name) from None
+    covered = {"metric": "coverage", "value": 100 * coverage, "unit": "%", "mask": case.sources["body"]}
+    rows = [*rows, {"region": "body", **covered}]
     return [{**row, "direction": kind, "method": "synthetic", "patient": images.patient} for row in rows]
 
 
 def score_all(
     images: Sequence[Images], out: Path, *, kind: str, protocol: str = "petct", suv_kind: str = "bw",
     lpips_model: object = None, progress: Callable = iter,
-) -> tuple[list[scores.Row], dict[str, str]]:  # fmt: skip
+) -> tuple[list[scores.Row], dict[str, InputError]]:  # fmt: skip
     """All patients, into `out`: scores.csv, metrics.json, protocol.json. Returns the rows, and why some have none.
+
+    No name of a file goes into these.
 
     Raises InputError where `out` is not empty, for a PET by SynthRAD's protocol, and where no patient can be scored.
     """
@@ -182,14 +202,20 @@ def score_all(
         raise InputError(f"{out}: is not empty; name another folder")
     work = partial(score_images, kind=kind, protocol=protocol, lpips_model=lpips_model, suv_kind=suv_kind)
     results = each(work, images, progress=progress)
-    failed = {i.patient: str(r) for i, r in zip(images, results, strict=True) if isinstance(r, InputError)}
+    failed = {i.patient: r for i, r in zip(images, results, strict=True) if isinstance(r, InputError)}
     rows = [row for result in results if not isinstance(result, InputError) for row in result]
     if not rows:
-        raise InputError(f"no patient could be scored: {'; '.join(failed.values())}")
+        raise InputError(f"no patient could be scored: {'; '.join(map(told, failed.values()))}")
     out.mkdir(parents=True, exist_ok=True)
     scores.write_scores(rows, out / "scores.csv")
     scores.write_metrics(rows, out / "metrics.json")
     write_json(
-        {"protocol": protocol, "kind": kind, "petct_lib": __version__, "left_out": failed}, out / "protocol.json"
-    )
+        {"protocol": protocol, "kind": kind, "petct_lib": __version__,
+         "left_out": {patient: str(error) for patient, error in failed.items()}}, out / "protocol.json",
+    )  # fmt: skip
     return rows, failed
+
+
+def told(error: InputError) -> str:
+    """The message, with the file's name before it: for the owner of the files."""
+    return f"{error.where}: {error}" if error.where else str(error)

@@ -19,7 +19,8 @@ from petct_lib.volume import Volume, axial_affine
 FROM_RTSTRUCT = "RTSTRUCT"
 RTSTRUCT_STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 PIXEL_MM = 1.0  # that contours are filled at: finer than any PET, and than most CTs of PET/CT
-SAME_PLANE_MM = 0.01  # written positions are rounded
+SAME_PLANE_MM = 0.1  # written positions are rounded; no scanner cuts thinner slices
+MIN_POINTS = 3  # of a contour that encloses anything
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
 
@@ -51,8 +52,12 @@ def _read(dataset: Dataset, frame_of_reference_uid: str, slice_mm: float) -> dic
     for drawn in dataset.ROIContourSequence:
         roi = rois[int(drawn.ReferencedROINumber)]
         name = region_named([str(roi.get("ROIName"))])
-        contours = [np.array(c.ContourData, float).reshape(-1, 3)
-                    for c in drawn.get("ContourSequence", []) if c.ContourGeometricType in CLOSED]  # fmt: skip
+        contours = [
+            np.array(c.ContourData, float).reshape(-1, 3)
+            for c in drawn.get("ContourSequence", [])
+            if c.ContourGeometricType in CLOSED
+        ]
+        contours = [c for c in contours if len(c) >= MIN_POINTS]
         if name is None or not contours:
             continue
         if str(roi.ReferencedFrameOfReferenceUID) != frame_of_reference_uid:
@@ -63,22 +68,34 @@ def _read(dataset: Dataset, frame_of_reference_uid: str, slice_mm: float) -> dic
 
 def fill(contours: list[np.ndarray], slice_mm: float) -> Volume:
     """Closed axial contours, each (points, 3) in patient mm, as one bool volume; see `read_structures`."""
-    if any(len(c) < 3 or not np.isfinite(c).all() or np.ptp(c[:, 2]) > SAME_PLANE_MM for c in contours):
-        raise InputError("a contour that is not on an axial plane, or has fewer than 3 points")
-    heights = np.array([c[:, 2].mean() for c in contours])
-    steps = np.diff(np.unique(heights.round(2)))
-    thick = float(np.quantile(steps, 0.5, method="lower")) if len(steps) else slice_mm
-    k = np.rint((heights - heights.min()) / thick).astype(int)
-    low = (
-        np.min([c[:, :2].min(axis=0) for c in contours], axis=0) - 1.5 * PIXEL_MM
-    )  # background around it; and no corner on a centre
-    high = np.max([c[:, :2].max(axis=0) for c in contours], axis=0) + 1.5 * PIXEL_MM
+    if any(not np.isfinite(c).all() or np.ptp(c[:, 2]) > SAME_PLANE_MM for c in contours):
+        raise InputError("a contour that is not on an axial plane")
+    planes = _planes(contours)
+    heights = np.array([plane[0][0, 2] for plane in planes])
+    thick = float(np.quantile(np.diff(heights), 0.5, method="lower")) if len(planes) > 1 else slice_mm
+    k = np.floor((heights - heights[0]) / thick + 0.5).astype(int) + 1
+    margin = 1.5 * PIXEL_MM  # background around it; and no corner on a centre
+    low = np.min([c[:, :2].min(axis=0) for c in contours], axis=0) - margin
+    high = np.max([c[:, :2].max(axis=0) for c in contours], axis=0) + margin
     columns, rows = np.ceil((high - low) / PIXEL_MM).astype(int) + 1
-    slices = int(k.max()) + 3
+    slices = int(k.max()) + 2
     if float(slices) * rows * columns > MAX_VOXELS:
         raise InputError(f"a structure of {slices} × {rows} × {columns} voxels, more than the limit of {MAX_VOXELS}")
     mask = np.zeros((slices, rows, columns), bool)
-    for contour, plane in zip(contours, k, strict=True):
-        corners = (contour[:, 1::-1] - low[::-1]) / PIXEL_MM  # (points, 2), row and column
-        mask[plane + 1] ^= polygon2mask((rows, columns), corners)
-    return Volume(mask, axial_affine((PIXEL_MM, PIXEL_MM, thick), np.array([*low, heights.min() - thick])), "1")
+    for plane, at in zip(planes, k, strict=True):
+        inside = np.zeros((rows, columns), bool)
+        for contour in plane:
+            inside ^= polygon2mask((rows, columns), (contour[:, 1::-1] - low[::-1]) / PIXEL_MM)  # row and column
+        mask[at] |= inside  # planes closer than `thick` may share a slice
+    return Volume(mask, axial_affine((PIXEL_MM, PIXEL_MM, thick), np.array([*low, heights[0] - thick])), "1")
+
+
+def _planes(contours: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Contours by plane, from the lowest upwards; those within SAME_PLANE_MM of a plane's lowest are of it."""
+    planes: list[list[np.ndarray]] = []
+    for contour in sorted(contours, key=lambda c: c[0, 2]):
+        if planes and contour[0, 2] - planes[-1][0][0, 2] <= SAME_PLANE_MM:
+            planes[-1].append(contour)
+        else:
+            planes.append([contour])
+    return planes

@@ -53,16 +53,15 @@ def test_what_cannot_be_tested_says_so():
 def run(tmp_path):
     """Makes a run folder of three test patients, with a salt, that is with pseudonyms, of its own."""
 
-    def make(name, values, *, seed=0, width=8, fingerprint="f" * 64, test=(0, 1, 3), finished=True, scored=None):
+    def make(name, values, *, seed=0, width=8, test=(0, 1, 3), scored=None, **manifest):
         folder, patients = tmp_path / name, [f"{name}-{k}" for k in range(4)]
         (folder / "prepared").mkdir(parents=True)
         write_json({"studies": [{"patient": p} for p in [*patients, patients[0]]]}, folder / "prepared" / "index.json")
         roles = {"train_pet": [p for k, p in enumerate(patients) if k not in test], "train_ct": [], "refine": []}
         write_json({**roles, "test": [patients[k] for k in test][::-1]}, folder / "splits.json")
         parameters = {"02_cyclegan_training": {"seed": seed, "width": width}, "01_data_exploration": {"seed": 0}}
-        write_json(
-            {"finished": finished, "parameters": parameters, "data_fingerprint": fingerprint}, folder / "manifest.json"
-        )
+        held = {"finished": True, "parameters": parameters, "data_fingerprint": "f" * 64, "commit": "one", **manifest}
+        write_json(held, folder / "manifest.json")
         names = [patients[k] for k in scored or test]
         write_scores(
             rows_of(values=values, names=names) + rows_of("copy", (9, 9, 9), names=names), folder / "scores.csv"
@@ -95,13 +94,26 @@ def test_other_settings_are_other_methods(run, capsys):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"fingerprint": "0" * 64}, "other data"), ({"test": (0, 1, 2)}, "other test patients"),
+    [({"data_fingerprint": "0" * 64}, "other data"), ({"test": (0, 1, 2)}, "other test patients"),
      ({"finished": False}, "not finished"), ({"scored": (0, 1, 2)}, "has scores of 1 patients who are not test")],
 )  # fmt: skip
 def test_runs_that_must_not_be_mixed(run, capsys, change, message):
     folders = [run("a", (1.0, 2.0, 6.0)), run("b", (1.0, 2.0, 6.0), **change)]
     assert main(["compare", *map(str, folders)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_training_twice_is_no_second_one(run, capsys):
+    folder = run("a", (1.0, 2.0, 6.0))
+    assert main(["compare", str(folder), str(folder)]) == 2
+    assert "the same settings and seeds" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_and_of_other_code_stand_apart(run, tmp_path, capsys):
+    folders = [run("a/quick", (1.0, 2.0, 6.0)), run("b/quick", (1.0, 2.0, 3.0), commit="other")]
+    assert main(["compare", *map(str, folders)]) == 0
+    lines = capsys.readouterr().out.splitlines()[4:]
+    assert [line.split()[0] for line in lines] == [f"{f}/{m}" for f in folders for m in ("refined", "copy")]
 
 
 def test_a_folder_that_is_no_run_and_a_score_that_is_not_there(run, tmp_path, capsys):

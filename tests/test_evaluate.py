@@ -208,3 +208,22 @@ def test_attenuation_is_scored_by_the_tube_voltage_of_the_real_ct_alone(prepared
         found[kvp] = [row["value"] for row in rows if row["metric"] == "mu_bias"]
     assert found[140.0][0] > found[120.0][0] > 0, "the line above the break is steeper"
     assert found[135.0] == found[None] == []
+
+
+def test_studies_of_a_patient_are_scored_apart():
+    chest, solid = np.full((12, 40, 40), -1000.0), np.full((12, 40, 40), -1000.0)
+    body, lung = np.zeros(chest.shape, bool), np.zeros(chest.shape, bool)
+    body[:, 4:36, 4:36] = True
+    lung[2:10, 10:30, 8:18] = lung[2:10, 10:30, 22:32] = True
+    chest[body] = solid[body] = 40.0
+    chest[lung] = -850.0
+    twice = {"body": np.concatenate([body, body])}
+    real = np.concatenate([chest, chest])
+    found = {}
+    for name, parts in (("first", (chest, solid)), ("second", (solid, chest))):
+        case = Case("p", None, real, twice, {"body": "HU threshold"}, {"m": np.concatenate(parts)},
+                    lengths=(12, 12), voxel_mm=(10.0, 10.0, 10.0))  # fmt: skip
+        rows = score_case(case, "pet2ct", Intensity())
+        found[name] = value(rows, "m", "dice", "lung")
+        assert [r["mask"] for r in rows if r["metric"] == "dice"] == ["HU threshold"]
+    assert found["first"] == found["second"] == pytest.approx(0.5)

@@ -1,5 +1,7 @@
 """The worst is found where it was put."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,13 @@ def test_slices_with_hardly_any_body_do_not_count():
     case.body[0, 0, 0] = True
     [row] = worst_slices([case], 1)
     assert np.abs(row["refined"] - row["real"]).mean() == 1
+
+
+def test_a_lesion_that_goes_on_in_the_next_study_is_two():
+    lesion, real = np.zeros((20, 16, 16), bool), np.ones((20, 16, 16))
+    lesion[9:11, 4, 4], real[9, 4, 4], real[10, 4, 4] = True, 8, 6
+    case = replace(case_of("a", real=real, refined=np.ones(real.shape), lesion=lesion), lengths=(10, 10))
+    assert [row["real"].max() for row in worst_misses([case], 5)] == [8, 6]
 
 
 def test_misses_and_inventions():

@@ -165,6 +165,15 @@ def test_the_peak_is_the_mean_of_a_ball_and_not_the_maximum():
     assert score(real, synthetic, lesion)["suvpeak_error"] == pytest.approx((peak - 1) / 2)
 
 
+def test_a_lesion_that_is_not_hot_has_no_overlap():
+    real, lesion = two_lesions()
+    real[FIRST] = 1.2  # seen on CT alone: 41 % of it is everywhere
+    scores = score(real, real, lesion)
+    assert scores["overlap"] == 1, "the second's alone"
+    real[SECOND] = 1.2
+    assert "overlap" not in score(real, real, lesion)
+
+
 def test_the_peak_at_the_border_is_the_mean_of_what_is_there():
     suv = np.full((3, 3, 3), 5.0)
     assert suv_peak(suv, suv > 0, np.ones((3, 3, 3))) == pytest.approx(5.0)

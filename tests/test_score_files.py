@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -62,11 +63,53 @@ def test_another_grid_is_resampled_and_only_what_both_hold_counts(tmp_path):
     fine = Volume(np.repeat(half.array, 2, axis=0), half.affine.copy(), "HU")
     fine.affine[2, 2], fine.affine[2, 3] = 2.5, half.affine[2, 3] - 1.25
     images = score_files.Images("1", nifti(fine, tmp_path / "pred.nii"), nifti(whole, tmp_path / "ref.nii"))
-    case = score_files.load(images, "ct")
+    case, coverage = score_files.load(images, "ct")
+    assert 0.45 < coverage < 0.55
     assert case.images["synthetic"].shape == whole.array.shape
     assert not case.body[:11].any()
     body = case.body & (whole.array > -950)
     assert np.median(np.abs(case.images["synthetic"] - case.real)[13:][body[13:]]) == pytest.approx(25, abs=0.1)
+
+
+def test_a_mask_of_the_body_alone_is_enough_for_all_scores_but_those_of_regions(tmp_path):
+    volume = chest()
+    ref, pred = nifti(volume, tmp_path / "ref.nii.gz"), nifti(chest(20), tmp_path / "pred.nii.gz")
+    inside = Volume((volume.array > -990).astype(np.float32), AFFINE, "1")
+    out, mask = tmp_path / "out", nifti(inside, tmp_path / "mask.nii.gz")
+    assert main(["score", str(pred), str(ref), "--mask", str(mask), "--out", str(out)]) == 0
+    rows = read_scores(out / "scores.csv")
+    assert {r["mask"] for r in rows if r["metric"] == "mae"} == {"mask file", "none"}
+    assert {r["mask"] for r in rows if r["metric"] == "dice"} == {"HU threshold"}
+
+
+def test_slices_from_the_head_downwards_have_the_same_scores(tmp_path):
+    found = []
+    for name in ("up", "down"):
+        paths = []
+        for k, volume in enumerate((chest(), chest(20))):
+            volume.array[: 6 * k] += 100  # worse near the lungs' base
+            paths.append(nifti(volume, tmp_path / f"{name}{k}.nii.gz"))
+            image = nibabel.load(paths[k])
+            if name == "down":
+                flipped, affine = np.asarray(image.dataobj)[:, :, ::-1], image.affine.copy()
+                affine[:3, 3] += affine[:3, 2] * (flipped.shape[2] - 1)
+                affine[:3, 2] *= -1
+                nibabel.save(nibabel.Nifti1Image(flipped, affine), paths[k])
+        assert main(["score", str(paths[1]), str(paths[0]), "--out", str(tmp_path / name)]) == 0
+        found.append(values(tmp_path / name))
+    assert found[0]["diaphragm", "mae"] > found[0]["body", "mae"]
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_what_part_of_the_body_was_scored_is_told(tmp_path, capsys):
+    whole = chest()
+    half = Volume(whole.array[12:] + 25, AFFINE.copy(), "HU")
+    half.affine[:3, 3] += half.affine[:3, 2] * 12
+    ref, pred = nifti(whole, tmp_path / "ref.nii.gz"), nifti(half, tmp_path / "pred.nii.gz")
+    assert main(["score", str(pred), str(ref), "--out", str(tmp_path / "out")]) == 0
+    covered = values(tmp_path / "out")["body", "coverage"]
+    assert 45 < covered < 55
+    assert f"patient 1: scored on the {covered:.0f} % of the body" in capsys.readouterr().out
 
 
 def test_synthrads_protocol(tmp_path):
@@ -75,7 +118,7 @@ def test_synthrads_protocol(tmp_path):
     arguments = ["score", str(pred), str(ref), "--mask", str(mask), "--protocol", "synthrad2025"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     found = values(tmp_path / "out")
-    assert set(found) == {("body", "mae"), ("body", "psnr"), ("body", "ms_ssim")}
+    assert set(found) == {("body", "mae"), ("body", "psnr"), ("body", "ms_ssim"), ("body", "coverage")}
     assert found["body", "mae"] == pytest.approx(30, abs=1e-3)
     assert found["body", "psnr"] == pytest.approx(20 * np.log10(4095 / 30), abs=1e-3)
     assert {r["mask"] for r in read_scores(tmp_path / "out" / "scores.csv")} == {"mask file"}
@@ -130,7 +173,8 @@ def test_a_damaged_patient_costs_itself_alone_and_is_named(folders, tmp_path, ca
     (pred / "brown.nii.gz").write_bytes(b"damaged")
     assert main(["score", str(pred), str(ref), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "left out: patient 2" in shown
+    assert "left out: patient 2: brown.nii.gz: cannot be read as NIfTI" in shown
+    assert "brown" not in (tmp_path / "out" / "protocol.json").read_text(), "files tell no names, the terminal does"
     assert "2 of 3 patients" in shown
     assert {r["patient"] for r in read_scores(tmp_path / "out" / "scores.csv")} == {"1", "3"}
 

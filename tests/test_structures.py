@@ -14,6 +14,7 @@ from petct_lib import InputError
 from petct_lib.archives import FileRef
 from petct_lib.dicom import find_pairs
 from petct_lib.prepare import SliceSettings, prepare
+from petct_lib.regions import region_named
 from petct_lib.structures import RTSTRUCT_STORAGE, fill, read_structures
 from petct_lib.volume import Grid, axial_affine, resample
 
@@ -92,6 +93,23 @@ def test_two_pieces_apart_are_both_there_and_one_plane_has_the_thickness_given()
     assert not on[50, 50]
 
 
+def test_planes_closer_than_the_slices_are_joined_and_not_cut_out_of_each_other():
+    mask = fill([square(10, z) for z in (0, 1.5, 4.5, 7.5, 10.5, 13.5)], 9.0)
+    assert mask.spacing_mm[2] == 3
+    assert mask.array.sum(axis=(1, 2)).tolist() == [0, 100, 100, 100, 100, 100, 100, 0]
+    rounded = fill([square(10, z) for z in (0, 3.0, 3.006, 6.0)], 9.0)
+    assert rounded.spacing_mm[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "region"),
+    [("Lungs-GTV", None), ("Total Lung - GTV", None), ("Lungs minus GTV", None), ("Body not PTV", None),
+     ("PET-GTV", "lesion"), ("GTV-1", "lesion"), ("Tumour in lung", "lesion"), ("Lung_R", "lung")],
+)  # fmt: skip
+def test_an_organ_without_its_tumour_is_neither(name, region):
+    assert region_named([name]) == region
+
+
 def test_structures_are_known_by_their_names(tmp_path):
     contours = [square(20, z) for z in (0, 3, 6)]
     names = ("GTV_Mass_PET", "Lung_L", "GTV_Edema", "Heart", "PTV", "Tumor 1")
@@ -100,6 +118,8 @@ def test_structures_are_known_by_their_names(tmp_path):
     assert {name: len(masks) for name, masks in found.items()} == {"lesion": 2, "lung": 1}
     points = structure_set(tmp_path / "points.dcm", {"GTV": contours}, kind="POINT")
     assert read_structures(points, FRAME, 3.0) == {}
+    short = structure_set(tmp_path / "short.dcm", {"GTV": [square(20)[:2], *contours]})
+    assert volume_ml(read_structures(short, FRAME, 3.0)["lesion"][0]) == pytest.approx(3.6)
 
 
 def test_what_cannot_be_used_is_refused_by_name(tmp_path):
@@ -108,10 +128,9 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path):
     oblique[0, 2] = 5.0
     tilted = structure_set(tmp_path / "tilted.dcm", {"GTV": [oblique]})
     large = structure_set(tmp_path / "large.dcm", {"GTV": [square(9e5)]})
-    short = structure_set(tmp_path / "short.dcm", {"GTV": [square(20)[:2]]})
     text = tmp_path / "text.dcm"
     text.write_text("no DICOM")
-    cases = ((other, "another frame"), (tilted, "axial"), (large, "limit"), (short, "3 points"))
+    cases = ((other, "another frame"), (tilted, "axial"), (large, "limit"))
     for ref, message in (*cases, (FileRef(text, text.name), "structure set")):
         with pytest.raises(InputError, match=message) as error:
             read_structures(ref, FRAME, 3.0)
