@@ -18,6 +18,7 @@ SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 	@echo "  DATA=<folder, zip, or folder of zips>  NAME=<run's name>  PROFILE=smoke|quick|gpu|full  RESUME=1  FORCE=1"
+	@echo "  ONLY=<regular expression>: the variants of the ablation of these names"
 
 install: $(STAMP)  ## .venv with the pinned dependencies and the library (about 2 minutes)
 
@@ -58,7 +59,7 @@ bench: $(BENCHED)  ## speed and memory of ingest, phantom, training, translation
 	$(BIN)/python benchmarks/projection.py --measure
 
 ablation: $(STAMP)  ## three seeds of the run, every variant and control with the first, into runs/ablation (about 2.5 hours)
-	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out runs/ablation
+	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out runs/ablation --only "$(ONLY)"
 
 figures: run  ## the README's pictures, from the run (made first if it is missing), and from the ablation where there is one
 	mkdir -p figures

@@ -58,26 +58,31 @@ def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
 def with_further_regions(case: Case) -> Case:
     """The same with two regions more, to see what scores hide.
 
-    "diaphragm": the body from DIAPHRAGM_MM below the lungs' lowest slice to as much above, where breathing moves PET
-    against CT (not where there is no lung); "image": everything, air and couch too, that swell a score.
+    "diaphragm": the body from DIAPHRAGM_MM below the height where the lungs end below to as much above, where breathing
+    moves PET against CT (not where there is no lung, or the images end first); "image": everything, air and couch too,
+    that swell a score.
     """
     masks = {**case.masks, "image": np.ones(case.real.shape, bool)}
     sources = {**case.sources, "image": "none"}
     if "lung" in case.masks and case.masks["lung"].any() and case.voxel_mm:
-        masks["diaphragm"] = case.body & _around_lung_bases(case)[:, None, None]
-        sources["diaphragm"] = case.sources["lung"]
+        near = _around_lung_bases(case)
+        if near.any():
+            masks["diaphragm"], sources["diaphragm"] = case.body & near[:, None, None], case.sources["lung"]
     return replace(case, masks=masks, sources=sources)
 
 
 def _around_lung_bases(case: Case) -> np.ndarray:
-    """Whether a slice is near the lowest one with lung of its study, (n,)."""
+    """Whether a slice is near the lungs' base of its study, (n,).
+
+    The base: the median over the lungs' columns of the lowest slice with lung; the very lowest is behind.
+    """
     near, first = np.zeros(len(case.real), bool), 0
     reach = round(DIAPHRAGM_MM / case.voxel_mm[0])
     for length in case.lengths or (len(case.real),):
-        with_lung = np.flatnonzero(case.masks["lung"][first : first + length].any(axis=(1, 2)))
-        if len(with_lung) and with_lung[0] > 0:  # else the image ends within the lung
-            base = first + with_lung[0]
-            near[max(first, base - reach) : min(first + length, base + reach + 1)] = True
+        lung = case.masks["lung"][first : first + length]
+        base = int(np.median(lung.argmax(axis=0)[lung.any(axis=0)])) if lung.any() else 0
+        if base > 0:
+            near[first + max(0, base - reach) : first + min(length, base + reach + 1)] = True
         first += length
     return near
 

@@ -106,6 +106,10 @@ def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
     assert value(rows, "off", "mae", "diaphragm") == value(rows, "off", "mae") == 50
     assert value(rows, "off", "mae", "image") == pytest.approx(50 * body.mean()), "air makes any error small"
     assert value(rows, "off", "psnr", "image") > value(rows, "off", "psnr") + 3
+    recess = lung.copy()
+    recess[15:20, 6, 6:9] = True  # it goes further down behind, and that is not the dome
+    deep = with_further_regions(replace(given, masks={"body": body, "lung": recess}))
+    assert np.array_equal(deep.masks["diaphragm"], case.masks["diaphragm"])
     no_lung = with_further_regions(replace(given, masks={**given.masks, "lung": np.zeros_like(body)}))
     assert "diaphragm" not in no_lung.masks
 
