@@ -181,7 +181,11 @@ def _parse(content: bytes) -> tuple[pydicom.FileDataset, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may identify a patient
         file = _Metered(content)
-        return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS), file.tell()
+        try:
+            return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS), file.tell()
+        except OSError:  # which pydicom makes of any error where it looks for an item
+            file.check()
+            raise
 
 
 class _Metered(BytesIO):
@@ -192,9 +196,13 @@ class _Metered(BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         """As BytesIO's. Raises InputError after MAX_READS calls."""
         self.reads += 1
+        self.check()
+        return super().read(size)
+
+    def check(self) -> None:
+        """InputError if there were more calls than any header needs."""
         if self.reads > MAX_READS:
             raise InputError("not DICOM, or with far more attributes than an image has")
-        return super().read(size)
 
 
 def _inflated(content: bytes) -> bytes:
