@@ -153,7 +153,8 @@ def _further_scores(case: Case, image: np.ndarray, kind: str, clip: tuple[float,
     if kind == "ct":
         scores += _downstream(case, image, mask["body"])
     if kind == "pet" and case.voxel_mm:
-        found = _lesions(case, image).items()
+        given = ((one.real, part, one.masks.get("lesion"), one.body) for one, part in studies(case, image))
+        found = lesion_scores.score_lesions(given, case.voxel_mm).items()
         scores += [("lesion", name, value, lesion_scores.UNITS[name], mask["lesion"]) for name, value in found]
     return [
         {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": source}
@@ -173,7 +174,7 @@ def _downstream(case: Case, image: np.ndarray, body: str) -> list[tuple[str, str
     return [*(("body", name, value, "%", body) for name, value in errors.items()), ("lung", "dice", dice, "1", FROM_HU)]
 
 
-def _studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]:
+def studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]:
     """The patient's studies, each as a case of its own, and their parts of the image."""
     first = 0
     for length in case.lengths or (len(case.real),):
@@ -185,23 +186,12 @@ def _studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]
 
 def _over_studies(case: Case, image: np.ndarray, score: Callable) -> float | None:
     """Mean of score(real, image, body) over the studies, by their voxels of body; None where no study has it."""
-    found = [(score(study.real, part, study.body), study.body.sum()) for study, part in _studies(case, image)]
+    found = [(score(study.real, part, study.body), study.body.sum()) for study, part in studies(case, image)]
     found = [(value, weight) for value, weight in found if value is not None and not np.isnan(value)]
     if not found:
         return None
     values, weights = zip(*found, strict=True)
     return float(np.average(values, weights=weights))
-
-
-def _lesions(case: Case, image: np.ndarray) -> dict[str, float]:
-    """Of a patient without a mask of lesions, the invented ones alone: the real PET knows where there is uptake."""
-    each, invented = [], 0
-    for study, part in _studies(case, image):
-        invented += lesion_scores.invented_regions(study.real, part, study.body, case.voxel_mm)
-        if "lesion" in case.masks:
-            each += lesion_scores.each_lesion(study.real, part, study.masks["lesion"], case.voxel_mm)
-    known = lesion_scores.summary(each) if "lesion" in case.masks else {}
-    return {**known, "invented": float(invented)}
 
 
 def two_sample_accuracy(cases: list[Case], method: str, direction: str, window: Intensity, seed: int) -> float | None:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from petct_lib import lesion_scores
-from petct_lib.evaluate import Case
+from petct_lib.evaluate import Case, studies
 
 APART = 3  # slices: neighbours of a bad slice are as bad, and show nothing new
 
@@ -61,11 +61,10 @@ def worst_inventions(cases: Sequence[Case], n: int, method: str = "refined") -> 
 def _spots(case: Case, method: str, find: Callable, region: str) -> list[lesion_scores.Spot]:
     """find(real, synthetic, mask) in each study by itself, with the places in the patient's stack."""
     found, first = [], 0
-    for length in case.lengths or (len(case.real),):
-        part = slice(first, first + length)
-        spots = find(case.real[part], case.images[method][part], case.masks[region][part])
+    for study, image in studies(case, case.images[method]):
+        spots = find(study.real, image, study.masks[region])
         found += [replace(spot, place=(spot.place[0] + first, *spot.place[1:])) for spot in spots]
-        first += length
+        first += len(image)
     return found
 
 

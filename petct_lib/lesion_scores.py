@@ -4,6 +4,7 @@ Masks are for scoring only. Arrays are a patient's stack (n, H, W); PET is in SU
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,20 +27,23 @@ TOUCHING = np.ones((3, 3, 3), bool)  # a voxel and its 26 neighbours
 
 
 def score_lesions(
-    real_suv: np.ndarray,
-    synthetic_suv: np.ndarray,
-    lesion: np.ndarray,
-    body: np.ndarray,
+    studies: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]],
     voxel_mm: tuple[float, float, float],
 ) -> dict[str, float]:
-    """Scores of one study's lesions; each component of the mask `lesion` with its 26 neighbours is one.
+    """Scores of a patient's lesions; each component of a study's mask with its 26 neighbours is one.
 
-    `summary` of `each_lesion`, and invented: see `invented_regions`. Stacks (n, H, W), masks bool of that shape;
-    `lesion` may be empty. ValueError as for `metrics.mae` with the mask `body`, for a `lesion` of another shape or not
-    bool, and for voxels without size.
+    studies: of each, the real and the synthetic PET (n, H, W), the lesions, bool of that shape and maybe empty, or None
+    where nobody has drawn any, and the body. `summary` of `each_lesion` of all of them, left out where no study has a
+    mask; and invented, see `invented_regions`: the real PET knows where there is uptake. ValueError as for
+    `metrics.mae` with the mask of the body, for lesions of another shape or not bool, and for voxels without size.
     """
-    found = {"invented": float(invented_regions(real_suv, synthetic_suv, body, voxel_mm))}
-    return summary(each_lesion(real_suv, synthetic_suv, lesion, voxel_mm)) | found
+    each, drawn, invented = [], False, 0
+    for real, synthetic, lesion, body in studies:
+        invented += invented_regions(real, synthetic, body, voxel_mm)
+        if lesion is not None:
+            drawn = True
+            each += each_lesion(real, synthetic, lesion, voxel_mm)
+    return {**(summary(each) if drawn else {}), "invented": float(invented)}
 
 
 def summary(each: list[dict[str, float]]) -> dict[str, float]:

@@ -33,14 +33,13 @@ MARGIN = 1.02  # how much error, as a multiple of the regression's, the mode `de
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a refiner's result, beside the data and the CycleGAN. None: the whole of its patients."""
+    """Everything that decides a refiner's result, beside the data and the CycleGAN."""
 
     stage: RefinerSettings | PriorSettings
     fit: FitSettings
     augmentation: Augmentation
     batch_size: int
     seed: int
-    patients: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def two_lesions():
 
 
 def score(real, synthetic, lesion, body=BODY):
-    return score_lesions(real, synthetic, lesion, body, VOXEL_MM)
+    return score_lesions([(real, synthetic, lesion, body)], VOXEL_MM)
 
 
 def test_lesions_that_are_kept():
@@ -140,7 +140,7 @@ def test_what_cannot_be_scored_is_an_error():
         score(real, real * np.nan, lesion)
     for wrong in ((1.0, 1.0), (0.0, 1.0, 1.0), (1.0, np.nan, 1.0)):
         with pytest.raises(ValueError, match="voxel_mm"):
-            score_lesions(real, real, lesion, BODY, wrong)
+            score_lesions([(real, real, lesion, BODY)], wrong)
 
 
 @pytest.mark.parametrize("voxel_mm", [(1.0, 1.0, 1.0), VOXEL_MM, (5.0, 7.0, 7.0), (10.0, 7.0, 7.0), (8.0, 8.0, 8.0)])
@@ -189,3 +189,14 @@ def test_overlap_of_a_moved_lesion():
     around[1:6, 3:8, 3:8] = True
     assert overlap(real, everywhere, around, 4.1) == pytest.approx(2 * 27 / (27 + 125))
     assert overlap(real, background(), around, 4.1) == 0
+
+
+def test_studies_are_pooled_lesion_by_lesion_and_one_without_a_mask_counts_inventions_alone():
+    real, lesion = two_lesions()
+    one = np.zeros(SHAPE, bool)
+    one[FIRST] = True
+    gone = background()
+    found = score_lesions([(real, real, lesion, BODY), (real, gone, one, BODY)], VOXEL_MM)
+    assert (found["lesions"], found["missed"]) == (3, 1)
+    assert found["suvmax_error"] == pytest.approx(9 / 3), "of three lesions, not of two studies"
+    assert score_lesions([(gone, real, None, BODY)], VOXEL_MM) == {"invented": 2}
