@@ -93,6 +93,8 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
         Variant("unet_l1", unet_l1),
         Variant("pix2pix", alone),
         Variant("refined_no_source", replace(base, sees_source=False)),
+        Variant("refined_no_skip", replace(base, residual=False)),
+        Variant("refiner_l1_no_skip", replace(regression, residual=False)),
         Variant("refined_no_spectrum", replace(base, lambda_spectrum=0.0)),
         Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
         Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),

@@ -36,6 +36,7 @@ class RefinerSettings:
     sees_source: bool = True
     neighbours: int = 1  # 3 or 5: slices of the source around the one to refine, and itself (2.5-D)
     sees_coarse: bool = True  # False: no c anywhere, and the bridge starts at σ·ε
+    residual: bool = True  # the denoiser adds to c; False: it sees c, but draws the whole image itself
     lambda_l1: float = 10.0
     lambda_adversarial: float = 1.0  # 0: no discriminator
     lambda_spectrum: float = 0.0  # of `spectrum_loss`
@@ -68,7 +69,7 @@ class Refiner:
         s = self.settings = settings
         images = 1 + s.sees_source * s.neighbours + s.sees_coarse  # z_t, x, c
         self.nets: dict[str, nn.Module] = {
-            "denoiser": Denoiser(images, s.width, tuple(s.multipliers), residual=s.sees_coarse)
+            "denoiser": Denoiser(images, s.width, tuple(s.multipliers), residual=s.sees_coarse and s.residual)
         }
         if s.lambda_adversarial:
             of_state = 2 if s.steps > 1 else 0  # z_t and t: at t = 1 alone they tell nothing that x does not

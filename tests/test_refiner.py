@@ -322,3 +322,11 @@ def test_a_refiner_looks_at_as_many_neighbours_as_it_was_trained_with():
 def test_neighbours_that_are_no_odd_few():
     with pytest.raises(InputError, match="neighbours 2 is not 1, 3 or 5"):
         replace(PLAIN, neighbours=2)
+
+
+def test_an_untrained_refiner_returns_the_coarse_image_unless_it_draws_the_whole_one():
+    batch = batch_of()
+    for residual, expected in ((True, batch["coarse"]), (False, torch.zeros_like(batch["coarse"]))):
+        stage = Refiner(replace(PLAIN, residual=residual))
+        image = stage.sample(batch["source"], batch["coarse"], torch.Generator().manual_seed(0))[-1]
+        assert torch.equal(image, expected), residual
