@@ -1,4 +1,4 @@
-"""Pictures of slices, and the viewers. Every figure comes back from a function and is saved by name."""
+"""Pictures of slices. Every figure comes back from a function and is saved by name."""
 
 import io
 from collections.abc import Sequence
@@ -213,30 +213,3 @@ def uncertainty(expected: np.ndarray, error: np.ndarray, body: np.ndarray, k: in
     right.set(xlabel="decile of the expected error (voxels of one patient)", ylabel=f"mean |error|, {unit}")
     right.legend(fontsize=8, frameon=False)
     return fig
-
-
-def slice_viewer(pet_suv: np.ndarray, ct_hu: np.ndarray) -> "object":
-    """Sliders over slice and fusion around `triptych`, for (n, H, W) stacks: an ipywidgets box."""
-    import ipywidgets
-
-    def show(k: int, alpha: float) -> Image:
-        return Image(
-            data=png(triptych(pet_suv[k], ct_hu[k], alpha)), format="png", alt=f"PET, CT and fused image of slice {k}"
-        )
-
-    k = ipywidgets.IntSlider(len(pet_suv) // 2, 0, len(pet_suv) - 1, description="slice")
-    alpha = ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="PET share")
-    return ipywidgets.interactive(show, k=k, alpha=alpha)
-
-
-def walk_viewer(images: dict[tuple[float, int], np.ndarray], unit: str) -> "object":
-    """Sliders over t0 and steps around `montage`, for synthetic images (H, W) by (t0, steps): an ipywidgets box."""
-    import ipywidgets
-
-    def show(t0: float, steps: int) -> Image:
-        title = f"t0 {t0:g}, {steps} steps"
-        picture = png(montage([images[t0, steps]], unit, [title], synthetic=True))
-        return Image(data=picture, format="png", alt=f"The prior's image: {title}")
-
-    t0, steps = (ipywidgets.SelectionSlider(options=sorted({key[i] for key in images})) for i in (0, 1))
-    return ipywidgets.interactive(show, t0=t0, steps=steps)
