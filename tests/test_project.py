@@ -29,7 +29,7 @@ ORDER = (  # imports point upwards only
     ("perceptual", "phantom", "prepare"),
     ("data",),
     ("translate", "view"),
-    ("explore",),
+    ("explore", "exercises", "pitfalls", "demo"),
     ("evaluate", "validation", "logs", "compare"),
     ("score_files", "failures", "report"),
     ("train_cyclegan",),
