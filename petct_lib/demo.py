@@ -13,9 +13,10 @@ import torch
 from petct_lib import InputError, dicom
 from petct_lib.checkpoints import load_checkpoint, save_checkpoint
 from petct_lib.cyclegan import DIRECTIONS
+from petct_lib.data import read_splits
 from petct_lib.files import read_json, replacing, write_json
 from petct_lib.phantom import phantom_settings, write_phantom
-from petct_lib.prepare import SliceSettings, align
+from petct_lib.prepare import Prepared, SliceSettings, align
 from petct_lib.translate import FITTED
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "demo"
@@ -66,6 +67,20 @@ def _slim_state(state: dict) -> dict:
 
 def _half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+
+
+def example(run_dir: Path, folder: Path) -> Example:
+    """A patient to look at: the first test patient of a run that has its slices, or else `new_patient` in `folder`."""
+    run_dir = Path(run_dir)
+    if not (run_dir / "prepared").exists():
+        return new_patient(folder, run_dir)
+    prepared = Prepared(run_dir / "prepared")
+    study = prepared.studies([read_splits(run_dir)["test"][0]])[0]
+    pet, ct, body = (np.array(prepared.array(study, kind)) for kind in ("pet", "ct", "body"))
+    grid = prepared.index["grid"]
+    return Example(
+        pet, ct, body, (grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]), prepared.row(study)["suv_rule"]
+    )
 
 
 def new_patient(folder: Path, run_dir: Path = FOLDER, *, seed: int = SEED) -> Example:

@@ -214,6 +214,8 @@ def middle_slice(case: Case) -> dict[str, np.ndarray]:
     """The middle slice of a patient, whatever it shows, for `view.translations`."""
     k = len(case.real) // 2
     images = {"coarse": case.images["cyclegan"], "refined": case.images["refined"]}
+    if case.uncertainty is not None:
+        images["uncertainty"] = case.uncertainty
     return {"source": case.source[k], "real": case.real[k], **{name: image[k] for name, image in images.items()}}
 
 

@@ -302,7 +302,7 @@ def _with_crosshair(large: np.ndarray, place: tuple[int, int], shape: tuple[int,
 def _figure(pictures: dict[str, np.ndarray], words: str) -> Figure:
     fig = Figure(figsize=(2.6 * len(pictures), 3.3), layout="constrained")
     for axis, (name, picture) in zip(fig.subplots(1, len(pictures)), pictures.items(), strict=True):
-        axis.imshow(picture, interpolation="nearest")
+        axis.imshow(picture, interpolation="antialiased")
         axis.set_title(name, fontsize=9)
         axis.set_axis_off()
     fig.supxlabel(words, fontsize=8)

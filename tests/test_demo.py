@@ -79,3 +79,11 @@ def test_the_demos_patient_is_read_back_from_dicom_on_the_runs_grid(tmp_path):
     assert patient.ct_hu[patient.body].max() > 300
     again = demo.new_patient(tmp_path / "patient")
     assert np.array_equal(again.ct_hu, patient.ct_hu)
+
+
+def test_a_run_with_its_slices_shows_its_own_test_patient(smoke_run, tmp_path):
+    patient, prepared = demo.example(smoke_run, tmp_path), Prepared(smoke_run / "prepared")
+    test = prepared.studies([read_json(smoke_run / "splits.json")["test"][0]])[0]
+    assert np.array_equal(patient.pet_suv, prepared.array(test, "pet"))
+    assert patient.spacing_mm[0] == prepared.index["grid"]["slice_mm"]
+    assert not list(tmp_path.iterdir()), "nothing is made"
