@@ -1,14 +1,19 @@
-"""What holds the project together: pins, imports one way, files that other tools read."""
+"""What holds the project together: pins, imports one way, files that other tools read, the contributors' page."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import tomllib
 
+import pytest
 import yaml
 from conftest import ROOT
 
 import petct_lib
+from petct_lib.__main__ import main
+from petct_lib.ablation import chosen, variants
+from petct_lib.refiner import RefinerSettings
 
 ORDER = (  # imports point upwards only
     ("files", "progress", "volume", "suv", "intensity", "nets", "archives", "enhanced", "parallel", "statistics"),
@@ -108,3 +113,28 @@ def test_pictures_of_the_readme_exist():
     pictures = re.findall(r"\]\((figures/[^)]+)\)", (ROOT / "README.md").read_text())
     assert len(pictures) >= 3
     assert {ROOT / p for p in pictures} == set((ROOT / "figures").glob("*.png"))
+
+
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_files_and_names_of_the_contributors_page_exist():
+    paths = re.findall(r"(?:petct_lib|tests|notebooks|\.ci)/[\w./]*\w|\b[\w-]+\.(?:toml|yml|md)\b", PAGE)
+    names = set(re.findall(r"\bpetct_lib(?:\.\w+)+", PAGE))
+    assert len(paths) > 10
+    assert len(names) > 20
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    for name in names:
+        pkgutil.resolve_name(name)  # raises where there is no such name
+
+
+def test_commands_of_the_contributors_page_exist(capsys):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"`+[^`]+`+", PAGE))))
+    assert {"lint", "test", "notebooks", "ablation"} <= asked <= targets
+    for command in set(re.findall(r"-m petct_lib (\w+)", PAGE)):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+    for variant in re.findall(r"ONLY=(\w+)", PAGE):
+        assert chosen(variants(RefinerSettings(), 9, 5), variant)
