@@ -117,7 +117,10 @@ def fewer(patients: int) -> list[int]:
 
 
 def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> Plan:
-    """The plan by which notebook 03 trains the refiner of a direction with these parameters."""
+    """The plan by which notebook 03 trains the refiner of a direction with these parameters.
+
+    InputError as for `run.parameters_of`, and for a run folder that notebook 01 has not prepared.
+    """
     p = parameters_of("03_diffusion_refinement", profile, overrides)
     prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
     slices = sum(sum(prepared.lengths(patient)) for patient in refiner_patients(splits, "pet2ct"))
@@ -135,7 +138,7 @@ def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str
 def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Variant]) -> None:
     """Trains the variants of a direction into `checkpoints/<name>_<direction>.pt`, one a core, or one on the GPU.
 
-    Goes on where an earlier call stopped.
+    Goes on where an earlier call stopped. InputError and FloatingPointError as for `train.fit`.
     """
     pairs = {whom: _pairs(run_dir, direction, *whom) for whom in {_of_whom(v) for v in of}}
     jobs = [(f"{v.name}_{direction}", pairs[_of_whom(v)], replace(plan, stage=v.settings)) for v in of]
@@ -178,7 +181,10 @@ def _all(results: list) -> list:
 def score_variants(
     run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None = None
 ) -> list[scores.Row]:
-    """Scores of a direction's variants on the test patients. longer: run folder of a CycleGAN trained for longer."""
+    """Scores of a direction's variants on the test patients. longer: run folder of a CycleGAN trained for longer.
+
+    InputError where a variant has no checkpoint.
+    """
     patients = read_splits(run_dir)["test"]
     score = partial(_score, Path(run_dir), direction, of, seed, longer)
     scored = _all(each(score, patients, progress=partial(bar, desc=f"patients scored, {direction}")))

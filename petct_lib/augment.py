@@ -13,7 +13,7 @@ from petct_lib import InputError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """By how much training slices are changed at random. All off by default."""
+    """By how much training slices are changed at random. All off by default; InputError for an amount out of range."""
 
     shift: int = 0  # moved by up to so many whole pixels, without interpolation
     rotate_deg: float = 0.0  # turned by up to so many degrees about the image's middle

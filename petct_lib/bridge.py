@@ -19,14 +19,22 @@ Draw = Callable[[], Tensor]
 
 
 def time_grid(steps: int) -> tuple[float, ...]:
-    """Evenly spaced times from 1 downwards, without 0: (1, 0.75, 0.5, 0.25) for 4 steps."""
+    """Evenly spaced times from 1 downwards, without 0. ValueError for no steps.
+
+    >>> time_grid(4)
+    (1.0, 0.75, 0.5, 0.25)
+    """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     return tuple(1 - k / steps for k in range(steps))
 
 
 def bridge(y: Tensor, start: Tensor, t: float | Tensor) -> Tensor:
-    """z_t = (1 − t)·y + t·z_1, with z_1 = `start` = c + σ·ε. t: one time, or (B, 1, 1, 1)."""
+    """z_t = (1 − t)·y + t·z_1, with z_1 = `start` = c + σ·ε. t: one time, or (B, 1, 1, 1).
+
+    >>> bridge(torch.tensor(1.0), torch.tensor(-1.0), 0.25).item()  # a quarter of the way from the real image
+    0.5
+    """
     return (1 - t) * y + t * start
 
 
@@ -68,6 +76,9 @@ def interpolated(distortion: Tensor, perceptual: Tensor, alpha: float) -> Tensor
     """(1 − α)·distortion + α·perceptual: the straight line is the best trade-off of squared error and realism.
 
     Exactly so for the Wasserstein distance, when the ends are the two optima (Freirich 2021, theorem 2). α above 1 goes
-    on along the line, for an end that is short of the optimum.
+    on along the line, for an end that is short of the optimum. Both of one shape, and so is the result.
+
+    >>> interpolated(torch.tensor(0.0), torch.tensor(1.0), alpha=0.25).item()
+    0.25
     """
     return (1 - alpha) * distortion + alpha * perceptual

@@ -14,6 +14,10 @@ def rank_correlation(predicted: np.ndarray, error: np.ndarray, mask: np.ndarray)
 
     1: voxels in the order of their errors, whatever the size. Errors scatter around even a perfect expectation, so
     that 1 is out of reach.
+
+    >>> error = np.array([1.0, 2.0, 4.0])
+    >>> round(rank_correlation(error**2, error, np.ones(3, bool)), 6)  # the wrong size, the right order
+    1.0
     """
     predicted, error = _masked(predicted, error, mask)
     if np.ptp(predicted) == 0 or np.ptp(error) == 0:
@@ -58,6 +62,9 @@ def scale_to_fit(predicted: np.ndarray, error: np.ndarray, mask: np.ndarray) -> 
     predictions near 0 (air, and what a clip makes exact) throw anywhere. The ratio of means estimates the same s if
     the model holds, and is bounded by what it averages. Fit it on other patients than those it is judged by.
     ValueError too where predicted is 0 in the whole mask.
+
+    >>> scale_to_fit(np.array([1.0, 3.0]), np.array([2.0, 6.0]), np.ones(2, bool))
+    2.0
     """
     predicted, error = _masked(predicted, error, mask)
     if not predicted.any():

@@ -74,7 +74,7 @@ def _far(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, tuple]:
 
 
 def union(*fields: np.ndarray, smooth_mm: float = 0.0) -> np.ndarray:
-    """The nearest of the surfaces; smooth_mm: width of the filled crease between them (polynomial minimum)."""
+    """The nearest of the surfaces; smooth_mm: width of the filled crease between them (Quilez' polynomial minimum)."""
     joined = fields[0]
     for other in fields[1:]:
         if smooth_mm:
@@ -86,7 +86,7 @@ def union(*fields: np.ndarray, smooth_mm: float = 0.0) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, length_mm: float) -> np.ndarray:
-    """Noise of variance 1, correlated with a FWHM of about `length_mm`."""
+    """Noise of variance 1, correlated with a FWHM of about `length_mm`, on the coarse grid, (z, y, x) float32."""
     step, matrices = length_mm / 1.7, []
     for axis in (X_MM, Y_MM, Z_MM):
         nodes = np.arange(axis[0] - 2 * step, axis[-1] + 3 * step, step)
@@ -142,7 +142,7 @@ class Canvas:
         return self.axes[0], self.axes[1], self.inner_z if inner else self.axes[2]
 
     def grid(self, where: tuple = ALL, inner: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x (i,), y (j, 1), z (k, 1, 1) of a part given as slices (z, y, x): they broadcast to (z, y, x)."""
+        """Axes x (i,), y (j, 1), z (k, 1, 1) of a part given as slices (z, y, x): they broadcast to (z, y, x)."""
         x, y, z = self.places(inner)
         return x[where[2]], y[where[1], None], z[where[0], None, None]
 
@@ -216,7 +216,7 @@ def _linear(coarse: np.ndarray, fine: np.ndarray, keep_variance: bool) -> tuple[
 
 
 def fine_noise(rng: np.random.Generator, c: Canvas, step_mm: float = 3.0) -> Callable:
-    """Noise of variance 1 that a grid of `step_mm` carries: fine_noise(…)(slab)(part) is that of a part, (z, y, x)."""
+    """Noise of variance 1 that a grid of `step_mm` carries, to be called as noise(slab)(part) for a part, (z, y, x)."""
     nodes = [np.arange(a[0] - step_mm, a[-1] + 2 * step_mm, step_mm, np.float32) for a in c.axes]
     white = rng.standard_normal([len(n) for n in nodes[::-1]], np.float32)
 
@@ -228,6 +228,6 @@ def fine_noise(rng: np.random.Generator, c: Canvas, step_mm: float = 3.0) -> Cal
 
 
 def by_slabs(draw: Callable[[slice], None], slices: int, size: int = 8) -> None:
-    """draw(slice) for slabs of a fixed number of slices, side by side in threads: numpy works outside of the GIL."""
+    """Calls `draw` on slabs of a fixed number of slices, side by side in threads: numpy works outside of the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(draw, [slice(k, min(k + size, slices)) for k in range(0, slices, size)]))

@@ -144,7 +144,8 @@ def _mean(runs: Sequence[Scored], prefix: str) -> list[Row]:
 def table(rows: Sequence[Row], reference: str, metric: str = "mae", region: str = "body") -> str:
     """By direction, one score of all methods: mean and 95 % interval, and each against the reference.
 
-    p: Wilcoxon's, and adjusted by Holm for the methods of the table. effect: rank-biserial correlation.
+    p: Wilcoxon's, and adjusted by Holm for the methods of the table. effect: rank-biserial correlation. InputError
+    where there is no such score, or the reference has none.
     """
     tables = []
     for direction in dict.fromkeys(row["direction"] for row in rows):
@@ -175,7 +176,7 @@ def _line(method: str, of: dict[str, float], test: Test | None) -> list[str]:
 
 
 def compare_runs(folders: Sequence[Path], *, reference: str, metric: str, region: str) -> str:
-    """What the command prints: how many runs were averaged, and `table` of them."""
+    """What the command prints: how many runs were averaged, and `table` of them. InputError as for the parts."""
     runs = [load_run(folder) for folder in folders]
     if len({run.name for run in runs}) < len(runs):  # runs/a/quick and runs/b/quick
         runs = [replace(run, name=str(folder)) for run, folder in zip(runs, folders, strict=True)]

@@ -22,7 +22,10 @@ LOSSES = ("lsgan", "hinge")
 
 @dataclass(frozen=True)
 class CycleGANSettings:
-    """Defaults are the paper's, but for `upsampling`. Switches for ablations: a weight of 0 leaves its loss out."""
+    """Defaults are the paper's, but for `upsampling`. Switches for ablations: a weight of 0 leaves its loss out.
+
+    InputError for an unknown choice, a weight below 0, and an interval below 1.
+    """
 
     width: int = 64  # first layer's channels of generator and discriminator
     blocks: int = 9  # residual blocks, for 256×256 images
@@ -73,6 +76,9 @@ def adversarial_loss(scores: Tensor, kind: str) -> Tensor:
     """What a generator minimises, over the scores of its fakes.
 
     "lsgan": mean (D − 1)² (Mao 2017; Zhu 2017, §4). "hinge": −mean D (Lim and Ye 2017).
+
+    >>> adversarial_loss(torch.tensor([1.0, 0.0]), "lsgan").item()  # one patch of two has fooled the discriminator
+    0.5
     """
     return (scores - 1).square().mean() if kind == "lsgan" else -scores.mean()
 
@@ -94,12 +100,16 @@ def discriminator_accuracy(scores_real: Tensor, scores_fake: Tensor, kind: str) 
 
 
 def cycle_loss(real: Tensor, reconstructed: Tensor, weight: float) -> Tensor:
-    """weight × mean |F(G(x)) − x| (Zhu 2017, eq. 2)."""
+    """The weight × mean |F(G(x)) − x|, both (B, C, H, W) (Zhu 2017, eq. 2).
+
+    >>> cycle_loss(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5), 10.0).item()
+    5.0
+    """
     return weight * (reconstructed - real).abs().mean()
 
 
 def identity_loss(real: Tensor, mapped: Tensor, weight: float) -> Tensor:
-    """weight × mean |G(y) − y| for y already of the target domain (Zhu 2017, §5.2)."""
+    """The weight × mean |G(y) − y| for y already of the target domain, both (B, C, H, W) (Zhu 2017, §5.2)."""
     return weight * (mapped - real).abs().mean()
 
 

@@ -26,6 +26,10 @@ def split_patients(patients: list[str], seed: int) -> dict[str, list[str]]:
     """Patients → the four roles, by patient: a quarter to test, an eighth to refine, the rest half PET and half CT.
 
     Each role gets at least one patient; raises InputError for fewer than 4. The order given and the seed decide alone.
+
+    >>> split = split_patients([f"p-{k}" for k in range(16)], seed=0)
+    >>> {role: len(patients) for role, patients in split.items()}
+    {'train_pet': 5, 'train_ct': 5, 'refine': 2, 'test': 4}
     """
     n = len(patients)
     if n < len(ROLES):
@@ -83,7 +87,7 @@ class Slices(Dataset):
 
     neighbours: 1, or 3 or 5 slices of the same study around slice i, which is the middle one; beyond a study's end its
     last slice is repeated. device: where all slices are held as they were measured, so that batches are cut there;
-    None: they stay on the disk, memory-mapped.
+    None: they stay on the disk, memory-mapped. InputError for another number of neighbours.
     """
 
     def __init__(
@@ -124,13 +128,17 @@ class Slices(Dataset):
 
 
 def neighbours_of(k: int, slices: int, neighbours: int) -> list[int]:
-    """Numbers of the slices around slice k of a study, the study's first and last repeated beyond its ends."""
+    """Numbers of the slices around slice k of a study, the study's first and last repeated beyond its ends.
+
+    >>> neighbours_of(0, slices=10, neighbours=5)
+    [0, 0, 0, 1, 2]
+    """
     half = neighbours // 2
     return [min(max(j, 0), slices - 1) for j in range(k - half, k + half + 1)]
 
 
 class UnpairedBatches:
-    """Batches of PET slices of some patients and CT slices of others."""
+    """Batches of PET slices of some patients and CT slices of others. ValueError where a study is in both."""
 
     def __init__(self, pet: Slices, ct: Slices, size: int, augmentation: Augmentation | None = None) -> None:
         if set(pet.studies) & set(ct.studies):
@@ -173,7 +181,8 @@ class UnpairedBatches:
 class PairedBatches:
     """Batches of aligned source, coarse and target slices of the same patients; coarse: (n, 1, H, W), encoded.
 
-    Where the slices come with neighbours, the source does; coarse and target are of the middle one.
+    Where the slices come with neighbours, the source does; coarse and target are of the middle one. ValueError where
+    there are more or fewer coarse images than slices, InputError for an augmentation that scales the SUV.
     """
 
     def __init__(

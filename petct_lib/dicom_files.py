@@ -265,8 +265,9 @@ def _values(element: DataElement) -> Iterable:
 
 
 def _of_known_kind(element: RawDataElement | DataElement) -> RawDataElement | DataElement:
-    """With the VR of the dictionary where both are text: a weight "70" as LO is one. Raises ValueError where a VR is of
-    another kind: who asks for a number, a text or a sequence gets one, or nothing.
+    """With the VR of the dictionary where both are text: a weight "70" as LO is one.
+
+    Raises ValueError where a VR is of another kind: who asks for a number, a text or a sequence gets one, or nothing.
     """
     known = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else ""
     if not known or element.VR in (None, VR.UN) or element.VR in known:

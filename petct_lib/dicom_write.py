@@ -55,7 +55,10 @@ def write_ct(volume: Volume, folder: Path, subject: Subject, series_uid: str, ti
 
 
 def write_pet(volume: Volume, folder: Path, subject: Subject, series_uid: str, tracer: Tracer) -> list[Path]:
-    """An original PET series in BQML (volume.unit "Bq/ml"), per-slice rescale slope, decay corrected to START."""
+    """An original PET series in BQML (volume.unit "Bq/ml"), per-slice rescale slope, decay corrected to START.
+
+    Returns the paths, feet to head. ValueError for another unit.
+    """
     if volume.unit != "Bq/ml":
         raise ValueError(f"write_pet needs a volume in Bq/ml, not {volume.unit!r}")
     return write_slices(pet_header(subject, series_uid, tracer, volume.array.shape[0]), volume, folder)
@@ -124,7 +127,7 @@ def write_derived(
     and with PRIMARY for PET, whose image module allows nothing else (C.8.9.4.1.2).
 
     description: what the series is ("synthetic CT from PET"); the warning is added to it. seed: makes the UIDs.
-    suv_kind: a name of `suv.KINDS`, for SUVType.
+    suv_kind: a name of `suv.KINDS`, for SUVType. Returns the paths, feet to head. ValueError for another unit.
     """
     if volume.unit not in LABELS:
         raise ValueError(f"a derived series is in HU or SUV, not {volume.unit!r}")

@@ -21,7 +21,11 @@ WATER_SLOPE = 9.6e-5  # per cm and HU: water has 0.096 per cm
 def mu_map(ct_hu: np.ndarray, kvp: float) -> np.ndarray:
     """Linear attenuation coefficient at 511 keV, per cm, by Carney's bilinear scaling; of any shape, never below 0.
 
-    kvp: the CT's tube voltage, one of CARNEY, for bone looks denser at lower ones. ValueError for another.
+    kvp: the CT's tube voltage, one of CARNEY, for bone looks denser at lower ones. ValueError for another. Source:
+    Carney et al. 2006, Med Phys 33:976.
+
+    >>> mu_map(np.array([-1000.0, 0.0, 1000.0]), kvp=120).round(4).tolist()  # air, water, bone
+    [0.0, 0.096, 0.1491]
     """
     if kvp not in CARNEY:
         raise ValueError(f"kvp {kvp}: Carney 2006 has {', '.join(map(str, CARNEY))}")

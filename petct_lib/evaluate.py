@@ -42,7 +42,11 @@ class Case:
 
 
 def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
-    """A test patient with real images and masks, before anything is translated."""
+    """A test patient with real images and masks, before anything is translated.
+
+    Masks: those of the prepared slices, and those of `with_further_regions`. kvp is None where the patient's studies
+    differ in it.
+    """
     source, real = (np.array(prepared.of_patient(patient, kind)) for kind in (SOURCE[direction], TARGET[direction]))
     sources = prepared.regions(patient)
     masks = {region: np.array(prepared.of_patient(patient, region)) for region in sources}
@@ -120,7 +124,8 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
 
     Of a PET, the lesions one by one too, see `lesion_scores`; and how smoothly slice follows slice (`coherence`). The
     range of PSNR and SSIM is that of the direction, the same for every patient. InputError where the source is the real
-    target itself: what was made from it is a reconstruction (PET→CT→PET), and no translation.
+    target itself: what was made from it is a reconstruction (PET→CT→PET), and no translation; ValueError as for
+    `metrics.score_patient`. The rows have the columns of `scores.SCORE_COLUMNS`.
     """
     if case.source is not None and np.array_equal(case.source, case.real):
         raise InputError(f"patient {case.patient}: the source is the real target image; a reconstruction is not scored")
@@ -211,7 +216,7 @@ def two_sample_accuracy(cases: list[Case], method: str, direction: str, window: 
 
 
 def middle_slice(case: Case) -> dict[str, np.ndarray]:
-    """The middle slice of a patient, whatever it shows, for `view.translations`."""
+    """The middle slice of a patient, whatever it shows, for `view.translations`: its images by name, (H, W) each."""
     k = len(case.real) // 2
     images = {"coarse": case.images["cyclegan"], "refined": case.images["refined"]}
     if case.uncertainty is not None:
@@ -220,7 +225,10 @@ def middle_slice(case: Case) -> dict[str, np.ndarray]:
 
 
 def uncertainty_scores(case: Case, method: str = "refined") -> dict[str, float]:
-    """Does the uncertainty map know a method's error, over the body? See `calibration`; NaN for a constant map."""
+    """Does the uncertainty map know a method's error, over the body? See `calibration`; NaN for a constant map.
+
+    {"rank_correlation", "calibration_error"}; ValueError as there.
+    """
     given = case.uncertainty, np.abs(case.images[method] - case.real), case.body
     correlation = calibration.rank_correlation(*given)
     return {

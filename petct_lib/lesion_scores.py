@@ -94,7 +94,11 @@ def _one(
 
 
 def within(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
-    """Voxels whose centre is within the radius of the middle one's, bool (z, y, x) with odd sides."""
+    """Voxels whose centre is within the radius of the middle one's, bool (z, y, x) with odd sides.
+
+    >>> int(within(1.0, (1.0, 1.0, 1.0)).sum())  # the voxel itself and its six faces' neighbours
+    7
+    """
     reach = [int(radius_mm // size) for size in voxel_mm]
     axes = [np.arange(-n, n + 1) * size for n, size in zip(reach, voxel_mm, strict=True)]
     return sum(np.square(axis) for axis in np.meshgrid(*axes, indexing="ij")) <= radius_mm**2
@@ -104,7 +108,11 @@ def ball_shares(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
     """Share of each voxel that lies in a ball around the centre of the middle one, (z, y, x) with odd sides.
 
     Shares, and not the voxels whose centres are in it as IBSI has it: on a grid of 7 mm that is one voxel of 0.25 ml,
-    and a maximum by the name of a peak. On fine grids both are the same.
+    and a maximum by the name of a peak. On fine grids both are the same. The shares add up to the ball's volume, 1 ml
+    for SUVpeak:
+
+    >>> round(float(ball_shares(PEAK_MM, (3.0, 4.0, 4.0)).sum()) * 3 * 4 * 4 / 1000, 2)
+    1.0
     """
     reach = [int(np.ceil(radius_mm / size - 0.5)) for size in voxel_mm]
     parts = [(np.arange(-n * PARTS, (n + 1) * PARTS) + 0.5) / PARTS - 0.5 for n in reach]  # in voxels
@@ -115,7 +123,10 @@ def ball_shares(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
 
 
 def suv_peak(suv: np.ndarray, mask: np.ndarray, ball: np.ndarray) -> float:
-    """Highest mean over the ball (`ball_shares`) around a voxel of the mask; what is outside the array is left out."""
+    """Highest mean over the ball around a voxel of the mask, in SUV: SUVpeak (PERCIST, Wahl 2009; IBSI 0F91).
+
+    suv (n, H, W), mask bool of that shape and not empty; ball: `ball_shares`. Its part outside the array is left out.
+    """
     total = ndimage.correlate(suv.astype(float), ball, mode="constant")
     count = ndimage.correlate(np.ones(suv.shape), ball, mode="constant")
     return float((total / count)[mask].max())
@@ -124,7 +135,11 @@ def suv_peak(suv: np.ndarray, mask: np.ndarray, ball: np.ndarray) -> float:
 def overlap(real_suv: np.ndarray, synthetic_suv: np.ndarray, around: np.ndarray, threshold_suv: float) -> float:
     """Dice of the voxels at or above one threshold in both images within `around`; 0 where the synthetic has none.
 
-    The threshold comes from the real lesion, for 41 % of nothing is everywhere.
+    The threshold comes from the real lesion, for 41 % of nothing is everywhere. All (n, H, W), `around` bool.
+
+    >>> real, synthetic = np.array([[[0.0, 5.0, 5.0]]]), np.array([[[0.0, 0.0, 5.0]]])
+    >>> round(overlap(real, synthetic, np.ones((1, 1, 3), bool), threshold_suv=2.0), 3)  # 2 · 1 / (2 + 1)
+    0.667
     """
     a, b = around & (real_suv >= threshold_suv), around & (synthetic_suv >= threshold_suv)
     total = int(a.sum()) + int(b.sum())

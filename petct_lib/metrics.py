@@ -46,13 +46,21 @@ def mae(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None)
     """Mean absolute error over the mask, in the images' unit.
 
     Stacks (n, H, W). ValueError for unequal shapes, an empty or non-bool mask, and non-finite values.
+
+    >>> real, synthetic = np.zeros((1, 1, 3)), np.array([[[10.0, -30.0, 500.0]]])
+    >>> mae(real, synthetic, mask=np.array([[[True, True, False]]]))
+    20.0
     """
     real, synthetic, mask = checked(real, synthetic, mask)
     return float(np.abs(real - synthetic)[mask].mean())
 
 
 def mean_error(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean of synthetic − real over the mask, in the images' unit: the bias. Shapes and errors as for `mae`."""
+    """Mean of synthetic − real over the mask, in the images' unit: the bias. Shapes and errors as for `mae`.
+
+    >>> mean_error(np.zeros((1, 1, 2)), np.array([[[10.0, -30.0]]]))
+    -10.0
+    """
     real, synthetic, mask = checked(real, synthetic, mask)
     return float((synthetic - real)[mask].mean())
 
@@ -73,6 +81,9 @@ def psnr(real: np.ndarray, synthetic: np.ndarray, *, data_range: float, mask: np
 
     `data_range` is the width of the fixed clip, one for all patients, never an image's own maximum; it must be
     above 0. Shapes and errors as for `mae`.
+
+    >>> psnr(np.zeros((1, 2, 2)), np.full((1, 2, 2), 40.0), data_range=4000.0)  # an error of one in a hundred
+    40.0
     """
     return _psnr(mse(real, synthetic, mask), data_range)
 

@@ -44,6 +44,7 @@ class ResnetGenerator(nn.Module):
         self.apply(init_gan)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) → (B, out, H, W) float32 in [−1, 1]."""
         x = self.enter(x)
         for block in self.blocks:
             again = self.gradient_checkpointing and torch.is_grad_enabled()
@@ -62,6 +63,7 @@ class ResidualBlock(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) → the same shape."""
         return x + self.net(x)
 
 
@@ -71,8 +73,10 @@ def norm_layer(kind: str, width: int) -> nn.Module:
 
 
 def has_bias(norm: str) -> bool:
-    """Whether a convolution before this norm has a bias. Instance norm takes any bias away again: its gradient would be
-    rounding noise, which Adam blows up to full steps."""
+    """Whether a convolution before this norm has a bias.
+
+    Instance norm takes any bias away again: its gradient would be rounding noise, which Adam blows up to full steps.
+    """
     return norm != "instance"
 
 
@@ -117,6 +121,7 @@ class PatchDiscriminator(nn.Module):
         self.apply(init_gan)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) → a score for each patch, (B, 1, h, w) float32, of no fixed range."""
         return self.net(x).float()
 
 
@@ -159,6 +164,7 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.tail[-1].bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Images (B, in, H, W), where `residual` the coarse one last, and t (B,) in [0, 1] → (B, 1, H, W) float32."""
         emb = self.time(time_embedding(t, self.width))  # (B, 4 · width)
         h, skips = self.head(x), []
         for i, block in enumerate(self.down):
@@ -182,6 +188,7 @@ class TimeBlock(nn.Module):
         self.skip = nn.Conv2d(a, b, 1) if a != b else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, a, H, W) and the time's embedding (B, time_width) → (B, b, H, W)."""
         scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)  # each (B, b, 1, 1)
         return self.skip(x) + self.second(self.first(x) * (1 + scale) + shift)
 
@@ -197,7 +204,8 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 def averaged(net: nn.Module, decay: float) -> AveragedModel:
     """A running mean of a network's weights, whose decay grows with the updates n as (1 + n)/(10 + n), up to `decay`.
 
-    Without the growth the first, random weights would stay in it for 1/(1 − decay) steps.
+    Without the growth, which is TensorFlow's (ExponentialMovingAverage, `num_updates`), the first, random weights would
+    stay in it for 1/(1 − decay) steps.
     """
 
     def average(means: list[Tensor], weights: list[Tensor], count: Tensor) -> None:

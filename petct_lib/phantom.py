@@ -37,7 +37,7 @@ BREATH = (
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """Grids, patients and imaging; the defaults are a clinical PET/CT's."""
+    """Grids, patients and imaging; the defaults are a clinical PET/CT's. InputError for an unknown difficulty."""
 
     difficulty: str = "realistic"  # "easy": few and hot solid lesions, no benign uptake, little noise and breathing
     ct_pixel_mm: float = 0.977  # a 500 mm field at 512

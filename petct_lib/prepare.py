@@ -29,7 +29,7 @@ FORMAT = 2  # of the folder: to be raised when its content changes, so that an o
 
 @dataclass(frozen=True)
 class SliceSettings:
-    """The grid that every study is resampled to, and the kind of SUV."""
+    """The grid that every study is resampled to, and the kind of SUV. InputError for a grid that no network takes."""
 
     size: int = 256  # pixels along x and y
     fov_mm: float | None = None  # None: the largest PET/CT overlap among the studies, at most 500 mm
@@ -46,7 +46,10 @@ class SliceSettings:
 
 
 class Prepared:
-    """Prepared studies in a folder: aligned PET (SUV), CT (HU) and masks as memory-mapped (n, H, W) arrays."""
+    """Prepared studies in a folder: aligned PET (SUV), CT (HU) and masks as memory-mapped (n, H, W) arrays.
+
+    InputError for a folder that holds none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -161,7 +164,7 @@ def align(
     """PET, CT and the masks of a study by name, on one axial grid over their overlap; and where each mask comes from.
 
     segments: masks from DICOM SEG and RTSTRUCT by region, see `regions`. A mask is True only where both PET and CT were
-    measured.
+    measured. ValueError where PET and CT do not overlap.
     """
     grid = axial_grid(*overlap_mm([study.pet, study.ct]), settings.size, fov_mm, settings.slice_mm)
     seen = inside(study.pet, grid) & inside(study.ct, grid)

@@ -30,7 +30,10 @@ PREDICTIONS = ("sample", "v_prediction")  # MONAI's names
 
 @dataclass(frozen=True)
 class PriorSettings:
-    """t0 is a share of the schedule, not of the noise: at 0.3 of it √ᾱ = 0.63 of c is left under noise of 0.78."""
+    """t0 is a share of the schedule, not of the noise: at 0.3 of it √ᾱ = 0.63 of c is left under noise of 0.78.
+
+    InputError for settings out of their range.
+    """
 
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -59,9 +62,12 @@ class PriorSettings:
 
 
 def walk_times(t0: float, steps: int, train_times: int) -> list[int]:
-    """The times of a walk's evaluations, evenly from round(t0 · T) − 1 down to 0: [299, 199, 100, 0] for 0.3, 4, 1000.
+    """The times of a walk's evaluations, evenly from round(t0 · T) − 1 down to 0.
 
     From the last one the walk goes to the clean image. InputError: t0 is not in (0, 1], or has fewer times than steps.
+
+    >>> walk_times(0.3, 4, 1000)
+    [299, 199, 100, 0]
     """
     if not 0 < t0 <= 1:
         raise InputError(f"prior: t0 {t0} must be above 0 and at most 1")

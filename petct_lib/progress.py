@@ -10,7 +10,7 @@ PLAIN = "PETCT_PLAIN_PROGRESS"  # set by `python -m petct_lib run`, whose termin
 
 
 def bar(iterable: Iterable, desc: str = "", **options: object) -> plain_bar:
-    """tqdm over `iterable` with a description; options go to tqdm."""
+    """A tqdm bar over `iterable` with a description; options go to tqdm."""
     if os.environ.get(PLAIN):
         return plain_bar(iterable, desc=desc, mininterval=5.0, ncols=100, **options)
     return notebook_bar(iterable, desc=desc, mininterval=0.5, **options)

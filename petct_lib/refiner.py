@@ -26,7 +26,10 @@ POWER_FLOOR = 1e-6  # noise of 0.1 % of the network's range: less power than tha
 
 @dataclass(frozen=True)
 class RefinerSettings:
-    """What the profiles set is in notebook 03 and `notebooks/params/`; the sizes here are the profile `full`'s."""
+    """What the profiles set is in notebook 03 and `notebooks/params/`; the sizes here are the profile `full`'s.
+
+    InputError for settings out of their range, and for a refiner that sees neither source nor coarse image.
+    """
 
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 4)

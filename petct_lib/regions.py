@@ -143,7 +143,11 @@ def _region_of(segment: Dataset) -> str | None:
 
 
 def region_named(names: list[str]) -> str | None:
-    """ "lesion" or "lung", if one of the names of a segment or structure says so; None for anything else."""
+    """What a segment or structure is by one of its names, "lesion" or "lung"; None for anything else.
+
+    >>> region_named(["Lung nodule"]), region_named(["left lung"]), region_named(["lung vessels"])
+    ('lesion', 'lung', None)
+    """
     names = [n.lower().replace("_", " ") for n in names]
     if any(LESION_NAME.search(n) and not NO_LESION.search(n) for n in names):
         return "lesion"

@@ -86,7 +86,7 @@ def _check_parameters(where: str, notebook: str, names: set[str]) -> None:
 
 
 def _read_override(text: str) -> tuple[str, str, object]:
-    """ "02_cyclegan_training.lr=2e-4" → notebook, name, value."""
+    """Notebook, name and value of "02_cyclegan_training.lr=2e-4"."""
     parts = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text)
     if not parts:
         raise InputError(f"--set {text}: must be NOTEBOOK.NAME=VALUE, as 02_cyclegan_training.steps=500")

@@ -51,7 +51,7 @@ CHUNK_SLICES = 40  # the most slices reconstructed at once; an even number of ch
 
 @dataclass(frozen=True)
 class CtScanner:
-    """The attenuation CT of a PET/CT."""
+    """The attenuation CT of a PET/CT. ValueError for an unknown kernel, a dose of 0 or less, and noise below 0."""
 
     blur_fwhm_mm: float = 1.3  # soft kernel: MTF50 = 0.44/FWHM = 3.4 lp/cm, MTF10 = 6.2 lp/cm, as of a body kernel
     noise_hu: float = 12.0  # 1σ, soft kernel, centre of a 32 cm water cylinder, dose 1; 0: none
@@ -72,7 +72,8 @@ class PetScanner:
 
     counts: expected trues in one 4 mm slice of a standard body, a 350 × 240 mm ellipse of water with SUV 1. It stands
     for dose × time × sensitivity; the counts of any slice follow from its SUV, attenuation and thickness. None: no
-    Poisson noise, still reconstructed. A 3-D scanner collects so many from all its planes.
+    Poisson noise, still reconstructed. A 3-D scanner collects so many from all its planes. ValueError for angles that
+    do not divide into subsets, a scatter fraction outside [0, 1), and counts of 0 or less.
     """
 
     intrinsic_fwhm_mm: float = 4.5  # detector and positron range: Biograph mCT, 4.4 mm at 1 cm (Jakoby 2011)
@@ -295,7 +296,7 @@ def osem(
 
 @lru_cache(maxsize=4)
 def _subset_matrices(shape: tuple[int, int], pixel_mm: float, angles: int, subsets: int) -> list[sparse.csr_array]:
-    """The rows of `system_matrix` for every subset: angles k, k + subsets, …"""
+    """The rows of `system_matrix` for every subset k: its angles k, k + subsets and so on."""
     matrix = system_matrix(shape, pixel_mm, angles)
     rows = np.arange(matrix.shape[0]).reshape(angles, -1)
     return [matrix[rows[k::subsets].ravel()] for k in range(subsets)]

@@ -169,7 +169,11 @@ def _masks(images: Images, real: Volume, kind: str, grid: Grid) -> tuple[dict[st
 def score_images(
     images: Images, kind: str, protocol: str = "petct", lpips_model: object = None, suv_kind: str = "bw"
 ) -> list[scores.Row]:
-    """The rows of one patient; `direction` holds the kind, for it is not known what the image was made from."""
+    """The rows of one patient; `direction` holds the kind, for it is not known what the image was made from.
+
+    kind: "ct" or "pet"; protocol: one of PROTOCOLS. Raises InputError as `load` does, and for images that a score has
+    no answer for, as constant ones.
+    """
     case, coverage = load(images, kind, suv_kind)
     if protocol == "synthrad2025":
         found = synthrad.score(case.real, case.images["synthetic"], case.body)
@@ -192,9 +196,8 @@ def score_all(
 ) -> tuple[list[scores.Row], dict[str, InputError]]:  # fmt: skip
     """All patients, into `out`: scores.csv, metrics.json, protocol.json. Returns the rows, and why some have none.
 
-    No name of a file goes into these.
-
-    Raises InputError where `out` is not empty, for a PET by SynthRAD's protocol, and where no patient can be scored.
+    No name of a file goes into these. Raises InputError where `out` is not empty, for a PET by SynthRAD's protocol, and
+    where no patient can be scored.
     """
     if protocol == "synthrad2025" and kind != "ct":
         raise InputError("--protocol synthrad2025: is for CT; a PET has no HU")

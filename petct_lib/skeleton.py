@@ -50,7 +50,7 @@ def draw(b: Bones, c: Canvas, wall: np.ndarray) -> None:
 
 
 def spine_at(b: Bones, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of the vertebral bodies' middle at heights z, nominal mm."""
+    """The vertebral bodies' middle, x and y at heights z, each of z's shape, nominal mm."""
     return b.scoliosis_mm * np.cos((z - b.scoliosis_z) / 60), PchipInterpolator(*zip(*CURVE, strict=True))(z)
 
 

@@ -32,6 +32,9 @@ def wilcoxon_p(differences: Sequence[float]) -> float | None:
 
     It cannot be below 2^(1−n): 5 patients never reach 0.05 (0.0625), 6 do (0.031). Exact up to 50 patients, up to 13
     if differences are 0 or tied. None with fewer than 2 patients, all-zero or non-finite differences.
+
+    >>> wilcoxon_p([1.0, 2.0, 3.0, 4.0, 5.0]), wilcoxon_p([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    (0.0625, 0.03125)
     """
     d = np.asarray(differences, float)
     if len(d) < 2 or not np.isfinite(d).all() or not d.any():
@@ -44,6 +47,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
     The k-th smallest of m is multiplied by m − k + 1, and is no smaller than the one before it. None stays None, and
     does not count as a test.
+
+    >>> holm([0.5, 0.125, None])
+    [0.5, 0.25, None]
     """
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -59,6 +65,9 @@ def rank_biserial(differences: Sequence[float]) -> float | None:
 
     The share of the ranks of |difference| whose difference is positive, less that of the negative ones; zero
     differences are left out, as Wilcoxon did. None where there is no other, or a non-finite one.
+
+    >>> rank_biserial([-1.0, 2.0, 5.0, 0.0])  # ranks 1 to 3: (2 + 3 − 1) / 6
+    0.6666666666666666
     """
     d = np.asarray(differences, float)
     d = d[d != 0]
@@ -82,6 +91,10 @@ def agreement(real: Sequence[float], synthetic: Sequence[float]) -> Agreement:
     """Bias and limits of agreement, bias ± 1.96 standard deviations, of synthetic − real over patients, in their unit.
 
     ValueError for unequal numbers, fewer than 2 patients, and non-finite values.
+
+    >>> found = agreement(real=[1.0, 2.0, 3.0], synthetic=[1.0, 3.0, 5.0])  # differences 0, 1, 2: their SD is 1
+    >>> found.bias, round(found.low, 2), round(found.high, 2)
+    (1.0, -0.96, 2.96)
     """
     a, b = np.asarray(real, float), np.asarray(synthetic, float)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2 or not np.isfinite([a, b]).all():

@@ -57,6 +57,17 @@ def suv_factor(headers: list[Dataset], kind: str = "bw") -> SuvFactor:
     units, decay correction absent or NONE, weight, dose, half-life or injection time missing or impossible, slices
     that disagree; for another kind than bw, also height or sex missing or a formula out of its range.
     Source: QIBA vendor-neutral SUV pseudo-code, 2018-06 "happy path" and "alternative" paths.
+
+    70 kg and 350 MBq, in activity that is decay corrected to the injection: 1 kBq/ml is SUV 0.2.
+
+    >>> drug = Dataset()
+    >>> drug.RadionuclideTotalDose, drug.RadionuclideHalfLife = 350e6, 6588.0
+    >>> header = Dataset()
+    >>> header.Units, header.DecayCorrection, header.PatientWeight = "BQML", "ADMIN", 70.0
+    >>> header.RadiopharmaceuticalInformationSequence = [drug]
+    >>> found = suv_factor([header])
+    >>> round(1000 * found.factor, 6), found.rule
+    (0.2, 'BQML: decay corrected to administration')
     """
     if kind not in KINDS:
         raise InputError(f"SUV kind {kind!r} is unknown: it is one of {', '.join(KINDS)}")
@@ -76,6 +87,9 @@ def normaliser(kind: str, weight_kg: float, height_m: float | None = None, sex: 
     Source: DICOM PS3.16 codes 126410 (bw), 126411 and 126415 (James, Research on Obesity, 1976, with 120 and 128),
     126412 (bsa: Du Bois, Arch Intern Med 17:863, 1916), 126413 (ibw: Sugawara et al., Radiology 213:521, 1999), 126414
     (Janmahasatian et al., Clin Pharmacokinet 44:1051, 2005).
+
+    >>> normaliser("bw", 70.0), round(normaliser("bsa", 70.0, 1.75)), round(normaliser("lbm_janma", 70.0, 1.75, "F"))
+    (70000.0, 18481, 45197)
     """
     if kind not in LABELS:
         raise InputError(f"SUV kind {kind!r} is unknown: it is one of {', '.join(LABELS)}")

@@ -61,7 +61,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long, how, and how often to log and save."""
+    """How long, how, and how often to log and save. InputError for settings out of their range."""
 
     steps: int
     decay_from: float = 0.5  # share of the steps at constant rate, then linear to 0 (Zhu 2017: 100 + 100 epochs)
@@ -89,14 +89,24 @@ class FitSettings:
 
 
 def steps_of(steps: int | None, epochs: int | None, slices: int, batch_size: int) -> int:
-    """`steps`, or those in so many passes over the slices, for unpaired data the larger set (as in Zhu et al. 2017)."""
+    """`steps`, or those in so many passes over the slices, for unpaired data the larger set (as in Zhu et al. 2017).
+
+    InputError unless one of steps and epochs is None and the other is not, and for an empty batch.
+
+    >>> steps_of(None, 200, slices=1000, batch_size=4)
+    50000
+    """
     if (steps is None) == (epochs is None) or batch_size < 1:
         raise InputError(f"give either steps or epochs, and a batch size: steps {steps}, epochs {epochs}, {batch_size}")
     return steps if epochs is None else epochs * max(1, slices // batch_size)
 
 
 def linear_decay(step: int, steps: int, decay_from: float) -> float:
-    """Factor on the learning rate at a step: 1, then linear to 0 after `decay_from` × steps (Zhu 2017, §4)."""
+    """Factor on the learning rate at a step: 1, then linear to 0 after `decay_from` × steps (Zhu 2017, §4).
+
+    >>> [linear_decay(step, 200, 0.5) for step in (0, 99, 150, 200)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
     start = decay_from * steps
     return 1.0 if step < start else max(0.0, (steps - step) / max(1.0, steps - start))
 

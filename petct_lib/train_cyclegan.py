@@ -76,7 +76,7 @@ def train_cyclegan(
     """Trains stage 1 of a run folder that notebook 01 has prepared; returns the rows logged, see `train.fit`.
 
     processes: on this host, each with its own GPU or, without GPUs, its share of the cores; `watchers` are told only
-    where there is one, TensorBoard always.
+    where there is one, TensorBoard always. InputError and FloatingPointError as for `train.fit`.
     """
     if processes == 1:
         return _train(Path(run_dir), plan, resume, watchers)

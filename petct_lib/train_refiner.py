@@ -66,6 +66,7 @@ def pairs_of(
     """The pairs of a direction; their coarse images are made and kept in the run's `coarse/<name>.npy`.
 
     patients: by default `data.refiner_patients`; name: by default the direction. neighbours: of the source's slices.
+    InputError where notebook 01 has not prepared the run folder, or stage 1 has no checkpoint.
     """
     run_dir = Path(run_dir)
     prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
@@ -83,7 +84,7 @@ def train_refiner(
 ) -> list[dict]:
     """Trains a refiner, a control or the prior, as `plan.stage` says, into `checkpoints/<name>.pt`; the rows logged.
 
-    A prior reads the targets of the pairs alone.
+    A prior reads the targets of the pairs alone. InputError and FloatingPointError as for `train.fit`.
     """
     run_dir = Path(run_dir)
     prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)

@@ -44,7 +44,7 @@ class Translation:
 
 
 def load_cyclegan(path: Path) -> CycleGAN:
-    """A trained CycleGAN from its checkpoint."""
+    """A trained CycleGAN from its checkpoint, on `best_device`. InputError as for `checkpoints.load_checkpoint`."""
     state = load_checkpoint(path)
     stage = CycleGAN(CycleGANSettings(**state["settings"]))
     restore(stage, state)
@@ -54,7 +54,10 @@ def load_cyclegan(path: Path) -> CycleGAN:
 
 
 def load_refiner(path: Path) -> Refiner | Prior:
-    """A trained refiner, a control of the same network, or a prior, from its checkpoint."""
+    """A trained refiner, a control of the same network, or a prior, from its checkpoint, on `best_device`.
+
+    InputError as for `checkpoints.load_checkpoint`.
+    """
     state = load_checkpoint(path)
     settings = {**state["settings"], "multipliers": tuple(state["settings"]["multipliers"])}
     stage = Prior(PriorSettings(**settings)) if "t0" in settings else Refiner(RefinerSettings(**settings))
@@ -91,6 +94,7 @@ def refine(refiner: Refiner | Prior, source: Tensor, coarse: Tensor, samples: in
     """Samples of the refiner, (samples, n, 1, H, W), encoded. Sample k depends on seed and k, not on the batch.
 
     All slices of a sample share their noise, so that neighbours differ as the patient does and not as noise does.
+    source: (n, neighbours, H, W); coarse: (n, 1, H, W). InputError for no samples.
     """
     if samples < 1:
         raise InputError(f"samples {samples}: at least 1 is needed")
@@ -131,7 +135,10 @@ def best_device() -> torch.device:
 
 
 class Translator:
-    """Both directions of a run: checkpoints, window and grid loaded from its folder."""
+    """Both directions of a run: checkpoints, window and grid loaded from its folder.
+
+    InputError where a checkpoint is missing or is none.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         run_dir = Path(run_dir)
@@ -147,10 +154,11 @@ class Translator:
         self, source: np.ndarray, direction: str, *, samples: int, seed: int, lengths: Sequence[int] | None = None,
         alpha: float | None = None,
     ) -> Translation:  # fmt: skip
-        """source: (n, H, W) in SUV or HU, on the run's pixel size; lengths: of its studies, where there are several.
+        """A stack of slices (n, H, W) in SUV or HU, on the run's pixel size, to its translation in the target's unit.
 
-        alpha: from 0, least error, over 1, the refiner's image, to ALPHA_LIMIT; None: the run's own, of the mode
-        `default`.
+        lengths: slices of its studies, where there are several. samples: of which `refined` is the mean. alpha: from 0,
+        least error, over 1, the refiner's image, to ALPHA_LIMIT; None: the run's own, of the mode `default`.
+        InputError for another alpha, and for no samples.
         Network evaluations a slice: 1 for the generator, samples × steps for the refiner (none at α = 0), 1 for the
         regression (none at α = 1), and 1 of the error network, which is smaller.
         """
@@ -176,7 +184,8 @@ class Translator:
     ) -> Translation:
         """From source and coarse image on. alpha: 0 least error, 1 the refiner's image; see `bridge.interpolated`.
 
-        The uncertainty is calibrated at the run's own α; at others its size is that of there.
+        The uncertainty is calibrated at the run's own α; at others its size is that of there. x, coarse: as `start`
+        gives them. InputError as for the call.
         """
         alpha = self.default_alpha(direction) if alpha is None else alpha
         if not 0 <= alpha <= ALPHA_LIMIT:
@@ -218,7 +227,11 @@ class Translator:
     def expected_error(
         self, refiner: Refiner, x: Tensor, coarse: Tensor, image: np.ndarray, direction: str
     ) -> np.ndarray:
-        """What a refiner's error network says of an image, (n, H, W) both, in the target's unit; not yet calibrated."""
+        """What a refiner's error network says of an image, (n, H, W) both, in the target's unit; not yet calibrated.
+
+        Half of the way between what x − e and x + e decode to, e being the network's answer in its own range.
+        InputError where the refiner has no error network.
+        """
         kind = TARGET[direction]
         again = ENCODE[kind](torch.from_numpy(image), self.window)[:, None].float()
         parts = zip(x.split(BATCH), coarse.split(BATCH), again.split(BATCH), strict=True)
@@ -297,11 +310,11 @@ def translate_study(
     path: Path, run_dir: Path, direction: str, out: Path, *, samples: int = 2, seed: int = 0,
     alpha: float | None = None,
 ) -> tuple[np.ndarray, Translation]:  # fmt: skip
-    """A trained run applied to a DICOM study: derived series under `out`. Returns the source on the run's grid, and the
-    translation.
+    """A trained run applied to a DICOM study: derived series under `out`; returns the source and the translation.
 
-    The study is resampled to the run's grid (its pixel size stays in the files). Raises InputError for unusable input,
-    a missing run, or an `out` that is not empty.
+    The study is resampled to the run's grid, on which both come back, (n, H, W) in SUV and HU (its pixel size stays in
+    the files). samples, alpha: see `Translator`. Raises InputError for unusable input, a missing run, or an `out` that
+    is not empty.
     """
     if direction not in DIRECTIONS:
         raise InputError(f"direction {direction!r}: it must be one of {', '.join(DIRECTIONS)}")

@@ -1,6 +1,7 @@
-"""What holds the project together: pins, imports one way, files that other tools read."""
+"""What holds the project together: pins, imports one way, files that other tools read, the contributors' page."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import tomllib
@@ -10,6 +11,9 @@ import yaml
 from conftest import ROOT
 
 import petct_lib
+from petct_lib.__main__ import main
+from petct_lib.ablation import chosen, variants
+from petct_lib.refiner import RefinerSettings
 
 ORDER = (  # imports point upwards only
     ("files", "progress", "volume", "suv", "intensity", "nets", "archives", "enhanced", "parallel", "statistics"),
@@ -77,13 +81,9 @@ def test_imports_point_one_way():
             assert name not in imports_of(modules[imported]), f"{name} and {imported} import each other"
 
 
-@pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT / "petct_lib").glob("*.py")))
-def test_every_module_has_a_docstring_and_documented_public_names(module):
-    tree = ast.parse((ROOT / "petct_lib" / f"{module}.py").read_text())
-    assert ast.get_docstring(tree)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), node.name
+def test_help_of_the_package_names_every_module_once():
+    named = re.findall(r"^    (\w+) ", petct_lib.__doc__, re.MULTILINE)
+    assert sorted(named) == sorted({p.stem for p in (ROOT / "petct_lib").glob("*.py")} - {"__init__"})
 
 
 def test_every_module_has_a_test_file():
@@ -114,3 +114,28 @@ def test_pictures_of_the_readme_exist():
     pictures = re.findall(r"\]\((figures/[^)]+)\)", (ROOT / "README.md").read_text())
     assert len(pictures) >= 3
     assert {ROOT / p for p in pictures} == set((ROOT / "figures").glob("*.png"))
+
+
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_files_and_names_of_the_contributors_page_exist():
+    paths = re.findall(r"(?:petct_lib|tests|notebooks|\.ci)/[\w./]*\w|\b[\w-]+\.(?:toml|yml|md)\b", PAGE)
+    names = set(re.findall(r"\bpetct_lib(?:\.\w+)+", PAGE))
+    assert len(paths) > 10
+    assert len(names) > 20
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    for name in names:
+        pkgutil.resolve_name(name)  # raises where there is no such name
+
+
+def test_commands_of_the_contributors_page_exist(capsys):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"`+[^`]+`+", PAGE))))
+    assert {"lint", "test", "notebooks", "ablation"} <= asked <= targets
+    for command in set(re.findall(r"-m petct_lib (\w+)", PAGE)):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+    for variant in re.findall(r"ONLY=(\w+)", PAGE):
+        assert chosen(variants(RefinerSettings(), 9, 5), variant)
