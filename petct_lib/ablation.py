@@ -27,7 +27,6 @@ from petct_lib.parallel import each
 from petct_lib.prepare import Prepared
 from petct_lib.prior import PriorSettings
 from petct_lib.progress import bar
-from petct_lib.realism import spread
 from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
@@ -189,9 +188,16 @@ def score_variants(
     score = partial(_score, Path(run_dir), direction, of, seed, longer)
     scored = _all(each(score, patients, progress=partial(bar, desc=f"patients scored, {direction}")))
     cases = [case for _, case in scored]
-    told = partial(_told, Path(run_dir), cases, direction, seed)
-    accuracies = _all(each(told, list(cases[0].images), progress=partial(bar, desc="classifiers")))
-    return [row for rows in (*(rows for rows, _ in scored), *accuracies) for row in rows]
+    window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
+    told = evaluate.two_sample_accuracies(
+        cases, list(cases[0].images), direction, window, seed, partial(bar, desc="classifiers")
+    )
+    found = [
+        _row(direction, method, "all", "two_sample_accuracy", value)
+        for method, value in told.items()
+        if value is not None
+    ]
+    return [row for rows in (*(rows for rows, _ in scored), found) for row in rows]
 
 
 def _score(
@@ -227,20 +233,7 @@ def _score(
             expected = translator.expected_error(network, x, coarse, images[method], direction)
             known = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)
             rows += [_row(direction, method, patient, name, value) for name, value in known.items()]
-    return rows, _few_slices(case)
-
-
-def _few_slices(case: evaluate.Case) -> evaluate.Case:
-    chosen = spread(len(case.real))
-    images = {method: image[chosen] for method, image in case.images.items()}
-    masks = {"body": case.body[chosen]}
-    return replace(case, source=case.source[chosen], real=case.real[chosen], masks=masks, images=images, lengths=None)
-
-
-def _told(run_dir: Path, cases: list[evaluate.Case], direction: str, seed: int, method: str) -> list[scores.Row]:
-    window = Intensity(**read_json(run_dir / "intensity.json"))
-    value = evaluate.two_sample_accuracy(cases, method, direction, window, seed)
-    return [] if value is None else [_row(direction, method, "all", "two_sample_accuracy", value)]
+    return rows, evaluate.few_slices(case)
 
 
 def _row(direction: str, method: str, patient: str, metric: str, value: float) -> scores.Row:

@@ -1,6 +1,6 @@
 """Every method on every test patient: the rows of `scores.csv`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,6 +11,7 @@ from petct_lib import InputError, calibration, downstream, lesion_scores, metric
 from petct_lib.bridge import interpolated
 from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
 from petct_lib.intensity import ENCODE, Intensity
+from petct_lib.parallel import each
 from petct_lib.prepare import Prepared
 from petct_lib.regions import FROM_HU
 from petct_lib.translate import UNIT, Translator
@@ -199,12 +200,27 @@ def _over_studies(case: Case, image: np.ndarray, score: Callable) -> float | Non
     return float(np.average(values, weights=weights))
 
 
-def two_sample_accuracy(cases: list[Case], method: str, direction: str, window: Intensity, seed: int) -> float | None:
-    """How often a classifier tells a method's slices from real ones, 0.5 to 1; see `realism.two_sample_accuracy`.
+def two_sample_accuracies(
+    cases: list[Case], methods: Sequence[str], direction: str, window: Intensity, seed: int, progress: Callable = iter
+) -> dict[str, float | None]:
+    """How often a classifier tells a method's slices from real ones, 0.5 to 1, by method; one method a core.
 
-    Trained on some of the cases' patients, judged on the others; None for a single one. Outside the body both are set
-    to the lowest value.
+    Trained on some of the cases' patients, judged on the others (see `realism.two_sample_accuracy`); None for a single
+    one. Outside the body both are set to the lowest value.
     """
+    told = partial(_two_sample_accuracy, [few_slices(case) for case in cases], direction, window, seed)
+    return dict(zip(methods, each(told, list(methods), progress=progress), strict=True))
+
+
+def few_slices(case: Case) -> Case:
+    """A case with the slices that the classifier reads and no others, so that it can go to another process."""
+    chosen = realism.spread(len(case.real))
+    images = {method: image[chosen] for method, image in case.images.items()}
+    masks, real = {"body": case.body[chosen]}, case.real[chosen]
+    return replace(case, source=None, real=real, masks=masks, images=images, uncertainty=None, lengths=None)
+
+
+def _two_sample_accuracy(cases: list[Case], direction: str, window: Intensity, seed: int, method: str) -> float | None:
     if len(cases) < 2:
         return None
     encode = ENCODE[TARGET[direction]]

@@ -12,7 +12,7 @@ from petct_lib.evaluate import (
     middle_slice,
     score_case,
     translate_patient,
-    two_sample_accuracy,
+    two_sample_accuracies,
     uncertainty_scores,
     with_further_regions,
 )
@@ -198,9 +198,12 @@ def test_two_sample_accuracy_tells_a_flat_image_and_not_the_real_one():
         real = rng.normal(0, 300, (8, 16, 16)).astype(np.float32)
         images = {"same": real, "flat": np.zeros_like(real)}
         cases.append(Case(patient, None, real, {"body": body}, {"body": "HU threshold"}, images, real))
-    assert two_sample_accuracy(cases, "same", "pet2ct", Intensity(), 0) == pytest.approx(0.5)
-    assert two_sample_accuracy(cases, "flat", "pet2ct", Intensity(), 0) > 0.9
-    assert two_sample_accuracy(cases[:1], "flat", "pet2ct", Intensity(), 0) is None, "nobody to judge it on"
+    told = two_sample_accuracies(cases, ("flat", "same"), "pet2ct", Intensity(), 0)
+    assert list(told) == ["flat", "same"]
+    assert told["same"] == pytest.approx(0.5)
+    assert told["flat"] > 0.9
+    alone = two_sample_accuracies(cases[:1], ("flat",), "pet2ct", Intensity(), 0)
+    assert alone == {"flat": None}, "nobody to judge it on"
 
 
 def test_attenuation_is_scored_by_the_tube_voltage_of_the_real_ct_alone(prepared):
