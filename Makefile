@@ -13,7 +13,7 @@ SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 
 	04_uncertainty 04_mae 04_agreement_pet2ct 04_worst_misses
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint lab bench ablation figures notebooks clean
+.PHONY: help install run test lint lab bench ablation figures demo notebooks clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -65,6 +65,11 @@ figures: run  ## the README's pictures, from the run (made first if it is missin
 	mkdir -p figures
 	cp $(SHOWN:%=runs/$(NAME)/figures/%.png) figures/
 	if test -e runs/ablation/scores.csv; then cp runs/ablation/figures/*.png figures/; fi
+
+demo: $(STAMP)  ## train the small run of notebooks 00 and 05 anew, into notebooks/demo (about 10 minutes)
+	$(BIN)/python -m petct_lib run --profile demo --out runs/demo $(FLAGS)
+	rm -rf notebooks/demo
+	$(BIN)/python -m petct_lib slim runs/demo --out notebooks/demo
 
 notebooks: $(STAMP)  ## run the notebooks at their defaults and keep their outputs for the repository
 	PETCT_PLAIN_PROGRESS=1 $(BIN)/jupyter execute --inplace --timeout=900 notebooks/0*.ipynb

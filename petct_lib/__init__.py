@@ -70,8 +70,12 @@ Scores
     score_files     anyone's synthetic images against the real ones
 
 Shown and run
-    view            pictures of slices, and the viewers
+    view            pictures of slices
     charts          pictures of losses and scores
+    explore         viewers: a volume in three planes, two images under a wiping edge, frames by sliders
+    exercises       checks of the learner's answers
+    pitfalls        the field's mistakes, made on purpose
+    demo            a run made small enough to ship, and a new patient for it
     report          a run as one HTML page, model card and data card
     run             profiles, the four notebooks in order, and the manifest
     ablation        what each part of the refiner buys

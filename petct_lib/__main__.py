@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_score(commands)
     _add_report(commands)
+    _add_slim(commands)
     _add_download(commands)
     return parser
 
@@ -145,6 +146,13 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("report", help="a finished run as one HTML page, with its model card and data card")
     p.add_argument("run", type=Path, help="folder of a finished run; the report is written into it")
     p.set_defaults(command=_report)
+
+
+def _add_slim(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("slim", help="what translation needs of a finished run, to pass on: a few MB")
+    p.add_argument("run", type=Path, help="folder of a finished run")
+    p.add_argument("--out", type=Path, required=True, help="new folder")
+    p.set_defaults(command=_slim)
 
 
 def _add_translate(commands: argparse._SubParsersAction) -> None:
@@ -298,6 +306,13 @@ def _report(args: argparse.Namespace) -> int:
     from petct_lib.report import write_report
 
     print(f"{write_report(args.run)}; beside it model_card.md and data_card.md")
+    return 0
+
+
+def _slim(args: argparse.Namespace) -> int:
+    from petct_lib.demo import slim
+
+    print(f"{slim(args.run, args.out) / 1e6:.1f} MB in {args.out}: translate --run {args.out} takes it")
     return 0
 
 

@@ -224,5 +224,5 @@ class CycleGAN:
 
     def load_extra_state(self, state: dict) -> None:
         """The image pools of a checkpoint; its settings `train.fit` has compared already."""
-        for key, images in state["pools"].items():
+        for key, images in state.get("pools", {}).items():
             self.pools[key].images = list(images)

@@ -221,6 +221,8 @@ def middle_slice(case: Case) -> dict[str, np.ndarray]:
     """The middle slice of a patient, whatever it shows, for `view.translations`: its images by name, (H, W) each."""
     k = len(case.real) // 2
     images = {"coarse": case.images["cyclegan"], "refined": case.images["refined"]}
+    if case.uncertainty is not None:
+        images["uncertainty"] = case.uncertainty
     return {"source": case.source[k], "real": case.real[k], **{name: image[k] for name, image in images.items()}}
 
 

@@ -113,9 +113,12 @@ def linear_decay(step: int, steps: int, decay_from: float) -> float:
 
 
 def restore(stage: object, state: dict) -> None:
-    """Weights, averages, optimisers and the rest from a checkpoint into a stage of the same settings."""
+    """Weights, averages, optimisers and the rest from a checkpoint into a stage of the same settings.
+
+    One of `demo.slim` has the averages alone.
+    """
     for part in ("nets", "ema", "optimisers"):
-        for name, value in state[part].items():
+        for name, value in state.get(part, {}).items():
             getattr(stage, part)[name].load_state_dict(value)
     stage.load_extra_state(state)
 
@@ -168,6 +171,8 @@ class _Training:
                 f"{self.checkpoint}: made with other {'; '.join(differs)}. Use another run folder, or train with "
                 "resume=False"
             )
+        if "nets" not in state:
+            raise InputError(f"{self.checkpoint}: holds the averaged weights alone, which no training can go on from")
         restore(self.stage, state)
         self.done, self.history, self.saved = state["step"], state["history"], state["step"]
 

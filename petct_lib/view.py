@@ -1,4 +1,4 @@
-"""Pictures of slices, and the viewers. Every figure comes back from a function and is saved by name."""
+"""Pictures of slices. Every figure comes back from a function and is saved by name."""
 
 import io
 from collections.abc import Sequence
@@ -155,22 +155,27 @@ def invented(real_hu: np.ndarray, fake_hu: np.ndarray, marked: np.ndarray) -> Fi
 def translations(rows: Sequence[dict], source_unit: str, target_unit: str) -> Figure:
     """One row a slice: source → coarse → refined → real → |refined − real|. Each dict holds (H, W) images by name.
 
-    "place", where a dict has it, is the row and column to ring in all of them. Without rows the figure says so.
+    "uncertainty", where the dicts have it, comes last, in the colours of the error; "place" is the row and column to
+    ring in all of them. Without rows the figure says so.
     """
     if not rows:
         fig = Figure(figsize=(4, 0.6))
         fig.text(0.5, 0.5, "none in this run", ha="center", va="center")
         return fig
-    fig, axes = _panels(len(rows), 5, synthetic=True)
     low, high = ERROR_WINDOW[target_unit]
+    heads = ("source", "coarse", "refined", "real", f"error, {low} to {high} {target_unit}", "expected error")
+    fig, axes = _panels(len(rows), 5 + ("uncertainty" in rows[0]), synthetic=True)
     for k, row in enumerate(rows):
-        _show(axes[k, 0], row["source"], source_unit, "source" if k == 0 else "")
+        _show(axes[k, 0], row["source"], source_unit)
         for column, name in enumerate(("coarse", "refined", "real"), start=1):
-            _show(axes[k, column], row[name], target_unit, name if k == 0 else "")
-        axes[k, 4].imshow(np.abs(row["refined"] - row["real"]), cmap="magma", vmin=low, vmax=high, **PIXELS)
-        axes[k, 4].set_title(f"error, {low} to {high} {target_unit}" if k == 0 else "", fontsize=9)
+            _show(axes[k, column], row[name], target_unit)
+        errors = [np.abs(row["refined"] - row["real"]), *([row["uncertainty"]] if "uncertainty" in row else [])]
+        for axis, error in zip(axes[k, 4:], errors, strict=True):
+            axis.imshow(error, cmap="magma", vmin=low, vmax=high, **PIXELS)
         for axis in axes[k] if "place" in row else ():
             _ring(axis, row["place"], row["real"].shape)
+    for axis, head in zip(axes[0], heads, strict=False):
+        axis.set_title(head, fontsize=9)
     return fig
 
 
@@ -213,30 +218,3 @@ def uncertainty(expected: np.ndarray, error: np.ndarray, body: np.ndarray, k: in
     right.set(xlabel="decile of the expected error (voxels of one patient)", ylabel=f"mean |error|, {unit}")
     right.legend(fontsize=8, frameon=False)
     return fig
-
-
-def slice_viewer(pet_suv: np.ndarray, ct_hu: np.ndarray) -> "object":
-    """Sliders over slice and fusion around `triptych`, for (n, H, W) stacks: an ipywidgets box."""
-    import ipywidgets
-
-    def show(k: int, alpha: float) -> Image:
-        return Image(
-            data=png(triptych(pet_suv[k], ct_hu[k], alpha)), format="png", alt=f"PET, CT and fused image of slice {k}"
-        )
-
-    k = ipywidgets.IntSlider(len(pet_suv) // 2, 0, len(pet_suv) - 1, description="slice")
-    alpha = ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="PET share")
-    return ipywidgets.interactive(show, k=k, alpha=alpha)
-
-
-def walk_viewer(images: dict[tuple[float, int], np.ndarray], unit: str) -> "object":
-    """Sliders over t0 and steps around `montage`, for synthetic images (H, W) by (t0, steps): an ipywidgets box."""
-    import ipywidgets
-
-    def show(t0: float, steps: int) -> Image:
-        title = f"t0 {t0:g}, {steps} steps"
-        picture = png(montage([images[t0, steps]], unit, [title], synthetic=True))
-        return Image(data=picture, format="png", alt=f"The prior's image: {title}")
-
-    t0, steps = (ipywidgets.SelectionSlider(options=sorted({key[i] for key in images})) for i in (0, 1))
-    return ipywidgets.interactive(show, t0=t0, steps=steps)

@@ -7,9 +7,10 @@ import re
 import pytest
 from conftest import ROOT
 
+from petct_lib import exercises
 from petct_lib.run import NOTEBOOKS
 
-BOOKS = {name: json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text()) for name in NOTEBOOKS}
+BOOKS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 
 def source(cell):
@@ -20,7 +21,11 @@ def code_cells(name):
     return [c for c in BOOKS[name]["cells"] if c["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_series_begins_before_the_run_and_goes_on_after_it():
+    assert list(BOOKS) == ["00_start_here", *NOTEBOOKS, "05_explore"]
+
+
+@pytest.mark.parametrize("name", BOOKS)
 def test_a_notebook_is_a_lesson(name):
     cells = BOOKS[name]["cells"]
     text = "\n".join(source(c) for c in cells if c["cell_type"] == "markdown")
@@ -31,7 +36,7 @@ def test_a_notebook_is_a_lesson(name):
     assert "record(" in source(cells[-1])
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", BOOKS)
 def test_parameters_are_commented_literals(name):
     cell = source(BOOKS[name]["cells"][1])
     for node in ast.parse(cell).body:
@@ -39,7 +44,7 @@ def test_parameters_are_commented_literals(name):
     assert all("#" in line for line in cell.splitlines())
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", BOOKS)
 def test_cells_are_short_and_define_nothing_that_belongs_in_the_library(name):
     for cell in code_cells(name):
         tags = cell["metadata"].get("tags", [])
@@ -49,7 +54,7 @@ def test_cells_are_short_and_define_nothing_that_belongs_in_the_library(name):
     assert len(names) <= 1
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", BOOKS)
 def test_outputs_are_kept_clean_and_small(name):
     path = ROOT / "notebooks" / f"{name}.ipynb"
     text = path.read_text()
@@ -62,14 +67,31 @@ def test_outputs_are_kept_clean_and_small(name):
     assert all(c["execution_count"] for c in code_cells(name))
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", BOOKS)
 def test_nbval_has_something_to_compare(name):
     compared = [c for c in code_cells(name) if "nbval-ignore-output" not in c["metadata"].get("tags", [])]
     assert sum(bool(c["outputs"]) for c in compared) >= 3
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", BOOKS)
 def test_pictures_have_text_alternatives(name):
     for cell in code_cells(name):
         for call in re.findall(r"view\.save\((.*)\)", source(cell), re.S):
             assert re.search(r'"[A-Z][^"]{15,}"\s*$', call), call
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_exercises_are_checked_and_their_solutions_hidden_but_run(name):
+    cells = code_cells(name)
+    asked = [c for c in cells if re.search(r"^\w[\w, ]*= (None|None, None)  #", source(c), re.M)]
+    asked = [c for c in asked if "parameters" not in c["metadata"].get("tags", [])]
+    solved = [c for c in cells if "solution" in c["metadata"].get("tags", [])]
+    assert 2 <= len(asked) == len(solved) <= 4
+    for ask, solution in zip(asked, solved, strict=True):
+        [check] = set(re.findall(r"check_\w+", source(ask)))
+        assert hasattr(exercises, check)
+        assert f"assert {check}(" in source(solution), "the solution must pass its own check"
+        assert solution["metadata"]["jupyter"]["source_hidden"]
+        text = "".join("".join(o.get("text", [])) for o in ask["outputs"])
+        assert set(text.splitlines()) == {exercises.NO_ANSWER}
+        assert "Right." in "".join("".join(o.get("text", [])) for o in solution["outputs"])

@@ -33,6 +33,7 @@ ORDER = (  # imports point upwards only
     ("perceptual", "phantom", "prepare"),
     ("data",),
     ("translate", "view"),
+    ("explore", "exercises", "pitfalls", "demo"),
     ("evaluate", "validation", "logs", "compare"),
     ("score_files", "failures", "report"),
     ("train_cyclegan",),

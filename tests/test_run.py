@@ -178,11 +178,11 @@ def test_unknown_parameters_profiles_and_notebooks_are_errors(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             load_params(str(path))
-    with pytest.raises(InputError, match="there are full, gpu, quick, smoke"):
+    with pytest.raises(InputError, match="there are demo, full, gpu, quick, smoke"):
         load_params("fast")
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "gpu", "full"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "demo", "gpu", "full"])
 def test_every_parameter_of_the_profiles_exists(profile):
     assert set(load_params(profile)) == set(NOTEBOOKS)
 

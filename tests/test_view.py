@@ -108,28 +108,3 @@ def test_saved_pictures_are_png_files_with_a_text_alternative(tmp_path):
     assert imread(tmp_path / "figures" / "t.png").ndim == 3
     assert shown.alt == "a PET and a CT"
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["t.png"]
-
-
-def test_viewer_moves_through_the_slices(monkeypatch):
-    seen = []
-    real = view.triptych
-    monkeypatch.setattr(view, "triptych", lambda pet, ct, alpha: seen.append((pet, alpha)) or real(pet, ct, alpha))
-    box = view.slice_viewer(PET, CT)
-    box.update()
-    box.children[0].value = 3
-    box.children[1].value = 0.2
-    assert np.array_equal(seen[-1][0], PET[3])
-    assert seen[-1][1] == 0.2
-
-
-def test_walk_viewer_shows_the_image_of_its_sliders(monkeypatch):
-    seen, real = [], view.montage
-    monkeypatch.setattr(
-        view, "montage", lambda images, *rest, **more: seen.append(images) or real(images, *rest, **more)
-    )
-    images = {(t0, n): CT[0] + 100 * t0 + n for t0 in (0.1, 0.3) for n in (1, 4)}
-    box = view.walk_viewer(images, "HU")
-    box.update()
-    assert np.array_equal(seen[-1][0], images[0.1, 1])
-    box.children[0].value, box.children[1].value = 0.3, 4
-    assert np.array_equal(seen[-1][0], images[0.3, 4])
