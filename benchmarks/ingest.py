@@ -29,11 +29,11 @@ Arrays = Iterator[tuple[np.ndarray, np.ndarray]]
 def ours(root: Path) -> Arrays:
     """CT and PET of every study through the library, all checks included; SUV divided out again for the comparison."""
     from petct_lib.dicom import find_pairs, load_pair
-    from petct_lib.volume import Grid, resample
+    from petct_lib.volume import resample
 
     for pair in find_pairs(root).pairs:
         study = load_pair(pair)
-        pet = resample(study.pet, Grid(tuple(study.ct.size), study.ct.affine), 0.0).array
+        pet = resample(study.pet, study.ct.grid, 0.0).array
         pet /= study.suv.factor
         yield study.ct.array, pet
 

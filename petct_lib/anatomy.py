@@ -264,9 +264,8 @@ def _heart(rng: np.random.Generator, at: np.ndarray) -> dict[str, np.ndarray]:
         return ellipsoid(at, shift + np.array(centre), size * np.array(radii), axes if turned else None)
 
     left = np.array((34, -30, -26))
-    wall_mm = rng.uniform(
-        8.5, 11.5
-    )  # at end-diastole 6-10 mm (Lang 2015, J Am Soc Echocardiogr 28:1); PET sees the mean
+    # At end-diastole 6-10 mm (Lang 2015, J Am Soc Echocardiogr 28:1); PET sees the mean.
+    wall_mm = rng.uniform(8.5, 11.5)
     outer = chamber(left, (48, 33, 33))
     pool = chamber(left - 6 * long, (48 - wall_mm, 33 - wall_mm, 33 - wall_mm))
     right = np.maximum(chamber((6, -52, -26), (46, 27, 36)), 1.5 - outer)

@@ -112,7 +112,7 @@ def list_files(path: Path) -> list[FileRef]:
 
 
 def is_zip(ref: FileRef) -> bool:
-    """By its name."""
+    """Whether it is a zip, by its name."""
     return ref.name.lower().endswith(".zip")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -81,14 +82,12 @@ def _around_lung_bases(case: Case) -> np.ndarray:
 
     The base: the median over the lungs' columns of the lowest slice with lung; the very lowest is behind.
     """
-    near, first = np.zeros(len(case.real), bool), 0
-    reach = round(DIAPHRAGM_MM / case.voxel_mm[0])
-    for length in case.lengths or (len(case.real),):
-        lung = case.masks["lung"][first : first + length]
+    near, reach = np.zeros(len(case.real), bool), round(DIAPHRAGM_MM / case.voxel_mm[0])
+    for part in _parts(case):
+        lung = case.masks["lung"][part]
         base = int(np.median(lung.argmax(axis=0)[lung.any(axis=0)])) if lung.any() else 0
         if base > 0:
-            near[first + max(0, base - reach) : first + min(length, base + reach + 1)] = True
-        first += length
+            near[part][max(0, base - reach) : base + reach + 1] = True
     return near
 
 
@@ -182,12 +181,15 @@ def _downstream(case: Case, image: np.ndarray, body: str) -> list[tuple[str, str
 
 def studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]:
     """The patient's studies, each as a case of its own, and their parts of the image."""
-    first = 0
-    for length in case.lengths or (len(case.real),):
-        part = slice(first, first + length)
+    for part in _parts(case):
         masks = {name: mask[part] for name, mask in case.masks.items()}
         yield replace(case, source=None, real=case.real[part], masks=masks, images={}, lengths=None), image[part]
-        first += length
+
+
+def _parts(case: Case) -> list[slice]:
+    """Which slices of the stack each study has."""
+    ends = accumulate(case.lengths or (len(case.real),), initial=0)
+    return [slice(first, end) for first, end in pairwise(ends)]
 
 
 def _over_studies(case: Case, image: np.ndarray, score: Callable) -> float | None:

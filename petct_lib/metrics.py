@@ -175,9 +175,9 @@ def score_patient(
     """Scores of one patient's stack (n, H, W) in the body: rows of region, metric, value, unit and mask (`source`).
 
     Both stacks are clipped to `clip` (low, high), whose width is the data range of PSNR and SSIM: one for all patients,
-    never an image's own. `spectrum` and `lpips` (of two stacks, see `perceptual.lpips`) need
-    whole slices: they take those with some body, everything outside it set to low in both stacks, so that air and
-    couch do not count. The mask is used for scoring only. Errors as for `mae`; no mask is one too.
+    never an image's own. `spectrum` and `lpips` (of two stacks, see `perceptual.lpips`) need whole slices: they take
+    those with some body, everything outside it set to low in both stacks, so that air and couch do not count. The mask
+    is used for scoring only. Errors as for `mae`; no mask is one too.
     """
     if mask is None:
         raise ValueError("no mask: scores of the body would be swollen by air and couch")

@@ -217,7 +217,7 @@ def averaged(net: nn.Module, decay: float) -> AveragedModel:
 
 @contextmanager
 def frozen(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """A generator's update needs the gradient through its discriminators, and none of their weights."""
+    """Within, the networks' weights take no gradient, which still goes through them: as a generator's update needs."""
     nets = list(nets)
     for net in nets:
         net.requires_grad_(False)

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from petct_lib.tissues import LABEL, LUNG
-from petct_lib.volume import Grid, Volume, resample
+from petct_lib.volume import Volume, resample
 
 # HU (120 kV, no contrast medium) and mean SUV by body weight, FDG after 60 min: the range that the mean over several
 # patients is expected in, and where it is from. Where a source gives SUVmax only, the mean is lower by the noise.
@@ -31,7 +31,7 @@ def organ_means(
     lung is all lobes together.
     """
     groups = {**{name: [value] for name, value in LABEL.items()}, "lung": [LABEL[name] for name in LUNG]}
-    pet_there = resample(pet, Grid(labels.size, labels.affine), 0.0).array
+    pet_there = resample(pet, labels.grid, 0.0).array
     radius = [max(1, round(erode_mm / step)) for step in labels.spacing_mm]
     means = {}
     for name, values in groups.items():

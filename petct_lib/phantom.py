@@ -26,13 +26,11 @@ from petct_lib.scanner import CtScanner, PetScanner, image_ct, image_pet
 from petct_lib.tissues import FIRST_LESION, LABEL, LUNG
 from petct_lib.truth import read_nifti, write_nifti, write_seg
 from petct_lib.vendors import VARIANTS, clock, write_study_ct, write_study_pet
-from petct_lib.volume import Grid, Volume, axial_affine, resample
+from petct_lib.volume import Volume, axial_affine, resample
 
 SCAN_TIME_S = 11 * 3600  # PET at 11:00; the CT is two minutes earlier
 DIFFICULTIES = ("easy", "realistic")
-BREATH = (
-    np.cos(np.pi * (np.arange(4) + 0.5) / 8) ** 4
-)  # depth of inspiration at four equal times (Lujan 1999, Med Phys 26:715)
+BREATH = np.cos(np.pi * (np.arange(4) + 0.5) / 8) ** 4  # inspiration at four equal times (Lujan 1999, Med Phys 26:715)
 
 
 @dataclass(frozen=True)
@@ -191,9 +189,8 @@ def write_phantom(
 
 def measure_organs(pair: Pair, folder: Path) -> dict[str, tuple[float, float, float]]:
     """`organs.organ_means` of a study that `write_phantom` wrote to `folder`, as it is read back from DICOM."""
-    name = pair.ct.images[0].file.path.parent.parent.name
     study = load_pair(pair)
-    return organ_means(read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz"), study.ct, study.pet)
+    return organ_means(_labels_of(pair, folder), study.ct, study.pet)
 
 
 def through_largest_lesion(pairs: list[Pair], folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -202,15 +199,19 @@ def through_largest_lesion(pairs: list[Pair], folder: Path) -> tuple[np.ndarray,
     pairs: of what `write_phantom` wrote to `folder`. Without any lesion it is a middle slice.
     """
     for pair in pairs:
-        name = pair.ct.images[0].file.path.parent.parent.name
-        labels = read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz")
+        labels = _labels_of(pair, folder)
         area = (labels.array >= FIRST_LESION).sum(axis=(1, 2))
         if area.any():
             break
     k = int(area.argmax()) if area.any() else len(area) // 2
     study = load_pair(pair)
-    pet = resample(study.pet, Grid(labels.size, labels.affine), 0.0)
+    pet = resample(study.pet, labels.grid, 0.0)
     return study.ct.array[k], pet.array[k], labels.array[k]
+
+
+def _labels_of(pair: Pair, folder: Path) -> Volume:
+    name = pair.ct.images[0].file.path.parent.parent.name
+    return read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz")
 
 
 def _write_one(which: tuple[int, int], folder: Path, seed: int, settings: PhantomSettings) -> dict:

@@ -35,10 +35,9 @@ def two_sample_accuracy(
     """How well a classifier tells real from synthetic slices of patients it has not seen: 0.5 not at all, 1 always.
 
     Classifier two-sample test (Lopez-Paz and Oquab 2017, ICLR), cross-validated in two folds of patients, `draws`
-    times with other folds; the mean accuracy over draws and patients after the last epoch.
-    `real[i]` and `synthetic[i]` are stacks
-    (n, H, W) of patient i in the network's range [−1, 1], of which up to `slices`, evenly spread, count. With 5
-    patients of noise it scatters by 0.02 around 0.5, but by 0.15 where each stack has a brightness of its own by
+    times with other folds; the mean accuracy over draws and patients after the last epoch. `real[i]` and `synthetic[i]`
+    are stacks (n, H, W) of patient i in the network's range [−1, 1], of which up to `slices`, evenly spread, count.
+    With 5 patients of noise it scatters by 0.02 around 0.5, but by 0.15 where each stack has a brightness of its own by
     chance: far below 0.5 is chance, too. It runs on the CPU and leaves torch's random state as it was. ValueError for
     fewer than 2 patients, unequal shapes, and non-finite values.
     """

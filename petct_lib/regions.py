@@ -25,7 +25,6 @@ from petct_lib.volume import AIR_HU, Grid, Volume, overlap_mm, resample, to_sitk
 if TYPE_CHECKING:
     from highdicom import VolumeGeometry
 
-REGIONS = ("body", "lung", "soft_tissue", "bone", "lesion")
 FROM_SEG, FROM_HU = "SEG", "HU threshold"
 
 LUNG_MAX_HU = -400.0  # halfway between lung, about −850, and blood and muscle, about +40: the threshold of Hu 2001
@@ -205,9 +204,9 @@ def find_regions(ct: Volume, body: Volume, segments: dict[str, list[Region]]) ->
     lungs count as lung. Scheme of Hu 2001 (10.1109/42.929615): threshold, components, closing.
     """
     box = _cut_to_box(body) if body.array.any() else body
-    hu = resample(_around(ct, box), Grid(tuple(int(n) for n in box.size), box.affine), AIR_HU)
+    hu = resample(_around(ct, box), box.grid, AIR_HU)
     drawn = {name: [region.mask for region in of] for name, of in segments.items()}
-    lung = _on_grid(drawn.get("lung", []), box)
+    lung = _on_grid(drawn.get("lung", []), box.grid)
     source = _sources(segments["lung"]) if lung.array.any() else FROM_HU
     lung = lung if lung.array.any() else lungs(hu, box)
     rest = box.array & ~lung.array
@@ -300,12 +299,11 @@ def _overlap(a: Volume, b: Volume) -> bool:
         return False
 
 
-def _on_grid(masks: list[Volume], grid: Grid | Volume) -> Volume:
+def _on_grid(masks: list[Volume], grid: Grid) -> Volume:
     """Where any of the masks holds; empty without masks."""
-    size = tuple(int(n) for n in grid.size)
-    union = np.zeros(size[::-1], bool)
+    union = np.zeros(grid.size[::-1], bool)
     for mask in masks:
-        union |= resample(mask, Grid(size, grid.affine), 0.0).array
+        union |= resample(mask, grid, 0.0).array
     return Volume(union, grid.affine, "1")
 
 

@@ -18,14 +18,13 @@ from petct_lib.dicom_files import read_series
 from petct_lib.files import write_json
 from petct_lib.intensity import Intensity
 from petct_lib.parallel import each
+from petct_lib.prepare import FILL
 from petct_lib.regions import FROM_HU, find_regions
 from petct_lib.suv import suv_factor
-from petct_lib.volume import Grid, Volume, body_mask, inside, resample
+from petct_lib.translate import MODALITY, UNIT
+from petct_lib.volume import Volume, body_mask, inside, resample
 
 DIRECTION = {"ct": "pet2ct", "pet": "ct2pet"}  # whose target this is; the rows name the kind, whatever it was made from
-UNIT = {"ct": "HU", "pet": "SUV"}
-MODALITY = {"ct": "CT", "pet": "PT"}
-FILL = {"ct": -1024.0, "pet": 0.0}
 NIFTI = (".nii", ".nii.gz")
 PROTOCOLS = ("petct", "synthrad2025")
 FROM_FILE = "mask file"
@@ -124,12 +123,11 @@ def load(images: Images, kind: str, suv_kind: str = "bw") -> tuple[evaluate.Case
     real, kvp = read_image(images.real, kind, suv_kind)
     real = upwards(real)
     synthetic = upwards(read_image(images.synthetic, kind, suv_kind)[0])
-    grid = Grid(tuple(int(n) for n in real.size), real.affine)
     seen = np.ones(real.array.shape, bool)
     if not _same_grid(real, synthetic):
-        seen = inside(synthetic, grid)
-        synthetic = resample(synthetic, grid, FILL[kind])
-    masks, sources = _masks(images, real, kind, grid)
+        seen = inside(synthetic, real.grid)
+        synthetic = resample(synthetic, real.grid, FILL[kind])
+    masks, sources = _masks(images, real, kind)
     voxel_mm = tuple(float(v) for v in real.spacing_mm[::-1])
     made = {"synthetic": synthetic.array}
     case = evaluate.Case(images.patient, None, real.array, masks, sources, made, voxel_mm=voxel_mm, kvp=kvp)
@@ -154,16 +152,16 @@ def _same_grid(a: Volume, b: Volume) -> bool:
     return a.array.shape == b.array.shape and np.allclose(a.corners_mm(), b.corners_mm(), atol=GRID_MM)
 
 
-def _masks(images: Images, real: Volume, kind: str, grid: Grid) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _masks(images: Images, real: Volume, kind: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if images.mask:
         mask = read_nifti(images.mask, "1")
-        body = resample(Volume(mask.array > 0, mask.affine, "1"), grid, 0.0).array
+        body = resample(Volume(mask.array > 0, mask.affine, "1"), real.grid, 0.0).array
         return {"body": body}, {"body": FROM_FILE}
     if kind == "pet" and not images.ct:
         raise InputError("a PET needs the body's outline, or air would count: give --ct (a CT) or --mask (NIfTI)")
     ct = real if kind == "ct" else read_image(images.ct, "ct")[0]
-    regions = find_regions(ct, body_mask(ct), {})
-    return {name: resample(r.mask, grid, 0.0).array for name, r in regions.items()}, dict.fromkeys(regions, FROM_HU)
+    masks = {name: resample(r.mask, real.grid, 0.0).array for name, r in find_regions(ct, body_mask(ct), {}).items()}
+    return masks, dict.fromkeys(masks, FROM_HU)
 
 
 def score_images(
@@ -196,9 +194,11 @@ def score_all(
 ) -> tuple[list[scores.Row], dict[str, InputError]]:  # fmt: skip
     """All patients, into `out`: scores.csv, metrics.json, protocol.json. Returns the rows, and why some have none.
 
-    No name of a file goes into these. Raises InputError where `out` is not empty, for a PET by SynthRAD's protocol, and
-    where no patient can be scored.
+    No name of a file goes into these. Raises InputError where `out` is not empty, for an unknown protocol, for a PET by
+    SynthRAD's, and where no patient can be scored.
     """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"--protocol {protocol}: it must be one of {', '.join(PROTOCOLS)}")
     if protocol == "synthrad2025" and kind != "ct":
         raise InputError("--protocol synthrad2025: is for CT; a PET has no HU")
     if out.exists() and any(out.iterdir()):

@@ -27,10 +27,19 @@ TABLE_COLUMNS = {
     "lpips": "LPIPS",
 }
 FURTHER_COLUMNS = {
-    "mu_error": "µ error %", "mu_bias": "µ bias %", "dice": "lung Dice", "shift_gain": "shift gain %",
-    "coherence": "coherence", "lesions": "lesions", "suvmax_error": "SUVmax error", "suvmean_error": "SUVmean error",
-    "suvpeak_error": "SUVpeak error", "overlap": "overlap", "missed": "missed", "invented": "invented",
-}  # fmt: skip
+    "mu_error": "µ error %",
+    "mu_bias": "µ bias %",
+    "dice": "lung Dice",
+    "shift_gain": "shift gain %",
+    "coherence": "coherence",
+    "lesions": "lesions",
+    "suvmax_error": "SUVmax error",
+    "suvmean_error": "SUVmean error",
+    "suvpeak_error": "SUVpeak error",
+    "overlap": "overlap",
+    "missed": "missed",
+    "invented": "invented",
+}
 INTERVAL_COLUMNS = ("mae", "ssim")  # the table shows the interval of these two, and has no room for more
 
 Row = dict[str, Any]  # one score, by SCORE_COLUMNS

@@ -27,6 +27,7 @@ from petct_lib.progress import bar
 from petct_lib.updates import Updates
 
 LOSSES_SHOWN = ("adversarial", "cycle", "l1", "mse")  # in the progress bar, which is short
+CHANGES_THE_RESULT = ("steps", "decay_from", "mixed_precision", "accumulate", "clip_norm")  # so: compared on resuming
 SCORE = "validation_score"  # what `validate` is to give: lower is better
 
 
@@ -308,9 +309,6 @@ class _Training:
         return {
             "step": self.done, "origin": self.origin, "history": self.history, **states, **self.stage.extra_state(),
         }  # fmt: skip
-
-
-CHANGES_THE_RESULT = ("steps", "decay_from", "mixed_precision", "accumulate", "clip_norm")
 
 
 def _differences(before: dict, now: dict) -> list[str]:

@@ -19,6 +19,7 @@ from petct_lib.intensity import Intensity
 from petct_lib.logs import TensorBoardLog
 from petct_lib.prepare import Prepared
 from petct_lib.prior import Prior, PriorSettings
+from petct_lib.realism import spread
 from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.train import FitSettings, Watcher, fit
 from petct_lib.train_cyclegan import checkpoint_of
@@ -134,6 +135,6 @@ def _held_out_images(translator: Translator, run_dir: Path, direction: str) -> I
     for patient in held_out(splits, direction):
         kinds = (SOURCE[direction], TARGET[direction], "body")
         source, real, body = (np.array(prepared.of_patient(patient, kind)) for kind in kinds)
-        chosen = np.unique(np.linspace(0, len(source) - 1, CALIBRATED).round().astype(int))
+        chosen = spread(len(source), CALIBRATED)
         x, coarse = translator.start(source, direction, prepared.lengths(patient))
         yield x[chosen], coarse[chosen], real[chosen], body[chosen]

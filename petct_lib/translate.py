@@ -29,6 +29,7 @@ from petct_lib.volume import Volume, axial_grid, resample
 
 BATCH = 16  # slices at a time: bounds the memory
 UNIT = {"pet": "SUV", "ct": "HU"}
+MODALITY = {"pet": "PT", "ct": "CT"}  # DICOM's
 DISTORTION = 0.0  # the mode's α: the regression `refiner_l1` alone; the run's own `default` lies between it and 1
 ALPHA_LIMIT = 1.5  # beyond 1 the line goes on: more texture than the refiner's own, at more error
 FITTED = "refiner.json"  # in a run's folder, by direction: α of the mode `default`, factor on the uncertainty map
@@ -289,7 +290,7 @@ def read_source(path: Path, direction: str, suv_kind: str = "bw") -> tuple[Volum
     Of several series the one with most slices is taken that can be read. Raises InputError where there is none, or
     where `path` holds several studies.
     """
-    modality = {"pet": "PT", "ct": "CT"}[SOURCE[direction]]
+    modality = MODALITY[SOURCE[direction]]
     all_series, left_out = read_series(list_files(path))
     usable = [
         s for s, _ in map(dicom.without_localizers, all_series) if s.modality == modality and not dicom.unusable(s)

@@ -46,9 +46,8 @@ def _split(rng: np.random.Generator, root: np.ndarray, targets: np.ndarray, radi
         members = groups.shape[1]
         share = 1.0 if members == 1 else rng.uniform(0.45, 0.65, (len(groups), 1))
         ends = starts + share * (groups.mean(axis=1) - starts)
-        middle = (starts + ends) / 2 + rng.normal(0, 0.06, starts.shape) * np.linalg.norm(ends - starts, axis=1)[
-            :, None
-        ]
+        length = np.linalg.norm(ends - starts, axis=1, keepdims=True)
+        middle = (starts + ends) / 2 + rng.normal(0, 0.06, starts.shape) * length
         wide = np.full(len(groups), radius * (members / len(targets)) ** (1 / MURRAY))
         parts += [(starts, middle, wide), (middle, ends, wide)]
         if members == 1:

@@ -15,6 +15,14 @@ COUCH_RADIUS_MM = 9.0  # an opening of this radius removes couch shells and cabl
 
 
 @dataclass(frozen=True)
+class Grid:
+    """An empty grid in patient space: `size` voxels along (x, y, z) and an affine as in `Volume`."""
+
+    size: tuple[int, int, int]
+    affine: np.ndarray
+
+
+@dataclass(frozen=True)
 class Volume:
     """A 3-D image in patient space.
 
@@ -36,19 +44,16 @@ class Volume:
         """Number of voxels along x, y, z, (3,)."""
         return np.array(self.array.shape[::-1])
 
+    @property
+    def grid(self) -> Grid:
+        """Its own grid, to bring other volumes to."""
+        return Grid(tuple(int(n) for n in self.size), self.affine)
+
     def corners_mm(self) -> np.ndarray:
         """The eight outer corners (voxel edges, not centres) in patient space, (8, 3), mm."""
         unit_cube = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, -1).T
         index = unit_cube * self.size - 0.5
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """An empty grid in patient space: `size` voxels along (x, y, z) and an affine as in `Volume`."""
-
-    size: tuple[int, int, int]
-    affine: np.ndarray
 
 
 def axial_affine(spacing_mm: tuple[float, float, float], origin_mm: np.ndarray) -> np.ndarray:

@@ -331,7 +331,7 @@ def around_zero(spacing_mm: tuple, length_mm: float) -> tuple[tuple, np.ndarray]
 
 def check_activity(pet: Volume, ct: Grid) -> None:
     there = resample(pet, ct, 0.0)
-    back = resample(there, Grid(tuple(pet.size), pet.affine), 0.0)
+    back = resample(there, pet.grid, 0.0)
     assert total(there) == pytest.approx(total(pet), rel=0.01)
     assert total(back) == pytest.approx(total(pet), rel=0.01)
 

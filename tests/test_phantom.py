@@ -21,7 +21,7 @@ from petct_lib.scanner import CtScanner, PetScanner
 from petct_lib.tissues import LABEL, LUNG
 from petct_lib.truth import read_nifti
 from petct_lib.vendors import VARIANTS
-from petct_lib.volume import Grid, Volume, resample
+from petct_lib.volume import Volume, resample
 
 HARD = replace(SMALL, difficulty="realistic", breathing_mm=10.0, follow_ups=0.25)  # coarse grids, all else as in life
 QUIET = replace(HARD, ct=CtScanner(noise_hu=0.0), pet=PetScanner(counts=None))
@@ -49,10 +49,6 @@ def written(tmp_path_factory) -> Path:
     """Nine patients as DICOM, at the coarsest grids, every second one with a follow-up."""
     folder = tmp_path_factory.mktemp("written") / "data"
     return write_phantom(folder, 9, SEED, replace(HARD, follow_ups=0.5))
-
-
-def grid_of(volume: Volume) -> Grid:
-    return Grid(volume.size, volume.affine)
 
 
 def same_pixels(a: phantom.Patient, b: phantom.Patient) -> bool:
@@ -163,7 +159,7 @@ def test_dose_and_uptake_are_clinical(cohort):
 def test_noise_follows_dose_and_counts():
     base = make_patient(SEED, 1, replace(QUIET, breathing_mm=0.0))
     liver = ndimage.binary_erosion(base.labels.array == LABEL["liver"], iterations=2)
-    inside = resample(Volume(liver, base.labels.affine, "1"), grid_of(base.pet_suv), 0.0).array
+    inside = resample(Volume(liver, base.labels.affine, "1"), base.pet_suv.grid, 0.0).array
     spread = {}
     for factor in (1, 4):
         scanners = {"ct": CtScanner(dose=factor), "pet": PetScanner(counts=factor * PetScanner().counts)}
@@ -363,7 +359,7 @@ def test_the_seg_holds_lungs_and_lesions(written):
         masks = read_segments([image.file for image in series.images])
         name = pair.pet.images[0].file.path.parent.parent.name
         labels = read_nifti(written / "truth" / f"{name}.labels.nii.gz")
-        lung = resample(masks["lung"][0], grid_of(labels), 0.0).array
+        lung = resample(masks["lung"][0], labels.grid, 0.0).array
         assert np.array_equal(lung, np.isin(labels.array, [LABEL[n] for n in LUNG]))
         lesions = sum(m.array.sum() for m in masks.get("lesion", []))
         assert lesions == (labels.array >= 100).sum()

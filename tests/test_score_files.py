@@ -188,6 +188,8 @@ def test_a_missing_patient_is_an_error_and_nothing_is_overwritten(folders, tmp_p
     assert "no such file" in capsys.readouterr().err
     with pytest.raises(InputError, match="not empty"):
         score_files.score_all(score_files.find_images(ref, ref), ref, kind="ct")
+    with pytest.raises(InputError, match="it must be one of petct, synthrad2025"):
+        score_files.score_all(score_files.find_images(ref, ref), tmp_path / "out", kind="ct", protocol="synthrad2023")
 
 
 def test_folders_of_dicom_and_of_several_series(tmp_path):

@@ -13,7 +13,7 @@ from petct_lib.archives import FileRef
 from petct_lib.dicom_write import Subject, make_uid, write_ct
 from petct_lib.regions import read_segments
 from petct_lib.truth import read_nifti, write_nifti, write_seg
-from petct_lib.volume import Grid, Volume, axial_affine, resample
+from petct_lib.volume import Volume, axial_affine, resample
 
 SUBJECT = Subject("p-12345678", make_uid("study"), make_uid("frame"), "20200202", 80.0)
 AXIAL = axial_affine((2.0, 1.5, 3.0), np.array([-40.0, -50.0, -300.0]))
@@ -42,7 +42,7 @@ def ct_files(folder: Path) -> list[Path]:
 
 
 def on(mask: Volume, other: Volume) -> np.ndarray:
-    return resample(mask, Grid(tuple(int(n) for n in other.size), other.affine), 0.0).array
+    return resample(mask, other.grid, 0.0).array
 
 
 @pytest.mark.parametrize("affine", [AXIAL, OBLIQUE, AXIAL @ np.diag([1, 1, -1, 1])], ids=["axial", "oblique", "down"])

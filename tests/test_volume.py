@@ -200,7 +200,7 @@ def test_body_mask_has_the_lungs_and_not_the_couch(flip):
     ct, x, y = ct_of(chest)
     mask = body_mask(flipped(ct) if flip else ct)
     assert mask.array.dtype == bool
-    body = resample(mask, Grid(tuple(ct.size), ct.affine), 0.0).array
+    body = resample(mask, ct.grid, 0.0).array
     truth = (x / 180) ** 2 + (y / 110) ** 2 < 1
     assert 2 * (body & truth).sum() / (body.sum() + truth.sum()) > 0.97
     assert body[ct.array < -700][truth[ct.array < -700]].all(), "the lungs are in"
