@@ -7,17 +7,21 @@ BIN := .venv/bin
 STAMP := .venv/installed
 TESTED := .venv/test-extra
 BENCHED := .venv/bench-extra
+BROWSED := .venv/browser-extra
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CHROMIUM ?= chromium
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
 SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 04_pet2ct 04_ct2pet \
 	04_uncertainty 04_mae 04_agreement_pet2ct 04_worst_misses
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint lab bench ablation figures demo notebooks clean
+.PHONY: help install run test test-browser lint lab bench ablation figures demo notebooks clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo "  DATA=<folder, zip, or folder of zips>  NAME=<run's name>  PROFILE=smoke|quick|gpu|full  RESUME=1  FORCE=1"
+	@echo "  BOOKS=\"01 02\": the notebooks of these beginnings in the browser  CHROMIUM=<another>  SHOTS=<folder of its pictures>"
 	@echo "  ONLY=<regular expression>: the variants of the ablation of these names"
 
 install: $(STAMP)  ## .venv with the pinned dependencies and the library (about 2 minutes)
@@ -36,12 +40,22 @@ $(BENCHED): $(STAMP)
 	$(PIP) --editable '.[bench]'
 	touch $@
 
+$(BROWSED): $(STAMP)
+	$(PIP) --editable '.[test,browser]'
+	touch $@
+
 run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into runs/NAME
 	$(BIN)/python -m petct_lib run --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" $(FLAGS)
 
 test: $(TESTED) lint  ## ruff, pytest with coverage, and nbval over every notebook at its committed defaults
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+
+test-browser: $(BROWSED)  ## every notebook in JupyterLab in Chromium, pictures in runs/browser (10 minutes)
+	@command -v $(CHROMIUM) >/dev/null \
+		|| { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends chromium fonts-dejavu-core; } \
+		|| { echo "no Chromium, and apt-get cannot install it: install it, or name another with CHROMIUM=google-chrome"; exit 1; }
+	CHROMIUM="$(CHROMIUM)" BOOKS="$(BOOKS)" OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/browser
 
 lint: $(STAMP)  ## ruff over code and notebooks
 	$(BIN)/ruff check

@@ -101,8 +101,16 @@ def test_versions_agree():
 
 def test_make_help_lists_the_targets():
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("install", "run", "test", "lab", "figures"):
-        assert f"make {target}" in text
+    for target in ("install", "run", "test", "test-browser", "lab", "figures"):
+        assert re.search(rf"make {target}\s", text)
+
+
+def test_only_its_own_target_needs_a_browser():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert "browser" in options["norecursedirs"]
+    recipe = subprocess.run(["make", "-n", "test-browser"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "chromium" in recipe
+    assert recipe.rstrip().endswith("-m pytest tests/browser")
 
 
 def test_ci_calls_the_readmes_test_command():
@@ -131,8 +139,8 @@ def test_files_and_names_of_the_contributors_page_exist():
 
 
 def test_commands_of_the_contributors_page_exist(capsys):
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    asked = set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"`+[^`]+`+", PAGE))))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = set(re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`+[^`]+`+", PAGE))))
     assert {"lint", "test", "notebooks", "ablation"} <= asked <= targets
     for command in set(re.findall(r"-m petct_lib (\w+)", PAGE)):
         with pytest.raises(SystemExit, match="0"):
