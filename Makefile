@@ -14,6 +14,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
 SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 04_pet2ct 04_ct2pet \
 	04_uncertainty 04_mae 04_agreement_pet2ct 04_worst_misses
+EXPLORED := 05_synthetic_planes 05_ct
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-browser lint lab bench ablation figures demo notebooks clean
@@ -78,9 +79,12 @@ ablation: $(STAMP)  ## three seeds of the run, every variant and control with th
 figures: run  ## the README's pictures, from the run (made first if it is missing), and from the ablation where there is one
 	mkdir -p figures
 	cp $(SHOWN:%=runs/$(NAME)/figures/%.png) figures/
+	$(BIN)/papermill --log-level ERROR --no-progress-bar -p run_dir runs/explore -p trained "runs/$(NAME)" \
+		notebooks/05_explore.ipynb "runs/$(NAME)/notebooks/05_explore.ipynb"
+	cp $(EXPLORED:%=runs/explore/figures/%.png) figures/
 	if test -e runs/ablation/scores.csv; then cp runs/ablation/figures/*.png figures/; fi
 
-demo: $(STAMP)  ## train the small run of notebooks 00 and 05 anew, into notebooks/demo (about 10 minutes)
+demo: $(STAMP)  ## train the small run of notebooks 00 and 05 anew, into notebooks/demo (as long as make run)
 	$(BIN)/python -m petct_lib run --profile demo --out runs/demo $(FLAGS)
 	rm -rf notebooks/demo
 	$(BIN)/python -m petct_lib slim runs/demo --out notebooks/demo
