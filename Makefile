@@ -17,7 +17,7 @@ SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 
 EXPLORED := 05_synthetic_planes 05_ct
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser lint lab bench ablation figures demo notebooks clean
+.PHONY: help install run test nbval test-browser lint lab bench ablation figures demo notebooks clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -48,15 +48,18 @@ $(BROWSED): $(STAMP)
 run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into runs/NAME
 	$(BIN)/python -m petct_lib run --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" $(FLAGS)
 
-test: $(TESTED) lint  ## ruff, pytest with coverage, and nbval over every notebook at its committed defaults
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+test: $(TESTED) $(if $(BROWSER),$(BROWSED)) lint  ## ruff, pytest with coverage, and nbval over every notebook; BROWSER=1: test-browser beside nbval
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --durations=20
+	$(MAKE) -j2 --output-sync=target nbval $(if $(BROWSER),test-browser)
+
+nbval: $(TESTED)  ## every notebook at its committed defaults, its outputs compared with the committed ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
 
 test-browser: $(BROWSED)  ## every notebook in JupyterLab in Chromium, pictures in runs/browser (10 minutes)
 	@command -v $(CHROMIUM) >/dev/null \
 		|| { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends chromium fonts-dejavu-core; } \
 		|| { echo "no Chromium, and apt-get cannot install it: install it, or name another with CHROMIUM=google-chrome"; exit 1; }
-	CHROMIUM="$(CHROMIUM)" BOOKS="$(BOOKS)" OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/browser
+	CHROMIUM="$(CHROMIUM)" BOOKS="$(BOOKS)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 lint: $(STAMP)  ## ruff over code and notebooks
 	$(BIN)/ruff check

@@ -114,7 +114,7 @@ def test_only_its_own_target_needs_a_browser():
 
 
 def test_ci_calls_the_readmes_test_command():
-    assert (ROOT / ".ci" / "run").read_text().strip().endswith("make test")
+    assert (ROOT / ".ci" / "run").read_text().strip().endswith("\nmake test BROWSER=1")
     assert "make test" in (ROOT / "README.md").read_text()
 
 
