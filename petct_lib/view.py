@@ -39,13 +39,13 @@ def save(fig: Figure, run_dir: Path, name: str, alt: str) -> Image:
 
 
 def png(fig: Figure, alt: str = "") -> bytes:
-    """The figure as a PNG of 128 colours: half of the size, so that notebooks keep their pictures and stay small.
+    """The figure as a PNG of 80 colours: half of the size, so that notebooks keep their pictures and stay small.
 
     alt: the text alternative, kept in the file as its Description.
     """
     full, small = io.BytesIO(), io.BytesIO()
     fig.savefig(full, format="png", dpi=DPI)
-    picture = PIL.Image.open(full).convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE)
+    picture = PIL.Image.open(full).convert("RGB").quantize(80, dither=PIL.Image.Dither.NONE)
     said = PIL.PngImagePlugin.PngInfo()
     said.add_itxt("Description", alt)
     picture.save(small, format="png", optimize=True, pnginfo=said)
