@@ -107,7 +107,7 @@ class VolumeViewer:
         self.window = ipywidgets.Dropdown(options=list(WINDOWS_HU), description="CT window")
         self.suv_max = _slider("SUV up to", PET_WINDOW_SUV[1], 20, low=1)
         self.alpha = ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="PET share")
-        self.images = {name: ipywidgets.Image(format="png") for name in PLANES}
+        self.images = {name: _image() for name in PLANES}
         self.words = ipywidgets.HTML()
         self._listen()
         self.draw()
@@ -209,7 +209,7 @@ class CompareViewer:
             for name, side in ((names[0], "left"), (names[-1], "right"))
         )
         self.image, self.words = (
-            ipywidgets.Image(format="png"),
+            _image(),
             ipywidgets.HTML(),
         )
         controls = (self.k, self.edge, self.left, self.right)
@@ -265,7 +265,7 @@ def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: s
     if len(images) != np.prod([len(values) for values in steps]):
         raise ValueError(f"{len(images)} images do not fill the sliders {dict(zip(names, steps, strict=True))}")
     sliders = [ipywidgets.SelectionSlider(options=v, description=name) for name, v in zip(names, steps, strict=True)]
-    image, words = ipywidgets.Image(format="png"), ipywidgets.HTML()
+    image, words = _image(), ipywidgets.HTML()
 
     def draw(_change: dict | None = None) -> None:
         values = tuple(slider.value for slider in sliders)
@@ -278,6 +278,11 @@ def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: s
         slider.observe(draw, "value")
     draw()
     return ipywidgets.VBox([image, words, ipywidgets.HBox(sliders)])
+
+
+def _image() -> ipywidgets.Image:
+    """A picture of its own size: a box would stretch it over the notebook's width."""
+    return ipywidgets.Image(format="png", layout={"align_self": "flex-start", "width": "auto"})
 
 
 def _slider(name: str, value: int, high: int, low: int = 0) -> ipywidgets.IntSlider:

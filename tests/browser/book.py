@@ -94,6 +94,7 @@ class Book:
         slider.focus()
         before = slider.get_attribute("aria-valuenow")
         assert slider.evaluate("handle => driver.watch(handle)"), f"{name(slider)}: no picture in its cell"
+        assert slider.evaluate("handle => driver.together(handle)"), f"{name(slider)}: not in one window with a picture"
         self.page.keyboard.press("ArrowLeft" if before == slider.get_attribute("aria-valuemax") else "ArrowRight")
         try:
             self.page.wait_for_function("driver.elapsed !== null", timeout=1000 * seconds)

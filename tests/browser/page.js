@@ -74,6 +74,14 @@ window.driver = {
     return canvas.toDataURL();
   },
 
+  // Whether the slider and a picture of its cell, whole, can be seen together.
+  together(handle) {
+    const room = this.panel().content.node.querySelector(".jp-WindowedPanel-outer").clientHeight;
+    const slider = handle.getBoundingClientRect();
+    return this.pictures(handle).map((picture) => picture.getBoundingClientRect())
+      .some((box) => Math.max(box.bottom, slider.bottom) - Math.min(box.top, slider.top) <= room);
+  },
+
   // Times the next key, into `elapsed`: ms from its press to the first frame with other pixels in the slider's cell.
   // False where there is no picture.
   watch(handle) {

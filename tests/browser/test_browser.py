@@ -31,7 +31,8 @@ def png(shade):
     return data.getvalue()
 """
 SLIDER = """
-slider, picture = ipywidgets.IntSlider(3, 0, 9, description="shade"), ipywidgets.Image(value=png(0), format="png")
+slider = ipywidgets.IntSlider(3, 0, 9, description="shade")
+picture = ipywidgets.Image(value=png(0), format="png", layout={{"align_self": "flex-start"}})
 def draw(change):
     picture.value = png({shade})
 slider.observe(draw, "value")
@@ -122,6 +123,13 @@ def test_a_viewer_without_a_picture_is_found_out(small):
     with small("unshown.ipynb", DRAW, UNSHOWN) as book:
         book.run()
         with pytest.raises(AssertionError, match="shade: no picture in its cell"):
+            book.move(*book.sliders())
+
+
+def test_a_picture_too_large_to_be_seen_with_its_slider_is_found_out(small):
+    with small("large.ipynb", DRAW, SLIDER.format(shade="0"), "picture.layout.height = '1200px'") as book:
+        book.run()
+        with pytest.raises(AssertionError, match="shade: not in one window with a picture"):
             book.move(*book.sliders())
 
 
