@@ -7,6 +7,7 @@ the reason in `ELSEWHERE`: there `make -n` must print the commands, and `--help`
 import re
 import shlex
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,7 +110,8 @@ def of_library(command):
     return shlex.split(command.split("-m petct_lib ", 1)[1])
 
 
-LIBRARY = [c for c in COMMANDS if not where(c) and c != "make help"]
+PAGE = ".venv/bin/jupyter nbconvert"
+LIBRARY = [c for c in COMMANDS if not where(c) and c != "make help" and not c.startswith(PAGE)]
 
 
 @pytest.mark.parametrize("command", LIBRARY)
@@ -134,6 +136,15 @@ def test_excused_commands_of_the_library_exist(capsys):
             with pytest.raises(SystemExit, match="0"):
                 _parser().parse_args([name, "--help"])
             _parser().parse_args(shlex.split(command.split("-m petct_lib ", 1)[1]))
+
+
+def test_a_notebook_becomes_a_page_with_its_pictures(tmp_path):
+    [command] = [c for c in COMMANDS if c.startswith(PAGE)]
+    arguments = [*shlex.split(command)[1:-1], str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "jupyter", *arguments], cwd=ROOT, check=True)
+    text = (tmp_path / "05_explore.html").read_text()
+    assert text.count("data:image/png;base64") >= 5
+    assert "NOT FOR DIAGNOSIS" in text.upper()
 
 
 def test_snippets_run(phantom_dir, tmp_path):
