@@ -12,7 +12,8 @@ from scipy import stats
 def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
     """Interval of the mean over patients by 9999 resamples: BCa (Efron 1987), or percentile where BCa is undefined.
 
-    (nan, nan) for fewer than 2 patients or non-finite values.
+    (nan, nan) for fewer than 2 patients or non-finite values. Values that differ by rounding give intervals that do:
+    a resample's sum does not depend on its order, on which BCa's ties with the mean would hang.
     """
     if len(values) < 2 or not np.isfinite(values).all():
         return math.nan, math.nan
@@ -20,11 +21,15 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy warns where BCa is undefined, which is handled here
             rng = np.random.default_rng(seed)
-            result = stats.bootstrap((values,), np.mean, confidence_level=level, method=method, rng=rng)
+            result = stats.bootstrap((values,), _mean, confidence_level=level, method=method, rng=rng)
         low, high = map(float, result.confidence_interval)
         if math.isfinite(low) and math.isfinite(high):
             break
     return low, high
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    return np.sort(values, axis=axis).mean(axis=axis)
 
 
 def wilcoxon_p(differences: Sequence[float]) -> float | None:

@@ -13,10 +13,18 @@ def test_bootstrap_is_scipys_bca():
     rng = np.random.default_rng(0)
     values = rng.gamma(2, 10, 12)
     expected = stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(7)).confidence_interval
-    assert statistics.bootstrap_interval(values, seed=7) == (expected.low, expected.high)
-    assert statistics.bootstrap_interval(values, seed=8) != (expected.low, expected.high)
+    assert statistics.bootstrap_interval(values, seed=7) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert statistics.bootstrap_interval(values, seed=8) != pytest.approx((expected.low, expected.high), rel=1e-9)
     narrow = statistics.bootstrap_interval(values, seed=7, level=0.5)
     assert expected.low < narrow[0] < values.mean() < narrow[1] < expected.high
+
+
+def test_values_that_differ_by_rounding_have_the_same_interval():
+    values = np.array([67.856, 95.524, 62.629, 120.666, 70.295])  # few: ties with the mean are many
+    expected = statistics.bootstrap_interval(values)
+    for seed in range(20):
+        other = values + np.random.default_rng(seed).normal(size=5) * 1e-7
+        assert statistics.bootstrap_interval(other) == pytest.approx(expected, abs=1e-5)
 
 
 def test_bootstrap_where_bca_is_undefined(recwarn):
