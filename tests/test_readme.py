@@ -6,6 +6,7 @@ the reason in `ELSEWHERE`: there `make -n` must print the commands, and `--help`
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from conftest import ROOT, petct
 
 from petct_lib import dicom, volume
 from petct_lib.__main__ import _parser
+from petct_lib.files import read_json, write_json
 from petct_lib.phantom import write_phantom
 from petct_lib.run import load_params
 
@@ -81,9 +83,15 @@ def folders(smoke_run, phantom_dir, tmp_path_factory):
     there = tmp_path_factory.mktemp("readme")
     patient = there / "patient"
     write_phantom(patient, 1, 7, jobs=1)
+    other = there / "other"
+    heavy = shutil.ignore_patterns("phantom", "checkpoints", "coarse", "synthetic", "figures", "logs")
+    shutil.copytree(smoke_run, other, ignore=heavy)
+    manifest = read_json(other / "manifest.json")
+    manifest["parameters"]["03_diffusion_refinement"]["seed"] = 1  # as if it were one: the same run twice is refused
+    write_json(manifest, other / "manifest.json")
     synthetic = next((smoke_run / "synthetic").glob("*/pet2ct/refined"))
     return {
-        "runs/quick": smoke_run, "runs/other": smoke_run, "path/to/dicom": phantom_dir, "<folder>": phantom_dir,
+        "runs/quick": smoke_run, "runs/other": other, "path/to/dicom": phantom_dir, "<folder>": phantom_dir,
         "path/to/collection": phantom_dir, "runs/patient": patient, "path/to/synthetic": synthetic,
         "path/to/real": synthetic, "runs/": there, "path/to/phantom": there / "phantom",
     }  # fmt: skip
