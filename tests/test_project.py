@@ -108,7 +108,9 @@ def test_make_help_lists_the_targets():
 def test_only_its_own_target_needs_a_browser():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert "browser" in options["norecursedirs"]
-    recipe = subprocess.run(["make", "-n", "test-browser"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    recipe = subprocess.run(
+        ["make", "-n", "--no-print-directory", "test-browser"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "chromium" in recipe
     assert recipe.rstrip().endswith("-m pytest tests/browser")
 
