@@ -168,13 +168,21 @@ def test_a_notebook_runs_and_its_sliders_move_pictures(notebook, browser, lab, c
     with opened(browser, lab, lab.root / "notebooks" / f"{notebook}.ipynb") as book:
         book.run()
         book.keep_whole(SHOTS / f"{notebook}.png")
-        assert book.problems() == []
+        assert_right(book)
         sliders = book.sliders()
         assert sliders or not book.promises_sliders(), "its sliders are not in the page"
         for k, slider in enumerate(sliders, start=1):
-            times = [book.move(slider) for _ in range(PRESSES)]
-            book.keep(SHOTS / f"{notebook}_slider{k}.png")
+            try:
+                times = [book.move(slider) for _ in range(PRESSES)]
+            finally:  # what a failure looked like, too
+                book.keep(SHOTS / f"{notebook}_slider{k}.png")
             with capsys.disabled():
                 said = ", ".join(f"{ms:.0f}" for ms in times)
                 print(f"\n{notebook}, {name(slider)}: key to picture {said} ms, median {median(times):.0f} ms", end="")
-        assert book.problems() == []
+        assert_right(book)
+
+
+def assert_right(book):
+    """No problems; otherwise all of them, a line each, where pytest would shorten a list."""
+    problems = "\n".join(book.problems())
+    assert not problems, problems
