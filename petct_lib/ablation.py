@@ -22,8 +22,8 @@ from petct_lib.bridge import SAMPLERS
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import read_splits, refiner_patients
 from petct_lib.files import read_json, replacing
-from petct_lib.intensity import Intensity
-from petct_lib.parallel import each
+from petct_lib.intensity import read_window
+from petct_lib.parallel import each, whole
 from petct_lib.prepare import Prepared
 from petct_lib.prior import PriorSettings
 from petct_lib.progress import bar
@@ -65,32 +65,12 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
     curve's are fewer. in_fold: how many there are whose coarse images are in-fold; `refined_in_fold_k4` learns from
     four of them, and is to be compared with `refined_k4`.
     """
-    alone = replace(base, sees_coarse=False, sigma=0.0, steps=1)
-    unet_l1 = replace(alone, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
-    regression = replace(base, sigma=0.0, steps=1, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
+    direct = replace(base, sees_coarse=False, sigma=0.0, steps=1)
+    regression, unet_l1 = base.regression(), direct.regression()
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
-    walks = [
-        Variant(f"refined_steps{n}", replace(base, steps=n), uses=(
-            (f"refined_steps{n}", 1, None),
-            *((f"refined_steps{n}_samples{m}", m, None) for m in SAMPLES if n * m <= 8 and base.sigma),
-        )) for n in STEPS
-    ]  # fmt: skip
-    others = [name for name in SAMPLERS if name != base.sampler and (base.sigma or name == "euler")]
-    samplers = [Variant(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in others]
-    noises = [Variant(f"refined_sigma{s:g}", replace(base, sigma=s)) for s in SIGMAS if s != base.sigma]
-    curve = [
-        Variant(f"{name}_k{k}", settings, k)
-        for k in fewer(patients)
-        for name, settings in (("refined", base), ("pix2pix", alone), ("unet_l1", unet_l1))
-    ]
-    deep = [
-        Variant(f"{name}_neighbours3", replace(settings, neighbours=3))
-        for name, settings in (("refined", base), ("refiner_l1", regression), ("unet_l1", unet_l1))
-    ]
-    folds = [Variant(f"refined_in_fold_k{k}", base, k, in_fold=True) for k in fewer(patients) if k <= in_fold][-1:]
     return [
         Variant("unet_l1", unet_l1),
-        Variant("pix2pix", alone),
+        Variant("pix2pix", direct),
         Variant("refined_no_source", replace(base, sees_source=False)),
         Variant("refined_no_skip", replace(base, residual=False)),
         Variant("refiner_l1_no_skip", replace(regression, residual=False)),
@@ -98,8 +78,32 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
         Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
         Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
         Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
-        *noises, *walks, *samplers, *curve, *folds, *deep,
-    ]  # fmt: skip
+        *_walks(base),
+        *_few_pairs({"refined": base, "pix2pix": direct, "unet_l1": unet_l1}, fewer(patients)),
+        *[Variant(f"refined_in_fold_k{k}", base, k, in_fold=True) for k in fewer(patients) if k <= in_fold][-1:],
+        *_with_neighbours({"refined": base, "refiner_l1": regression, "unet_l1": unet_l1}),
+    ]
+
+
+def _walks(base: RefinerSettings) -> list[Variant]:
+    """Other noise, more steps with their averages of samples, other samplers."""
+    noises = [Variant(f"refined_sigma{s:g}", replace(base, sigma=s)) for s in SIGMAS if s != base.sigma]
+    steps = []
+    for n in STEPS:
+        name, samples = f"refined_steps{n}", [m for m in SAMPLES if n * m <= 8 and base.sigma]
+        uses = ((name, 1, None), *((f"{name}_samples{m}", m, None) for m in samples))
+        steps.append(Variant(name, replace(base, steps=n), uses=uses))
+    others = [name for name in SAMPLERS if name != base.sampler and (base.sigma or name == "euler")]
+    samplers = [Variant(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in others]
+    return [*noises, *steps, *samplers]
+
+
+def _few_pairs(of: dict[str, RefinerSettings], patients: Sequence[int]) -> list[Variant]:
+    return [Variant(f"{name}_k{k}", settings, k) for k in patients for name, settings in of.items()]
+
+
+def _with_neighbours(of: dict[str, RefinerSettings]) -> list[Variant]:
+    return [Variant(f"{name}_neighbours3", replace(settings, neighbours=3)) for name, settings in of.items()]
 
 
 def chosen(of: Sequence[Variant], only: str) -> list[Variant]:
@@ -142,7 +146,7 @@ def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Varia
     pairs = {whom: _pairs(run_dir, direction, *whom) for whom in {_of_whom(v) for v in of}}
     jobs = [(f"{v.name}_{direction}", pairs[_of_whom(v)], replace(plan, stage=v.settings)) for v in of]
     at_once, shown = 1 if torch.cuda.is_available() else None, partial(bar, desc=f"variants trained, {direction}")
-    seconds = _all(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
+    seconds = whole(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
     record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
 
 
@@ -169,14 +173,6 @@ def _train(run_dir: Path, job: tuple[str, Pairs, Plan]) -> float:
     return round(time.monotonic() - start, 1)
 
 
-def _all(results: list) -> list:
-    """The results, or the first error among them."""
-    for result in results:
-        if isinstance(result, InputError):
-            raise result
-    return results
-
-
 def score_variants(
     run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None = None
 ) -> list[scores.Row]:
@@ -186,9 +182,9 @@ def score_variants(
     """
     patients = read_splits(run_dir)["test"]
     score = partial(_score, Path(run_dir), direction, of, seed, longer)
-    scored = _all(each(score, patients, progress=partial(bar, desc=f"patients scored, {direction}")))
+    scored = whole(each(score, patients, progress=partial(bar, desc=f"patients scored, {direction}")))
     cases = [case for _, case in scored]
-    window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
+    window = read_window(run_dir)
     told = evaluate.two_sample_accuracies(
         cases, list(cases[0].images), direction, window, seed, partial(bar, desc="classifiers")
     )

@@ -11,6 +11,7 @@ from petct_lib.statistics import agreement
 
 VALIDATION_MAE = {"validation_mae_hu": "HU", "validation_mae_suv": "SUV"}  # the keys of `validation.Validation`
 MANY, NEAR = 12, 1.12  # chosen: methods on one plane; times the least error that gets a panel of its own
+APART = 1.05  # chosen: factor between the heights of two names on the plane
 METHOD_COLOURS = ("#999999", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: colour-blind safe
 
 
@@ -123,10 +124,10 @@ def _points(axis: Axes, points: dict[str, tuple[float, float]], labelled: set[st
     axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0)
     for k, (x, y) in enumerate(points.values()):
         axis.plot(x, y, "osD^v"[k % 5], color=METHOD_COLOURS[1 + k % 5], ms=5)
-    reached, gap = 0.0, 1.05 if len(points) > MANY else 1.0
+    reached = 0.0
     for method in sorted(labelled, key=lambda name: points[name][1]):
         x, y = points[method]
-        reached = max(y, gap * reached)
+        reached = max(y, APART * reached)
         axis.plot((x, x), (y, reached), color=METHOD_COLOURS[0], lw=0.4, zorder=0)
         axis.annotate(method, (x, reached), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center")
 

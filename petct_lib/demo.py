@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from petct_lib import InputError, dicom
+from petct_lib import InputError
 from petct_lib.checkpoints import load_checkpoint, save_checkpoint
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import read_splits
 from petct_lib.files import read_json, replacing, write_json
 from petct_lib.phantom import phantom_settings, write_phantom
-from petct_lib.prepare import Prepared, SliceSettings, align
+from petct_lib.prepare import Prepared, SliceSettings, prepare
 from petct_lib.translate import FITTED
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "demo"
@@ -72,31 +72,26 @@ def _half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def example(run_dir: Path, folder: Path) -> Example:
     """A patient to look at: the first test patient of a run that has its slices, or else `new_patient` in `folder`."""
     run_dir = Path(run_dir)
-    if not (run_dir / "prepared").exists():
-        return new_patient(folder, run_dir)
-    prepared = Prepared(run_dir / "prepared")
-    study = prepared.studies([read_splits(run_dir)["test"][0]])[0]
+    if (run_dir / "prepared").exists():
+        prepared = Prepared(run_dir / "prepared")
+        study = prepared.studies([read_splits(run_dir)["test"][0]])[0]
+    else:
+        prepared = new_patient(folder, run_dir)
+        [study] = prepared.studies()
     pet, ct, body = (np.array(prepared.array(study, kind)) for kind in ("pet", "ct", "body"))
     grid = prepared.index["grid"]
-    return Example(
-        pet, ct, body, (grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]), prepared.row(study)["suv_rule"]
-    )
+    spacing_mm = grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]
+    return Example(pet, ct, body, spacing_mm, prepared.row(study)["suv_rule"])
 
 
-def new_patient(folder: Path, run_dir: Path = FOLDER, *, seed: int = SEED) -> Example:
-    """A phantom patient that no run of another seed has seen: written to `folder` as DICOM, read back, on a run's grid.
+def new_patient(folder: Path, run_dir: Path = FOLDER, *, seed: int = SEED) -> Prepared:
+    """A phantom patient that no run of another seed has seen: written to `folder` as DICOM, prepared on a run's grid.
 
-    Takes a few seconds. What is in `folder` already is read again. InputError where the run has no grid.
+    Takes a few seconds. What is in `folder` already is kept.
     """
     folder, grid = Path(folder), read_json(Path(run_dir) / "stages.json")["grid"]
-    if not (folder / "truth.json").exists():
+    if not (folder / "dicom" / "truth.json").exists():
         settings = phantom_settings("realistic", ct_size=320, ct_pixel_mm=1.4, follow_ups=0.0)
-        write_phantom(folder, 1, seed, settings, jobs=1)
-    [pair] = dicom.find_pairs(folder, suv_kind=grid["suv_kind"]).pairs
-    study = dicom.load_pair(pair)
+        write_phantom(folder / "dicom", 1, seed, settings, jobs=1)
     settings = SliceSettings(grid["size"], grid["fov_mm"], grid["slice_mm"], grid["suv_kind"])
-    volumes, _ = align(study, {}, settings, grid["fov_mm"])
-    pet, ct, body = (volumes[name].array for name in ("pet", "ct", "body"))
-    shown = np.flatnonzero(body.any(axis=(1, 2)))
-    part = slice(shown[0], shown[-1] + 1)
-    return Example(pet[part], ct[part], body[part], tuple(volumes["ct"].spacing_mm[::-1].tolist()), study.suv.rule)
+    return prepare(folder / "dicom", folder / "prepared", settings, jobs=1)

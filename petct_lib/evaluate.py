@@ -12,7 +12,7 @@ from petct_lib import InputError, calibration, downstream, lesion_scores, metric
 from petct_lib.bridge import interpolated
 from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
 from petct_lib.intensity import ENCODE, Intensity
-from petct_lib.parallel import each
+from petct_lib.parallel import each, whole
 from petct_lib.prepare import Prepared
 from petct_lib.regions import FROM_HU
 from petct_lib.translate import UNIT, Translator
@@ -211,7 +211,7 @@ def two_sample_accuracies(
     one. Outside the body both are set to the lowest value.
     """
     told = partial(_two_sample_accuracy, [few_slices(case) for case in cases], direction, window, seed)
-    return dict(zip(methods, each(told, list(methods), progress=progress), strict=True))
+    return dict(zip(methods, whole(each(told, list(methods), progress=progress)), strict=True))
 
 
 def few_slices(case: Case) -> Case:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from petct_lib import metrics
+from petct_lib import metrics, statistics
 from petct_lib.intensity import Intensity
 
 NO_ANSWER = "No answer yet: put it where None is, and run the cell again."
@@ -20,11 +20,15 @@ def _told(right: bool, hint: str) -> bool:
     return right
 
 
+def _unanswered() -> bool:
+    print(NO_ANSWER)
+    return False
+
+
 def _number(answer: float | None, expected: float, hint: str, tolerance: float = 0.02) -> bool:
     """Right within a share of the expected value."""
     if answer is None:
-        print(NO_ANSWER)
-        return False
+        return _unanswered()
     try:
         given = float(answer)
     except (TypeError, ValueError):
@@ -34,8 +38,7 @@ def _number(answer: float | None, expected: float, hint: str, tolerance: float =
 
 def _set(answer: Collection | None, expected: set, hint: str) -> bool:
     if answer is None:
-        print(NO_ANSWER)
-        return False
+        return _unanswered()
     if isinstance(answer, str) or not isinstance(answer, Collection):
         return _told(False, f"A set or list is asked for, not {answer!r}.")
     given = {tuple(a) if isinstance(a, list) else a for a in answer}
@@ -93,11 +96,13 @@ def check_hidden_source(answer: Collection[str] | None) -> bool:
 
 
 def check_worst_slice(answer: int | None, marked: np.ndarray) -> bool:
-    """The slice with most marked voxels, (n, H, W) bool."""
+    """The slice with most marked voxels, (n, H, W) bool; of several with as many, any."""
     count = np.asarray(marked).sum(axis=(1, 2))
-    if answer is not None and isinstance(answer, int | np.integer) and 0 <= answer < len(count):
-        return _told(bool(count[answer] == count.max()), "Sum the marks of every slice, and take the largest.")
-    return _number(answer, float(count.argmax()), f"A slice number from 0 to {len(count) - 1} is asked for.", 0)
+    if answer is None:
+        return _unanswered()
+    if answer not in range(len(count)):
+        return _told(False, f"A slice number from 0 to {len(count) - 1} is asked for, not {answer!r}.")
+    return _told(bool(count[int(answer)] == count.max()), "Sum the marks of every slice, and take the largest.")
 
 
 def check_budget(answer: Collection[tuple[int, int]] | None, budget: int, regressions: int) -> bool:
@@ -121,13 +126,14 @@ def check_alpha(answer: float | None, mae_by_alpha: dict[str, float], margin: fl
 
 def check_psnr(answer: float | None, rmse: float, data_range: float) -> bool:
     """PSNR in dB of an RMSE, for a range of the data."""
-    return _number(answer, 20 * math.log10(data_range / rmse), "PSNR = 20 · log10(range / RMSE).", 0.005)
+    expected = metrics.psnr(np.zeros((1, 1, 1)), np.full((1, 1, 1), rmse), data_range=data_range)
+    return _number(answer, expected, "PSNR = 20 · log10(range / RMSE).", 0.005)
 
 
 def check_smallest_p(answer: float | None, patients: int) -> bool:
-    """The least p that a two-sided Wilcoxon signed-rank test can give over so many patients, 2^(1 − n)."""
+    """The least p that a two-sided Wilcoxon signed-rank test can give over so many patients: all better by far."""
     hint = "In how many of the 2^n ways of signs do all differences point the same way? There are two such ways."
-    return _number(answer, 2.0 ** (1 - patients), hint)
+    return _number(answer, statistics.wilcoxon_p(range(1, patients + 1)), hint)
 
 
 def check_flattery(answer: float | None, rows: Sequence[dict], direction: str, method: str) -> bool:
@@ -146,8 +152,7 @@ def check_flattery(answer: float | None, rows: Sequence[dict], direction: str, m
 def check_place(answer: Sequence[int] | None, volume: np.ndarray, reach: int = 1) -> bool:
     """A voxel (z, y, x) at the maximum of (n, H, W), or up to `reach` voxels beside it."""
     if answer is None:
-        print(NO_ANSWER)
-        return False
+        return _unanswered()
     if not isinstance(answer, Sequence) or len(answer) != volume.ndim:
         return _told(False, f"Three numbers are asked for, (slice, row, column), not {answer!r}.")
     place = np.unravel_index(int(np.argmax(volume)), volume.shape)

@@ -6,17 +6,18 @@ as fast as one can look. Arrays are (n, H, W), slices from the feet to the head,
 
 import io
 from collections.abc import Sequence
-from functools import cache
 
 import ipyevents
 import ipywidgets
-import matplotlib
 import numpy as np
 import PIL.Image
+from IPython.display import display
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from petct_lib import WARNING
-from petct_lib.view import CT_WINDOW_HU, ERROR_WINDOW, PET_WINDOW_SUV, TRUTH_WINDOWS_HU
+from petct_lib.view import CT_WINDOW_HU, ERROR_WINDOW, PET_WINDOW_SUV, STYLE, TRUTH_WINDOWS_HU
 
 WINDOWS_HU = {"lung and soft tissue": CT_WINDOW_HU, **TRUTH_WINDOWS_HU, "bone": (-500, 1300)}  # (low, high)
 SHOWN_AS = ("fused", "CT", "PET")
@@ -26,16 +27,9 @@ SIDE_PX = 288  # of the longest side of a plane
 ERRORS = ("error", "uncertainty")  # pictures by these names are drawn as errors
 
 
-@cache
-def _table(cmap: str) -> np.ndarray:
-    """The 256 colours of a matplotlib colour map, (256, 3) uint8."""
-    return (matplotlib.colormaps[cmap](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-
-
 def colours(image: np.ndarray, low: float, high: float, cmap: str = "gray") -> np.ndarray:
     """(H, W) in its unit → (H, W, 3) uint8; `low` and less is the first colour of the map, `high` and more the last."""
-    scaled = (np.asarray(image, np.float32) - low) * (255 / (high - low))
-    return _table(cmap)[np.clip(np.rint(scaled), 0, 255).astype(np.uint8)]
+    return ScalarMappable(Normalize(low, high, clip=True), cmap).to_rgba(image, bytes=True)[..., :3]
 
 
 def fused(
@@ -84,7 +78,16 @@ def values_at(ct_hu: np.ndarray, pet_suv: np.ndarray, at: Sequence[int]) -> str:
     return f"{ct_hu[z, y, x]:.0f} HU, SUV {pet_suv[z, y, x]:.2f} at slice {z}, row {y}, column {x}"
 
 
-class VolumeViewer:
+class _Viewer:
+    """What has a `box` and is shown as that at the end of a cell."""
+
+    box: ipywidgets.Box
+
+    def _ipython_display_(self) -> None:
+        display(self.box)
+
+
+class VolumeViewer(_Viewer):
     """PET and CT in three planes with a crosshair; `box` is the widget.
 
     Sliders (mouse or arrow keys) move the crosshair, as do a click and, for the slices, the wheel; under the pointer,
@@ -183,13 +186,8 @@ class VolumeViewer:
             ipywidgets.HBox([self.shown, self.window]), ipywidgets.HBox([self.suv_max, self.alpha]),
         ])  # fmt: skip
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
 
-        display(self.box)
-
-
-class CompareViewer:
+class CompareViewer(_Viewer):
     """Two pictures of one slice under a wiping edge; `box` is the widget.
 
     images: (n, H, W) each by name, such as real, coarse, refined, error, uncertainty; unit: "HU" or "SUV".
@@ -208,10 +206,7 @@ class CompareViewer:
             ipywidgets.Dropdown(options=names, value=name, description=side)
             for name, side in ((names[0], "left"), (names[-1], "right"))
         )
-        self.image, self.words = (
-            _image(),
-            ipywidgets.HTML(),
-        )
+        self.image, self.words = _image(), ipywidgets.HTML()
         controls = (self.k, self.edge, self.left, self.right)
         for control in controls:
             control.observe(self.draw, "value")
@@ -229,9 +224,7 @@ class CompareViewer:
         return both
 
     def _drawn(self, name: str) -> np.ndarray:
-        small = drawn(self.images[name][self.k.value], name, self.unit)
-        height = round(SIDE_PX * small.shape[0] / small.shape[1])
-        return enlarged(small, (height, SIDE_PX))
+        return _wide(drawn(self.images[name][self.k.value], name, self.unit))
 
     def draw(self, _change: dict | None = None) -> None:
         """Draws the picture, and says what is on which side."""
@@ -243,17 +236,13 @@ class CompareViewer:
         pictures = {name: drawn(image[self.k.value], name, self.unit) for name, image in self.images.items()}
         return _figure(pictures, f"slice {self.k.value}. {WARNING}")
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.box)
-
 
 def drawn(image: np.ndarray, name: str, unit: str) -> np.ndarray:
     """(H, W) in "HU" or "SUV" as (H, W, 3) uint8, in the colours that a picture of this name has in all our figures."""
     if name in ERRORS:
         return colours(image, *ERROR_WINDOW[unit], "magma")
-    return colours(image, *CT_WINDOW_HU) if unit == "HU" else colours(image, *PET_WINDOW_SUV, "gray_r")
+    style = STYLE[unit]
+    return colours(image, style["vmin"], style["vmax"], style["cmap"])
 
 
 def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: str) -> ipywidgets.VBox:
@@ -269,8 +258,7 @@ def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: s
 
     def draw(_change: dict | None = None) -> None:
         values = tuple(slider.value for slider in sliders)
-        small = drawn(images[values], "", unit)
-        image.value = png(enlarged(small, (SIDE_PX * small.shape[0] // small.shape[1], SIDE_PX)))
+        image.value = png(_wide(drawn(images[values], "", unit)))
         told = ", ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=True))
         words.value = f"{told}. {WARNING}"
 
@@ -278,6 +266,11 @@ def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: s
         slider.observe(draw, "value")
     draw()
     return ipywidgets.VBox([image, words, ipywidgets.HBox(sliders)])
+
+
+def _wide(small: np.ndarray) -> np.ndarray:
+    """A picture (h, w, 3) at SIDE_PX columns."""
+    return enlarged(small, (round(SIDE_PX * small.shape[0] / small.shape[1]), SIDE_PX))
 
 
 def _image() -> ipywidgets.Image:

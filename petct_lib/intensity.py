@@ -1,9 +1,12 @@
 """HU and SUV ↔ the network's range [−1, 1], exact inverses inside the window, for NumPy arrays and torch tensors."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from petct_lib.files import read_json
 
 Array = np.ndarray | torch.Tensor
 
@@ -25,6 +28,11 @@ class Intensity:
             raise ValueError(
                 f"empty intensity window: CT {self.ct_low_hu}..{self.ct_high_hu} HU, SUV cap {self.suv_cap}"
             )
+
+
+def read_window(run_dir: Path) -> Intensity:
+    """The window of a run, which notebook 01 wrote."""
+    return Intensity(**read_json(Path(run_dir) / "intensity.json"))
 
 
 def encode_ct(ct_hu: Array, window: Intensity) -> Array:

@@ -31,6 +31,14 @@ def each(
     return [results[k] for k in range(len(items))]
 
 
+def whole(results: list[object | InputError]) -> list:
+    """What `each` gave, where every item is needed; raises the first InputError among them."""
+    for result in results:
+        if isinstance(result, InputError):
+            raise result
+    return results
+
+
 @contextmanager
 def cluster(scheduler: str | None) -> Iterator[None]:
     """Within: `each` works on the hosts of the Dask cluster with this scheduler; None: on this machine.

@@ -8,7 +8,7 @@ controls of the same network: without these two the regression `refiner_l1`, wit
 A second, smaller network predicts the absolute error of the refined image: the uncertainty map.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -62,6 +62,10 @@ class RefinerSettings:
             raise InputError(f"refiner: neighbours {self.neighbours} is not 1, 3 or 5")
         if not (self.sees_source or self.sees_coarse):
             raise InputError("refiner: it must see the source, the coarse image, or both")
+
+    def regression(self) -> "RefinerSettings":
+        """The same network as a plain regression: one step of L1 alone, without noise, judge and error network."""
+        return replace(self, steps=1, sigma=0.0, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
 
 
 class Refiner:

@@ -16,8 +16,7 @@ from petct_lib.augment import Augmentation
 from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.data import Slices, UnpairedBatches, read_splits
-from petct_lib.files import read_json
-from petct_lib.intensity import Intensity
+from petct_lib.intensity import read_window
 from petct_lib.logs import TensorBoardLog
 from petct_lib.prepare import Prepared
 from petct_lib.train import FitSettings, Watcher, fit, steps_of
@@ -45,7 +44,7 @@ def checkpoint_of(run_dir: Path) -> Path:
 def unpaired_slices(run_dir: Path, neighbours: int = 1, device: torch.device | None = None) -> tuple[Slices, Slices]:
     """PET slices of `train_pet` and CT slices of `train_ct`; device: where to hold them all, None: on the disk."""
     prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
-    window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
+    window = read_window(run_dir)
     return tuple(
         Slices(prepared, splits[f"train_{kind}"], (kind,), window, neighbours, device) for kind in ("pet", "ct")
     )

@@ -15,7 +15,7 @@ from petct_lib.bridge import interpolated
 from petct_lib.calibration import scale_to_fit
 from petct_lib.data import SOURCE, TARGET, PairedBatches, Slices, read_splits, refiner_patients
 from petct_lib.files import read_json, write_json
-from petct_lib.intensity import Intensity
+from petct_lib.intensity import read_window
 from petct_lib.logs import TensorBoardLog
 from petct_lib.prepare import Prepared
 from petct_lib.prior import Prior, PriorSettings
@@ -71,7 +71,7 @@ def pairs_of(
     """
     run_dir = Path(run_dir)
     prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
-    window = Intensity(**read_json(run_dir / "intensity.json"))
+    window = read_window(run_dir)
     patients = list(refiner_patients(splits, direction) if patients is None else patients)
     cyclegan, kind = load_cyclegan(checkpoint_of(run_dir)), SOURCE[direction]
     around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)

@@ -18,7 +18,7 @@ from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
 from petct_lib.data import SOURCE, TARGET, Slices, neighbours_of
 from petct_lib.dicom_files import LeftOut, Series, read_series
 from petct_lib.files import read_json, replacing
-from petct_lib.intensity import DECODE, ENCODE, Intensity
+from petct_lib.intensity import DECODE, ENCODE, Intensity, read_window
 from petct_lib.nets import middle
 from petct_lib.prepare import FILL, Prepared
 from petct_lib.prior import Prior, PriorSettings
@@ -147,7 +147,7 @@ class Translator:
         self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
         self.refiners = {d: load_refiner(self.checkpoints / f"refiner_{d}.pt") for d in DIRECTIONS}
         self.regressions = {d: load_refiner(self.checkpoints / f"refiner_l1_{d}.pt") for d in DIRECTIONS}
-        self.window = Intensity(**read_json(run_dir / "intensity.json"))
+        self.window = read_window(run_dir)
         self.grid = read_json(run_dir / "stages.json")["grid"]
         self.fitted = read_json(run_dir / FITTED) if (run_dir / FITTED).exists() else {}
 

@@ -8,8 +8,7 @@ import numpy as np
 from petct_lib import InputError, collapse, metrics
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN
 from petct_lib.data import SOURCE, TARGET
-from petct_lib.files import read_json
-from petct_lib.intensity import ENCODE, Intensity
+from petct_lib.intensity import ENCODE, Intensity, read_window
 from petct_lib.nets import middle
 from petct_lib.prepare import Prepared
 from petct_lib.prior import Prior
@@ -97,7 +96,7 @@ class RefinerValidation:
         self, run_dir: Path, patients: list[str], direction: str, slices: int = 16, neighbours: int = 1
     ) -> None:
         prepared = Prepared(Path(run_dir) / "prepared")
-        self.window = Intensity(**read_json(Path(run_dir) / "intensity.json"))
+        self.window = read_window(run_dir)
         self.kind, source = TARGET[direction], SOURCE[direction]
         cyclegan = load_cyclegan(Path(run_dir) / "checkpoints" / "cyclegan.pt")
         self.patients = []  # (source, coarse) as the refiner takes them, and the real image and body, by patient

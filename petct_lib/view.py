@@ -215,6 +215,6 @@ def uncertainty(expected: np.ndarray, error: np.ndarray, body: np.ndarray, k: in
     told, found = zip(*calibration.deciles(expected, error, body), strict=True)
     right.bar(range(1, 11), found, color=METHOD_COLOURS[2], label="found")
     right.plot(range(1, 11), told, "o-", color=METHOD_COLOURS[3], ms=4, label="expected")
-    right.set(xlabel="decile of the expected error (voxels of one patient)", ylabel=f"mean |error|, {unit}")
-    right.legend(fontsize=8, frameon=False)
+    right.set(xlabel="decile of the expected error", ylabel=f"mean |error|, {unit}")
+    right.legend(fontsize=8, frameon=False, loc="upper left")
     return fig

@@ -70,15 +70,17 @@ def test_the_shipped_run_is_under_3_mb_and_says_what_it_is():
 
 
 def test_the_demos_patient_is_read_back_from_dicom_on_the_runs_grid(tmp_path):
-    patient = demo.new_patient(tmp_path / "patient")
+    patient = demo.example(demo.FOLDER, tmp_path / "patient")
     grid = read_json(demo.FOLDER / "stages.json")["grid"]
     assert patient.pet_suv.shape == patient.ct_hu.shape == patient.body.shape
     assert patient.ct_hu.shape[1:] == (grid["size"], grid["size"])
     assert patient.spacing_mm == pytest.approx((grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]))
     assert -1024 <= patient.ct_hu.min() < -900
     assert patient.ct_hu[patient.body].max() > 300
-    again = demo.new_patient(tmp_path / "patient")
+    again = demo.example(demo.FOLDER, tmp_path / "patient")
     assert np.array_equal(again.ct_hu, patient.ct_hu)
+    fingerprint = demo.new_patient(tmp_path / "patient").fingerprint
+    assert fingerprint != read_json(demo.FOLDER / "stages.json")["data_fingerprint"]
 
 
 def test_a_run_with_its_slices_shows_its_own_test_patient(smoke_run, tmp_path):
