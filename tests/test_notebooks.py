@@ -77,7 +77,7 @@ def test_nbval_has_something_to_compare(name):
 def test_pictures_have_text_alternatives(name):
     for cell in code_cells(name):
         texts = re.findall(r'"[A-Z][^"]{15,}"\s*\)', source(cell))
-        assert len(texts) == source(cell).count("view.save("), source(cell)
+        assert len(texts) >= source(cell).count("view.save("), source(cell)
 
 
 @pytest.mark.parametrize("name", BOOKS)
