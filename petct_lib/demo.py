@@ -41,7 +41,7 @@ def slim(run_dir: Path, out: Path) -> int:
     """What `translate` needs of a finished run, into the new folder `out`: bytes written.
 
     The averaged weights in half precision, without the discriminators and the optimisers: enough to translate, and a
-    fifteenth of the size. A training cannot go on from it. InputError where the run is not finished or `out` exists.
+    ninth of the size. A training cannot go on from it. InputError where the run is not finished or `out` exists.
     """
     run_dir, out = Path(run_dir), Path(out)
     needed = [run_dir / "intensity.json", run_dir / FITTED, run_dir / CARD, run_dir / "stages.json"]
