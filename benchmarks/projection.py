@@ -27,7 +27,7 @@ STUDIES = 44
 SCAN_MM = 1000.0  # skull base to the middle of the thigh, about a metre: an assumption
 PEAK_TFLOP_S, BANDWIDTH_TB_S, MEMORY_GB = 989.0, 4.8, 141  # NVIDIA's data sheet of the H200 SXM; bfloat16, dense
 COMPUTE_SHARE, BANDWIDTH_SHARE = (0.4, 0.15), (0.8, 0.5)  # of the peak that is sustained, best and worst: assumptions
-REFINERS = 4  # two directions, each with its one-step control, which is cheaper and counted as dear
+DIRECTIONS = 2  # each with two regressions, which are cheaper than the refiner, and counted as dear
 
 
 class Bytes(TorchDispatchMode):
@@ -127,13 +127,13 @@ def hours(steps: int, step: Count) -> tuple[float, float]:
 
 
 def stages() -> list[tuple[str, int, int, Count]]:
-    """Name, how many are trained, steps of each, and one step's count, for CycleGAN and refiners."""
+    """Name, how many are trained, steps of each, and one step's count, for CycleGAN, regressions and refiners."""
     size, slice_mm = (parameters_of("01_data_exploration", "full")[key] for key in ("size", "slice_mm"))
     gan, ref = parameters_of("02_cyclegan_training", "full"), parameters_of("03_diffusion_refinement", "full")
     splits, per_study = split_patients([str(i) for i in range(STUDIES)], 0), round(SCAN_MM / slice_mm)
     larger = max(len(splits["train_pet"]), len(splits["train_ct"])) * per_study
     paired = max(len(refiner_patients(splits, d)) for d in ("pet2ct", "ct2pet")) * per_study
-    walk = settings_of(RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]), warmup=0)
+    walk = settings_of(RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]))
     gan_step = counted(
         lambda: CycleGAN(settings_of(CycleGANSettings, gan)), ("pet", "ct"), gan["batch_size"], size,
         gan["mixed_precision"] == "bf16",
@@ -141,9 +141,12 @@ def stages() -> list[tuple[str, int, int, Count]]:
     ref_step = counted(
         lambda: Refiner(walk), ("source", "coarse", "target"), ref["batch_size"], size, ref["mixed_precision"] == "bf16"
     )
+    steps = steps_of(ref["steps"], ref["epochs"], paired, ref["batch_size"])
+    first = round(ref["warmup"] * steps)
     return [
         ("CycleGAN", 1, steps_of(gan["steps"], gan["epochs"], larger, gan["batch_size"]), gan_step),
-        ("refiners", REFINERS, steps_of(ref["steps"], ref["epochs"], paired, ref["batch_size"]), ref_step),
+        ("regressions", 2 * DIRECTIONS, first, ref_step),
+        ("refiners", DIRECTIONS, steps - first, ref_step),
     ]
 
 

@@ -35,7 +35,7 @@ def ours(volume: np.ndarray) -> None:
     """`Translator` on the volume, PET→CT, with networks that nobody trained."""
     p = parameters_of("03_diffusion_refinement", "quick")
     given = {"sigma": p["sigma"]["pet2ct"], "multipliers": tuple(p["multipliers"])}
-    refiner = settings_of(RefinerSettings, "03_diffusion_refinement", steps=1, warmup=0, **given)
+    refiner = settings_of(RefinerSettings, "03_diffusion_refinement", steps=1, **given)
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))
     translator.refiners = translator.regressions = {"pet2ct": Refiner(refiner)}

@@ -166,13 +166,13 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
     end = p.add_mutually_exclusive_group()
     end.add_argument(
         "--mode", choices=("default", "distortion"), default="default",
-        help="texture at hardly any cost in error, or least error with one evaluation (%(default)s)",
+        help="the error of a plain regression with texture, or the least error (%(default)s)",
     )  # fmt: skip
     end.add_argument(
         "--alpha",
         type=float,
-        help="0 is distortion, 1 the refiner's own texture, up to 1.5 more of it at more error; "
-        "default is the α that the run was calibrated to",
+        help="0 is a regression from the source alone, 1 the refiner's own image, up to 1.5 more texture, at more "
+        "error; default is the α that the run was calibrated to",
     )
     p.set_defaults(command=_translate)
 
@@ -319,9 +319,9 @@ def _slim(args: argparse.Namespace) -> int:
 def _translate(args: argparse.Namespace) -> int:
     from petct_lib import view
     from petct_lib.data import SOURCE, TARGET
-    from petct_lib.translate import DISTORTION, UNIT, translate_study
+    from petct_lib.translate import UNIT, translate_study
 
-    alpha = DISTORTION if args.mode == "distortion" else args.alpha
+    alpha = args.mode if args.alpha is None else args.alpha
     source, result = translate_study(
         args.path, args.run, args.direction, args.out, samples=args.samples, seed=args.seed, alpha=alpha
     )

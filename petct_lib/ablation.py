@@ -30,12 +30,12 @@ from petct_lib.progress import bar
 from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
-from petct_lib.train_refiner import Pairs, Plan, held_out, pairs_of, train_refiner
+from petct_lib.train_refiner import Pairs, Plan, held_out, pairs_of, plans, train_refiner
 from petct_lib.translate import Translator, load_cyclegan, load_refiner, translate_coarse
 
 PAIRED = (1, 2, 4, 8)  # paired patients of the curve, before all of them, who are those of the run's own refiner
 STEPS = (2, 4, 8)
-ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `refiner_l1`, 1 `refiner_gan`, 1.25 beyond it
+ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `unet_l1`, 1 `refiner_gan`, 1.25 beyond it
 SAMPLES = (2, 4)  # averaged; without noise all are the same one
 SIGMAS = (0.0, 0.1)
 TABLE = {  # (metric, region): head of its column
@@ -44,6 +44,7 @@ TABLE = {  # (metric, region): head of its column
     ("rank_correlation", "body"): "rank corr.", ("suvmax_error", "lesion"): "SUVmax error",
     ("missed", "lesion"): "missed", ("invented", "lesion"): "invented",
 }  # fmt: skip
+METHODS = ("unet_l1", "refiner_l1", "refiner")  # that notebook 03 trains for each direction
 T0 = (0.02, 0.05, 0.1, 0.2)  # how much of the coarse image the unpaired prior may drown, as shares of its schedule
 
 
@@ -56,62 +57,89 @@ class Variant:
     patients: int | None = None  # paired ones; None: all
     in_fold: bool = False  # learns from patients whose source the CycleGAN was fitted on: `train_refiner.held_out`
     uses: tuple[tuple[str, int, float | None], ...] = ()  # (method, samples, t0); none: its name, one sample
+    start: str | None = None  # the regression, one of the run's or another variant, that it goes on from
 
 
 def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant]:
     """Each differs in what its name says from `refiner_gan`, the run's refiner at α = 1 with one sample.
 
-    `unpaired` is the prior, trained as long as they. patients: paired ones that the run's refiner learned from; the
-    curve's are fewer. in_fold: how many there are whose coarse images are in-fold; `refined_in_fold_k4` learns from
-    four of them, and is to be compared with `refined_k4`.
+    All are trained like it: a regression first, and from its weights on with the refiner's losses. `…_longer` goes on
+    as a regression; `unpaired` is the prior, trained for as long. patients: paired ones that the run's refiner learned
+    from; the curve's are fewer. in_fold: how many there are whose coarse images are in-fold; `refined_in_fold_k4`
+    learns from four of them, and is to be compared with `refined_k4`.
     """
-    direct = replace(base, sees_coarse=False, sigma=0.0, steps=1)
-    regression, unet_l1 = base.regression(), direct.regression()
+    regression, pix2pix = base.regression(), base.direct()
+    unet_l1 = pix2pix.regression()
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
+    no_coarse = replace(base, sees_coarse=False, sigma=1.0, steps=4)
     return [
-        Variant("unet_l1", unet_l1),
-        Variant("pix2pix", direct),
-        Variant("refined_no_source", replace(base, sees_source=False)),
-        Variant("refined_no_skip", replace(base, residual=False)),
-        Variant("refiner_l1_no_skip", replace(regression, residual=False)),
-        Variant("refined_no_spectrum", replace(base, lambda_spectrum=0.0)),
-        Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0)),
-        Variant("diffusion_no_coarse", replace(base, sees_coarse=False, sigma=1.0, steps=4)),
+        Variant("pix2pix", pix2pix, start="unet_l1"),
+        Variant("unet_l1_longer", unet_l1, start="unet_l1"),
+        Variant("refiner_l1_longer", regression, start="refiner_l1"),
+        Variant("refined_no_spectrum", replace(base, lambda_spectrum=0.0), start="refiner_l1"),
+        Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0), start="refiner_l1"),
+        *_begun("refined_no_source", replace(base, sees_source=False), "refiner_l1_no_source"),
+        *_begun("refined_no_skip", replace(base, residual=False), "refiner_l1_no_skip"),
+        Variant("diffusion_l1_no_coarse", replace(no_coarse, lambda_adversarial=0.0, lambda_spectrum=0.0)),
+        Variant("diffusion_no_coarse", no_coarse, start="diffusion_l1_no_coarse"),
         Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
         *_walks(base),
-        *_few_pairs({"refined": base, "pix2pix": direct, "unet_l1": unet_l1}, fewer(patients)),
-        *[Variant(f"refined_in_fold_k{k}", base, k, in_fold=True) for k in fewer(patients) if k <= in_fold][-1:],
-        *_with_neighbours({"refined": base, "refiner_l1": regression, "unet_l1": unet_l1}),
+        *_few_pairs(base, fewer(patients)),
+        *_in_fold(base, [k for k in fewer(patients) if k <= in_fold]),
+        *_begun("refined_neighbours3", replace(base, neighbours=3), "refiner_l1_neighbours3"),
+        Variant("unet_l1_neighbours3", replace(unet_l1, neighbours=3)),
     ]
+
+
+def _begun(name: str, settings: RefinerSettings, start: str, **given: object) -> list[Variant]:
+    """A refiner that differs in its network or its patients, and so needs a regression of its own to go on from."""
+    return [Variant(start, settings.regression(), **given), Variant(name, settings, start=start, **given)]
 
 
 def _walks(base: RefinerSettings) -> list[Variant]:
     """Other noise, more steps with their averages of samples, other samplers."""
-    noises = [Variant(f"refined_sigma{s:g}", replace(base, sigma=s)) for s in SIGMAS if s != base.sigma]
+    of = partial(Variant, start="refiner_l1")
+    noises = [of(f"refined_sigma{s:g}", replace(base, sigma=s)) for s in SIGMAS if s != base.sigma]
     steps = []
     for n in STEPS:
         name, samples = f"refined_steps{n}", [m for m in SAMPLES if n * m <= 8 and base.sigma]
         uses = ((name, 1, None), *((f"{name}_samples{m}", m, None) for m in samples))
-        steps.append(Variant(name, replace(base, steps=n), uses=uses))
+        steps.append(of(name, replace(base, steps=n), uses=uses))
     others = [name for name in SAMPLERS if name != base.sampler and (base.sigma or name == "euler")]
-    samplers = [Variant(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in others]
+    samplers = [of(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in others]
     return [*noises, *steps, *samplers]
 
 
-def _few_pairs(of: dict[str, RefinerSettings], patients: Sequence[int]) -> list[Variant]:
-    return [Variant(f"{name}_k{k}", settings, k) for k in patients for name, settings in of.items()]
+def _few_pairs(base: RefinerSettings, patients: Sequence[int]) -> list[Variant]:
+    found = []
+    for k in patients:
+        found += _begun(f"refined_k{k}", base, f"refiner_l1_k{k}", patients=k)
+        found += _begun(f"pix2pix_k{k}", base.direct(), f"unet_l1_k{k}", patients=k)
+    return found
 
 
-def _with_neighbours(of: dict[str, RefinerSettings]) -> list[Variant]:
-    return [Variant(f"{name}_neighbours3", replace(settings, neighbours=3)) for name, settings in of.items()]
+def _in_fold(base: RefinerSettings, patients: Sequence[int]) -> list[Variant]:
+    """With the most of these numbers of patients."""
+    return [
+        variant
+        for k in patients[-1:]
+        for variant in _begun(
+            f"refined_in_fold_k{k}", base, f"refiner_l1_in_fold_k{k}", patients=k, in_fold=True
+        )
+    ]  # fmt: skip
 
 
 def chosen(of: Sequence[Variant], only: str) -> list[Variant]:
-    """The variants whose whole name matches the regular expression; all for "". InputError where it is none."""
+    """The variants whose whole name matches the regular expression, and those they go on from; all for "".
+
+    InputError where it is none.
+    """
     try:
-        return [v for v in of if not only or re.fullmatch(only, v.name)]
+        asked = [v for v in of if not only or re.fullmatch(only, v.name)]
     except re.error as error:
         raise InputError(f"--only {only}: is not a regular expression ({error})") from None
+    starts = {v.start for v in asked}
+    return [v for v in of if v in asked or v.name in starts]
 
 
 def fewer(patients: int) -> list[int]:
@@ -119,8 +147,8 @@ def fewer(patients: int) -> list[int]:
     return [k for k in PAIRED if k < patients]
 
 
-def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> Plan:
-    """The plan by which notebook 03 trains the refiner of a direction with these parameters.
+def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> tuple[Plan, float]:
+    """The plan by which notebook 03 trains the refiner of a direction with these parameters, and its warm-up's share.
 
     InputError as for `run.parameters_of`, and for a run folder that notebook 01 has not prepared.
     """
@@ -128,26 +156,39 @@ def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str
     prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
     slices = sum(sum(prepared.lengths(patient)) for patient in refiner_patients(splits, "pet2ct"))
     steps = steps_of(p["steps"], p["epochs"], slices, p["batch_size"])
-    names = set(RefinerSettings.__dataclass_fields__) - {"steps", "warmup", "multipliers", "sigma", "lambda_spectrum"}
+    names = set(RefinerSettings.__dataclass_fields__) - {"steps", "multipliers", "sigma", "lambda_spectrum"}
     settings = RefinerSettings(
         steps=p["walk_steps"], sigma=p["sigma"][direction], lambda_spectrum=p["lambda_spectrum"][direction],
-        warmup=int(p["warmup"] * steps), multipliers=tuple(p["multipliers"]),
-        **{name: p[name] for name in names if name in p},
+        multipliers=tuple(p["multipliers"]), **{name: p[name] for name in names if name in p},
     )  # fmt: skip
     fit = FitSettings(steps, mixed_precision=p["mixed_precision"], checkpoint_every=p["checkpoint_every"])
-    return Plan(settings, fit, Augmentation(shift=p["shift"]), p["batch_size"], p["seed"])
+    plan = Plan(settings, fit, Augmentation(shift=p["shift"]), p["batch_size"], p["seed"])
+    return plan, p["warmup"]
 
 
-def train_variants(run_dir: Path, direction: str, plan: Plan, of: Sequence[Variant]) -> None:
+def train_variants(run_dir: Path, direction: str, plan: Plan, warmup: float, of: Sequence[Variant]) -> None:
     """Trains the variants of a direction into `checkpoints/<name>_<direction>.pt`, one a core, or one on the GPU.
 
-    Goes on where an earlier call stopped. InputError and FloatingPointError as for `train.fit`.
+    Those first from which others go on. Goes on where an earlier call stopped. InputError and FloatingPointError as for
+    `train.fit`.
     """
     pairs = {whom: _pairs(run_dir, direction, *whom) for whom in {_of_whom(v) for v in of}}
-    jobs = [(f"{v.name}_{direction}", pairs[_of_whom(v)], replace(plan, stage=v.settings)) for v in of]
     at_once, shown = 1 if torch.cuda.is_available() else None, partial(bar, desc=f"variants trained, {direction}")
-    seconds = whole(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
-    record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
+    for ready in ([v for v in of if not v.start], [v for v in of if v.start]):
+        jobs = [
+            (f"{v.name}_{direction}", pairs[_of_whom(v)], _plan(v, plans(plan, warmup, direction), plan, direction))
+            for v in ready
+        ]
+        seconds = whole(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
+        record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
+
+
+def _plan(variant: Variant, of_run: dict[str, Plan], whole_plan: Plan, direction: str) -> Plan:
+    """As long as the run's own training of its kind: a regression's, the refiner's after it, or, the prior's, both."""
+    if isinstance(variant.settings, PriorSettings):
+        return replace(whole_plan, stage=variant.settings)
+    plan = replace(of_run["refiner" if variant.start else "refiner_l1"], stage=variant.settings)
+    return replace(plan, start=f"{variant.start}_{direction}") if variant.start else plan
 
 
 def _of_whom(variant: Variant) -> tuple[int | None, bool, int]:
@@ -250,7 +291,7 @@ def recorded(run_dir: Path) -> list[scores.Row]:
 def longer_setting(run_dir: Path, profile: str, overrides: Sequence[str]) -> str:
     """The override by which a CycleGAN takes the seconds of CycleGAN, refiners and regressions, as the run measured."""
     seconds = read_json(Path(run_dir) / "stages.json")["stage_seconds"]
-    refiners = sum(seconds[f"{name}_{d} training"] for d in DIRECTIONS for name in ("refiner", "refiner_l1"))
+    refiners = sum(seconds[f"{name}_{d} training"] for d in DIRECTIONS for name in METHODS)
     p = parameters_of("02_cyclegan_training", profile, overrides)
     unit = "epochs" if p["steps"] is None else "steps"
     return f"02_cyclegan_training.{unit}={round(p[unit] * (1 + refiners / seconds['cyclegan training']))}"
@@ -277,9 +318,9 @@ def run_ablation(
     splits = read_splits(first)
     paired = {d: len(refiner_patients(splits, d)) for d in DIRECTIONS}
     for direction in DIRECTIONS:
-        plan = plan_of(profile, first, direction, asked[0])
+        plan, warmup = plan_of(profile, first, direction, asked[0])
         of = chosen(variants(plan.stage, paired[direction], len(held_out(splits, direction))), only)
-        train_variants(first, direction, plan, of)
+        train_variants(first, direction, plan, warmup, of)
         rows += [(0, row) for row in score_variants(first, direction, of, 0, out / "longer")]
         for seed in range(1, seeds):
             rows += [(seed, row) for row in score_variants(out / f"seed{seed}", direction, [], seed)]

@@ -15,7 +15,7 @@ from petct_lib.intensity import ENCODE, Intensity
 from petct_lib.parallel import each, whole
 from petct_lib.prepare import Prepared
 from petct_lib.regions import FROM_HU
-from petct_lib.translate import UNIT, Translator
+from petct_lib.translate import UNIT, Translator, load_refiner
 
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
 DIAPHRAGM_MM = 30.0  # chosen: domes move by 10 to 20 mm in quiet breathing, and are not flat
@@ -97,9 +97,10 @@ def translate_patient(
     """Every method on one patient, by its name in `scores.csv`.
 
     The controls: `copy` is the source shown through the target's range, `atlas` the mean of the training targets,
-    `refiner_l1` the refiner's network trained as a one-step regression on the same pairs, which is the mode
-    `distortion`, too; `blend` half `refiner_l1` and half `cyclegan`. InputError for a patient who is not of the role
-    `test`: something has learned from all others, or was chosen by them.
+    `unet_l1` the refiner's network trained on the same pairs as a plain regression from the source alone; `refiner_l1`
+    the same from source and coarse image, with whose weights the refiner began; `blend` half `refiner_l1` and half
+    `cyclegan`. Ours: `distortion` and `refined`, the modes `distortion` and `default`. InputError for a patient who is
+    not of the role `test`: something has learned from all others, or was chosen by them.
     """
     if patient not in splits["test"]:
         raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
@@ -107,13 +108,18 @@ def translate_patient(
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     x, coarse = translator.start(case.source, direction, case.lengths)
     refined = translator.refined(x, coarse, direction, samples=samples, seed=seed)
-    regression = translator.image(translator.regressions[direction], x, coarse, direction, samples=1, seed=seed)
+    control = load_refiner(translator.checkpoints / f"refiner_l1_{direction}.pt")
+    regression = translator.image(control, x, coarse, direction, samples=1, seed=seed)
+    ends = translator.ends(x, coarse, direction, samples=samples, seed=seed)
+    least = translator.between(*ends, translator.alpha_of(direction, "distortion"), direction)
     images = {
         "copy": copied(case.source, direction, translator.window),
         "atlas": np.broadcast_to(atlas, case.source.shape),
         "cyclegan": refined.coarse,
+        "unet_l1": ends[0],
         "refiner_l1": regression,
         "blend": interpolated(regression, refined.coarse, 0.5),
+        "distortion": least,
         "refined": refined.refined,
     }
     return replace(case, images=images, uncertainty=refined.uncertainty)

@@ -117,10 +117,10 @@ def check_budget(answer: Collection[tuple[int, int]] | None, budget: int, regres
 
 
 def check_alpha(answer: float | None, mae_by_alpha: dict[str, float], margin: float) -> bool:
-    """The largest α whose MAE is at most (1 + margin) times that of α = 0."""
-    least = mae_by_alpha["0.0"]
+    """The largest α whose MAE is at most (1 + margin) times the least."""
+    least = min(mae_by_alpha.values())
     expected = max(float(a) for a, mae in mae_by_alpha.items() if mae <= (1 + margin) * least)
-    hint = f"The MAE at α = 0, and {100 * margin:g} % more: which is the last α below that?"
+    hint = f"The least MAE, and {100 * margin:g} % more: which is the last α below that?"
     return _number(answer, expected, hint, 0.001)
 
 

@@ -2,9 +2,9 @@
 
 A denoising diffusion GAN (Xiao 2022; SynDiff, Özbey 2023) on the bridge of `bridge.py`: the denoiser predicts y from
 z_t, the source x, the coarse image c and t; L1 keeps it at the patient. A patch discriminator that sees the source
-beside the image, and a loss on the power spectrum, give it the texture that L1 alone blurs away. Settings make the
-controls of the same network: without these two the regression `refiner_l1`, without the coarse image `pix2pix` and
-`unet_l1`.
+beside the image, and a loss on the power spectrum, give it the texture that L1 alone blurs away. It begins with the
+weights of the same network trained as a plain regression. Settings make the controls: without those two losses the
+regression `refiner_l1`, without the coarse image `unet_l1` and, with them, `pix2pix`.
 A second, smaller network predicts the absolute error of the refined image: the uncertainty map.
 """
 
@@ -43,7 +43,6 @@ class RefinerSettings:
     lambda_l1: float = 10.0
     lambda_adversarial: float = 1.0  # 0: no discriminator
     lambda_spectrum: float = 0.0  # of `spectrum_loss`
-    warmup: int = 0  # steps of L1 alone at the beginning
     patch_width: int = 64  # the discriminator's first layer
     patch_layers: int = 2  # 34×34 patches: texture is judged, the patient is L1's matter
     error_width: int = 0  # of the network that predicts the absolute error; 0: none
@@ -54,8 +53,8 @@ class RefinerSettings:
 
     def __post_init__(self) -> None:
         weights = self.lambda_l1, self.lambda_adversarial, self.lambda_spectrum
-        if self.steps < 1 or min(self.sigma, *weights, self.warmup, self.error_width) < 0:
-            raise InputError(f"refiner: steps must be 1 or more, sigma, weights, warmup, error_width 0 or more: {self}")
+        if self.steps < 1 or min(self.sigma, *weights, self.error_width) < 0:
+            raise InputError(f"refiner: steps must be 1 or more, sigma, weights, error_width 0 or more: {self}")
         if self.sampler not in SAMPLERS:
             raise InputError(f"refiner: sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
         if self.neighbours not in (1, 3, 5):
@@ -66,6 +65,10 @@ class RefinerSettings:
     def regression(self) -> "RefinerSettings":
         """The same network as a plain regression: one step of L1 alone, without noise, judge and error network."""
         return replace(self, steps=1, sigma=0.0, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
+
+    def direct(self) -> "RefinerSettings":
+        """The same network from the source alone, as pix2pix has it: no coarse image, no noise, one step."""
+        return replace(self, sees_coarse=False, sigma=0.0, steps=1)
 
 
 class Refiner:
@@ -92,6 +95,18 @@ class Refiner:
         beta1 = 0.5 if name == "D" else s.beta1  # Radford 2016: momentum 0.9 lets a GAN oscillate
         return torch.optim.Adam(net.parameters(), lr=s.lr, betas=(beta1, s.beta2), fused=True)
 
+    def start_from(self, other: "Refiner") -> None:
+        """Begin with the averaged denoiser of a trained refiner of the same sizes, such as the regression's.
+
+        InputError where it is another network.
+        """
+        weights = other.ema["denoiser"].module.state_dict()
+        for net in (self.nets["denoiser"], self.ema["denoiser"].module):
+            try:
+                net.load_state_dict(weights)
+            except RuntimeError as error:
+                raise InputError(f"refiner: cannot begin with the weights of another network: {error}") from None
+
     def step(self, batch: dict[str, Tensor], step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
         """Training step number `step`: denoiser, discriminator, error network, in this order; what it logs comes back.
 
@@ -100,10 +115,9 @@ class Refiner:
         copy y, and err when the ŷ of sampling is wrong (exposure bias, Ning 2023).
         """
         batch = {**batch, **self._state(batch, rng, update)}
-        warm = step >= self.settings.warmup
         with frozen([net for name, net in self.nets.items() if name == "D"]):
-            losses, images = update("denoiser", partial(self.denoiser_losses, warm=warm), batch)
-        if warm and "D" in self.nets:
+            losses, images = update("denoiser", self.denoiser_losses, batch)
+        if "D" in self.nets:
             judged, accuracy = update("D", self.discriminator_losses, {**batch, **images})
             losses = {**losses, **judged, **accuracy}
         if "error" in self.nets:
@@ -112,16 +126,14 @@ class Refiner:
             ema.update_parameters(self.nets[name])
         return losses
 
-    def denoiser_losses(
-        self, batch: dict[str, Tensor], warm: bool = True
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """λ · L1 and, once warm, the least-squares adversarial loss (Isola 2017, eq. 4), the spectrum's; "refined"."""
+    def denoiser_losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """λ · L1, the least-squares adversarial loss (Isola 2017, eq. 4) and the spectrum's; "refined"."""
         s, y = self.settings, batch["target"]
         refined = self._predict(self.nets["denoiser"], batch, batch["z"], batch["t"])
         losses = {"l1": s.lambda_l1 * (refined - y).abs().mean()}
-        if warm and s.lambda_spectrum:
+        if s.lambda_spectrum:
             losses["spectrum"] = s.lambda_spectrum * spectrum_loss(refined, y)
-        if warm and s.lambda_adversarial:
+        if s.lambda_adversarial:
             losses["adversarial"] = s.lambda_adversarial * adversarial_loss(self._judge(batch, refined), "lsgan")
         return losses, {"refined": refined}
 

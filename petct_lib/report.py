@@ -20,8 +20,11 @@ from petct_lib.scores import Row
 METHOD = "refined"
 CONTROLS = {
     "copy": "the source shown through the target's range", "atlas": "the mean of all training targets",
-    "cyclegan": "stage 1 alone", "refiner_l1": "the refiner's network as a plain regression, the mode `distortion`",
-    "blend": "half `refiner_l1`, half `cyclegan`", "refined": "stage 2, the mode `default`",
+    "cyclegan": "stage 1 alone",
+    "unet_l1": "the refiner's network as a plain regression from the source alone",
+    "refiner_l1": "the same from source and coarse image, before the refiner's own losses",
+    "blend": "half `refiner_l1`, half `cyclegan`", "distortion": "stage 2, the mode of least error",
+    "refined": "stage 2, the mode `default`",
 }  # fmt: skip
 PHANTOM = "a simulated thorax phantom (petct_lib.phantom, MIT licence): no patient's data"
 OWN_DATA = (
@@ -175,7 +178,7 @@ def findings(manifest: dict, rows: Sequence[Row]) -> list[str]:
     """What a reader must know before the means: the comparison with the control, lesions, bias, and how small n is."""
     found = []
     for direction, methods in scores.aggregate(rows).items():
-        for other in ("cyclegan", "refiner_l1"):
+        for other in ("cyclegan", "unet_l1", "refiner_l1"):
             found += _against(rows, direction, other)
         found += _of_lesions(direction, methods[METHOD])
         known = manifest.get("uncertainty", {}).get(direction, {}).get("rank_correlation")

@@ -4,14 +4,13 @@ What notebook 03 and `make ablation` train: one function for all of them, which 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from petct_lib import metrics
+from petct_lib import InputError, metrics
 from petct_lib.augment import Augmentation
-from petct_lib.bridge import interpolated
 from petct_lib.calibration import scale_to_fit
 from petct_lib.data import SOURCE, TARGET, PairedBatches, Slices, read_splits, refiner_patients
 from petct_lib.files import read_json, write_json
@@ -23,13 +22,13 @@ from petct_lib.realism import spread
 from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.train import FitSettings, Watcher, fit
 from petct_lib.train_cyclegan import checkpoint_of
-from petct_lib.translate import FITTED, Translator, coarse_for, load_cyclegan
+from petct_lib.translate import FITTED, Translator, coarse_for, load_cyclegan, load_refiner
 from petct_lib.validation import RefinerValidation
 
 PREVIEWED = 4  # slices of the sample panel
-ALPHAS = tuple(k / 10 for k in range(11))  # that the mode `default` chooses from
+ALPHAS = tuple(k / 10 for k in range(16))  # that the mode `default` chooses from
 CALIBRATED = 24  # slices of a validation patient that α and the error's scale are fitted on: neighbours are alike
-MARGIN = 1.02  # how much error, as a multiple of the regression's, the mode `default` may pay for texture
+MARGIN = 1.02  # how much error, as a multiple of `refiner_l1`'s, the mode `default` may pay for texture
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,31 @@ class Plan:
     augmentation: Augmentation
     batch_size: int
     seed: int
+    start: str | None = None  # a finished refiner of the run, `checkpoints/<start>.pt`, whose denoiser it begins with
+
+    @property
+    def draws(self) -> int:
+        """The seed of the batches: one that goes on from another sees others than that began with."""
+        return self.seed + (self.start is not None)
+
+
+def plans(plan: Plan, warmup: float, direction: str) -> dict[str, Plan]:
+    """The trainings of a direction in their order, by the method's name, from the plan of its whole refiner.
+
+    For the share `warmup` of the steps, two regressions: `unet_l1` from the source alone, which becomes the end of
+    least error, and `refiner_l1` from source and coarse image. `refiner` goes on from `refiner_l1` for the other steps,
+    with its own losses. InputError for a share that leaves one of them no step.
+    """
+    steps = round(warmup * plan.fit.steps)
+    if not 0 < steps < plan.fit.steps:
+        raise InputError(f"warmup {warmup}: of {plan.fit.steps} steps it must leave some to regression and refiner")
+    first = replace(plan, fit=replace(plan.fit, steps=steps))
+    rest = replace(plan, fit=replace(plan.fit, steps=plan.fit.steps - steps), start=f"refiner_l1_{direction}")
+    regression = plan.stage.regression()
+    return {
+        "unet_l1": replace(first, stage=regression.direct()), "refiner_l1": replace(first, stage=regression),
+        "refiner": rest,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,16 +109,19 @@ def train_refiner(
 ) -> list[dict]:
     """Trains a refiner, a control or the prior, as `plan.stage` says, into `checkpoints/<name>.pt`; the rows logged.
 
-    A prior reads the targets of the pairs alone. InputError and FloatingPointError as for `train.fit`.
+    A prior reads the targets of the pairs alone. InputError and FloatingPointError as for `train.fit`, and InputError
+    where `plan.start` is missing or another network.
     """
     run_dir = Path(run_dir)
     prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
     batches = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, plan.batch_size, plan.augmentation)
     fixed = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, PREVIEWED).fixed()
     stage = (Refiner if isinstance(plan.stage, RefinerSettings) else Prior)(plan.stage, plan.seed)
+    if plan.start:
+        stage.start_from(load_refiner(run_dir / "checkpoints" / f"{plan.start}.pt"))
     return fit(
         stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt",
-        fingerprint=prepared.fingerprint, seed=plan.seed, resume=resume, name=name, preview=fixed,
+        fingerprint=prepared.fingerprint, seed=plan.draws, resume=resume, name=name, preview=fixed,
         watchers=[TensorBoardLog(run_dir / "logs" / name), *watchers],
         validate=RefinerValidation(
             run_dir, held_out(splits, pairs.direction), pairs.direction, neighbours=pairs.slices.neighbours
@@ -103,27 +130,35 @@ def train_refiner(
 
 
 def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin: float = MARGIN) -> dict:
-    """What the mode `default` of a direction needs, fitted on `held_out` patients and kept in the run's folder.
+    """What the modes of `translate` need for a direction, fitted on `held_out` patients and kept in the run's folder.
 
-    "alpha": the largest of ALPHAS whose mean body MAE is at most `margin` times the regression's. "error_scale": the
-    factor on the uncertainty map there, the mean over patients: the error network learned the errors of single samples
-    at α = 1 on its own training patients, and is used on averaged weights and samples, at α, on new patients. These
-    have in-fold coarse images, see `held_out`. "mae": the mean body MAE by α, in the target's unit.
+    "alpha": the largest of ALPHAS whose mean body MAE is at most `margin` times that of the control `refiner_l1`, whose
+    network the refiner began with; where none is, as "alpha_distortion", the α of the least error. "error_scale": the
+    factor on the uncertainty map at "alpha", the mean over patients: the error network learned the errors of single
+    samples at α = 1 on its own training patients, and is used on averaged weights and samples, at α, on new patients.
+    These have in-fold coarse images, see `held_out`. "mae": the mean body MAE by α, in the target's unit;
+    "mae_refiner_l1".
     """
     run_dir, translator = Path(run_dir), Translator(run_dir)
     given, translator.fitted = {"samples": samples, "seed": seed}, {}
-    maes, scales = {alpha: [] for alpha in ALPHAS}, []
+    control = load_refiner(run_dir / "checkpoints" / f"refiner_l1_{direction}.pt")
+    maes, of_control, scales = {alpha: [] for alpha in ALPHAS}, [], []
     for x, coarse, real, body in _held_out_images(translator, run_dir, direction):
         ends = translator.ends(x, coarse, direction, **given)
+        of_control.append(metrics.mae(real, translator.image(control, x, coarse, direction, **given), body))
         for alpha, of in maes.items():
-            of.append(metrics.mae(real, interpolated(*ends, alpha), body))
-    mae = {alpha: float(np.mean(of)) for alpha, of in maes.items()}
-    best = max(alpha for alpha in ALPHAS if mae[alpha] <= margin * mae[0.0])
+            of.append(metrics.mae(real, translator.between(*ends, alpha, direction), body))
+    mae, limit = {alpha: float(np.mean(of)) for alpha, of in maes.items()}, margin * float(np.mean(of_control))
+    least = min(ALPHAS, key=mae.get)
+    best = max((alpha for alpha in ALPHAS if mae[alpha] <= limit), default=least)
     for x, coarse, real, body in _held_out_images(translator, run_dir, direction):
         result = translator.refined(x, coarse, direction, alpha=best, **given)
         scales.append(scale_to_fit(result.uncertainty, np.abs(result.refined - real), body))
     by_alpha = {str(alpha): round(value, 4) for alpha, value in mae.items()}
-    fitted = {"alpha": best, "error_scale": float(np.mean(scales)), "mae": by_alpha}
+    fitted = {
+        "alpha": best, "alpha_distortion": least, "error_scale": float(np.mean(scales)), "mae": by_alpha,
+        "mae_refiner_l1": round(limit / margin, 4),
+    }  # fmt: skip
     path = run_dir / FITTED
     write_json({**(read_json(path) if path.exists() else {}), direction: fitted}, path)
     return fitted

@@ -30,7 +30,9 @@ from petct_lib.volume import Volume, axial_grid, resample
 BATCH = 16  # slices at a time: bounds the memory
 UNIT = {"pet": "SUV", "ct": "HU"}
 MODALITY = {"pet": "PT", "ct": "CT"}  # DICOM's
-DISTORTION = 0.0  # the mode's α: the regression `refiner_l1` alone; the run's own `default` lies between it and 1
+MODES = {  # by mode: what `train_refiner.calibrate` calls its α, and the α where it fitted none
+    "default": ("alpha", 1.0), "distortion": ("alpha_distortion", 0.0),
+}  # fmt: skip
 ALPHA_LIMIT = 1.5  # beyond 1 the line goes on: more texture than the refiner's own, at more error
 FITTED = "refiner.json"  # in a run's folder, by direction: α of the mode `default`, factor on the uncertainty map
 
@@ -146,19 +148,19 @@ class Translator:
         self.checkpoints = run_dir / "checkpoints"
         self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
         self.refiners = {d: load_refiner(self.checkpoints / f"refiner_{d}.pt") for d in DIRECTIONS}
-        self.regressions = {d: load_refiner(self.checkpoints / f"refiner_l1_{d}.pt") for d in DIRECTIONS}
+        self.regressions = {d: load_refiner(self.checkpoints / f"unet_l1_{d}.pt") for d in DIRECTIONS}
         self.window = read_window(run_dir)
         self.grid = read_json(run_dir / "stages.json")["grid"]
         self.fitted = read_json(run_dir / FITTED) if (run_dir / FITTED).exists() else {}
 
     def __call__(
         self, source: np.ndarray, direction: str, *, samples: int, seed: int, lengths: Sequence[int] | None = None,
-        alpha: float | None = None,
+        alpha: float | str = "default",
     ) -> Translation:  # fmt: skip
         """A stack of slices (n, H, W) in SUV or HU, on the run's pixel size, to its translation in the target's unit.
 
-        lengths: slices of its studies, where there are several. samples: of which `refined` is the mean. alpha: from 0,
-        least error, over 1, the refiner's image, to ALPHA_LIMIT; None: the run's own, of the mode `default`.
+        lengths: slices of its studies, where there are several. samples: of which `refined` is the mean. alpha: one of
+        MODES, or a number from 0, the regression from the source alone, over 1, the refiner's image, to ALPHA_LIMIT.
         InputError for another alpha, and for no samples.
         Network evaluations a slice: 1 for the generator, samples × steps for the refiner (none at α = 0), 1 for the
         regression (none at α = 1), and 1 of the error network, which is smaller.
@@ -181,16 +183,14 @@ class Translator:
         return x, coarse_images(self.cyclegan.generator(direction), middle(x, of_generator))
 
     def refined(
-        self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float | None = None
+        self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float | str = "default"
     ) -> Translation:
-        """From source and coarse image on. alpha: 0 least error, 1 the refiner's image; see `bridge.interpolated`.
+        """From source and coarse image on. alpha: as for the call; see `bridge.interpolated`.
 
-        The uncertainty is calibrated at the run's own α; at others its size is that of there. x, coarse: as `start`
-        gives them. InputError as for the call.
+        The uncertainty is calibrated at the α of the mode `default`; at others its size is that of there. x, coarse: as
+        `start` gives them. InputError as for the call.
         """
-        alpha = self.default_alpha(direction) if alpha is None else alpha
-        if not 0 <= alpha <= ALPHA_LIMIT:
-            raise InputError(f"alpha {alpha}: must lie between 0 (distortion) and {ALPHA_LIMIT} (1 is the refiner's)")
+        alpha = self.alpha_of(direction, alpha)
         kind = TARGET[direction]
         ends = self.ends(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
         image = self.between(*ends, alpha, direction)
@@ -201,7 +201,7 @@ class Translator:
     def ends(
         self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float = 0.5
     ) -> list[np.ndarray]:
-        """The images of least error and of most realism, (n, H, W) each; zeros for one that `alpha` has no use for."""
+        """The images of regression and refiner, (n, H, W) each; zeros for one that `alpha` has no use for."""
         networks = (1 - alpha, self.regressions[direction]), (alpha, self.refiners[direction])
         nothing = np.zeros((len(x), *x.shape[2:]), np.float32)
         return [
@@ -214,9 +214,17 @@ class Translator:
         low, high = decoded(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1), TARGET[direction], self.window).ravel()
         return interpolated(distortion, perceptual, alpha).clip(low, high)
 
-    def default_alpha(self, direction: str) -> float:
-        """The α of the mode `default`, as `train_refiner.calibrate` fitted it; 1 where it did not."""
-        return self.fitted.get(direction, {}).get("alpha", 1.0)
+    def alpha_of(self, direction: str, alpha: float | str = "default") -> float:
+        """The α of a mode, as `train_refiner.calibrate` fitted it, or the number given. InputError for another."""
+        if alpha in MODES:
+            name, unfitted = MODES[alpha]
+            return self.fitted.get(direction, {}).get(name, unfitted)
+        if isinstance(alpha, str) or not 0 <= alpha <= ALPHA_LIMIT:
+            raise InputError(
+                f"alpha {alpha}: must be {' or '.join(MODES)}, or lie between 0 (the regression) and {ALPHA_LIMIT} "
+                "(1 is the refiner's)"
+            )
+        return alpha
 
     def image(
         self, refiner: Refiner | Prior, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int
@@ -243,7 +251,7 @@ class Translator:
     def identity(self, direction: str) -> str:
         """SHA-256 over checkpoints and calibration of a direction: what differs has another identity (and UIDs)."""
         digest = hashlib.sha256(json.dumps(self.fitted.get(direction), sort_keys=True).encode())
-        for name in ("cyclegan.pt", f"refiner_{direction}.pt", f"refiner_l1_{direction}.pt"):
+        for name in ("cyclegan.pt", f"refiner_{direction}.pt", f"unet_l1_{direction}.pt"):
             digest.update((self.checkpoints / name).read_bytes())
         return digest.hexdigest()
 
@@ -309,7 +317,7 @@ def read_source(path: Path, direction: str, suv_kind: str = "bw") -> tuple[Volum
 
 def translate_study(
     path: Path, run_dir: Path, direction: str, out: Path, *, samples: int = 2, seed: int = 0,
-    alpha: float | None = None,
+    alpha: float | str = "default",
 ) -> tuple[np.ndarray, Translation]:  # fmt: skip
     """A trained run applied to a DICOM study: derived series under `out`; returns the source and the translation.
 
@@ -328,7 +336,7 @@ def translate_study(
     grid = axial_grid(corners.min(axis=0), corners.max(axis=0), g["size"], g["fov_mm"], g["slice_mm"])
     source = resample(volume, grid, FILL[SOURCE[direction]]).array
     translation = translator(source, direction, samples=samples, seed=seed, alpha=alpha)
-    alpha = translator.default_alpha(direction) if alpha is None else alpha
+    alpha = translator.alpha_of(direction, alpha)
     made_from = f"{series.uid}|{translator.identity(direction)}|{samples}|{seed}|{alpha}"
     patient = dicom.pseudonym(dicom.study_patient([series]), series.uid)
     frame = str(series.get("FrameOfReferenceUID"))

@@ -11,13 +11,16 @@ import tiny
 from petct_lib import InputError, ablation, scores
 from petct_lib.ablation import Variant, chosen, longer_setting, plan_of, score_variants, table, train_variants, variants
 from petct_lib.augment import Augmentation
+from petct_lib.checkpoints import load_checkpoint
 from petct_lib.data import refiner_patients
 from petct_lib.files import read_json, write_json
 from petct_lib.prior import PriorSettings
-from petct_lib.refiner import RefinerSettings
+from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.run import parameters_of
 from petct_lib.train import FitSettings
-from petct_lib.train_refiner import Plan, held_out
+from petct_lib.train_refiner import Plan, held_out, plans
+
+LOSSES = {"lambda_adversarial": 0.0, "lambda_spectrum": 0.0, "error_width": 0, "sigma": 0.0, "steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +33,27 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
     base = RefinerSettings(width=8, lambda_spectrum=0.05)
     by_name = {v.name: v for v in variants(base, 9, 5)}
     assert len(by_name) == len(variants(base, 9, 5))
-    assert not set(by_name) & {"refiner", "refiner_l1", "prior"}, "the run has checkpoints of these names"
+    of_run = {"unet_l1", "refiner_l1", "refiner"}
+    assert not set(by_name) & {*of_run, "prior"}, "the run has checkpoints of these names"
+    assert {v.start for v in by_name.values()} <= {None, *of_run, *by_name}
+    for v in by_name.values():
+        assert v.start or not getattr(v.settings, "lambda_adversarial", 0), "whoever is judged begins as a regression"
+        start = by_name.get(v.start)
+        assert not start or (start.start, start.patients, start.in_fold) == (None, v.patients, v.in_fold)
+        assert not start or replace(start.settings, **LOSSES) == replace(v.settings, **LOSSES), "the same network"
     assert by_name["pix2pix"].settings == replace(base, sees_coarse=False, sigma=0.0)
-    assert by_name["unet_l1"].settings.lambda_adversarial == by_name["unet_l1"].settings.lambda_spectrum == 0
-    assert not by_name["unet_l1"].settings.sees_coarse
+    assert by_name["unet_l1_longer"].settings == by_name["unet_l1_k2"].settings == base.direct().regression()
+    assert by_name["refiner_l1_longer"].settings == base.regression()
     assert by_name["refined_no_source"].settings == replace(base, sees_source=False)
     assert by_name["refined_steps4"].settings == replace(base, steps=4)
     assert isinstance(by_name["unpaired"].settings, PriorSettings)
-    assert by_name["refined_k2"] == Variant("refined_k2", base, 2)
+    assert by_name["refined_k2"] == Variant("refined_k2", base, 2, start="refiner_l1_k2")
     assert {v.patients for v in variants(base, 4, 5)} == {None, 1, 2}
-    assert by_name["refined_in_fold_k4"] == Variant("refined_in_fold_k4", base, 4, in_fold=True)
+    assert by_name["refined_in_fold_k4"] == Variant(
+        "refined_in_fold_k4", base, 4, in_fold=True, start="refiner_l1_in_fold_k4"
+    )
     few_in_fold = [v.name for v in variants(base, 9, 1) if v.in_fold]
-    assert few_in_fold == ["refined_in_fold_k1"], "there is one only to compare with"
+    assert few_in_fold == ["refiner_l1_in_fold_k1", "refined_in_fold_k1"], "there is one only to compare with"
     without_noise = {v.name: v for v in variants(replace(base, sigma=0.0), 9, 5)}
     assert "refined_steps4_anchored" in by_name.keys() - without_noise.keys(), "the same as renoised there"
     assert without_noise["refined_sigma0.1"].settings.sigma == 0.1
@@ -54,6 +66,7 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
 def test_only_the_variants_asked_for_are_chosen():
     of = variants(RefinerSettings(), 9, 5)
     assert [v.name for v in chosen(of, "pix2pix|unet_l1_k[12]")] == ["pix2pix", "unet_l1_k1", "unet_l1_k2"]
+    assert [v.name for v in chosen(of, "pix2pix_k1")] == ["unet_l1_k1", "pix2pix_k1"], "and what it goes on from"
     assert chosen(of, "") == of
     assert chosen(of, "none") == []
     with pytest.raises(InputError, match="regular expression"):
@@ -61,22 +74,27 @@ def test_only_the_variants_asked_for_are_chosen():
 
 
 def test_the_plan_is_that_of_notebook_03(run):
-    plan, asked = plan_of("smoke", run, "pet2ct"), parameters_of("03_diffusion_refinement", "smoke")
+    (plan, warmup), asked = plan_of("smoke", run, "pet2ct"), parameters_of("03_diffusion_refinement", "smoke")
     held = read_json(run / "stages.json")["refiner"]
     assert (plan.fit.steps, plan.stage.lambda_l1, plan.stage.sigma) == (
         held["steps"], held["lambda_l1"], held["sigma"]["pet2ct"],
     )  # fmt: skip
-    assert plan_of("smoke", run, "ct2pet").stage.sigma == held["sigma"]["ct2pet"] == 0
+    assert plan_of("smoke", run, "ct2pet")[0].stage.sigma == held["sigma"]["ct2pet"] == 0
     assert plan.stage.lambda_spectrum == held["lambda_spectrum"]["pet2ct"] > 0
-    assert plan.stage.warmup == int(asked["warmup"] * asked["steps"])
+    assert warmup == asked["warmup"]
+    for name, made in plans(plan, warmup, "pet2ct").items():
+        origin = load_checkpoint(run / "checkpoints" / f"{name}_pet2ct.pt")["origin"]
+        assert (origin["steps"], origin["seed"]) == (made.fit.steps, made.draws), name
+        assert origin["settings"] == Refiner(made.stage).extra_state()["settings"], name
     assert plan.stage.error_width == asked["error_width"]
 
 
 def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     few = replace(tiny.ADVERSARIAL, steps=1)
     of = [
-        Variant("pix2pix", replace(few, sees_coarse=False)),
-        Variant("refined_k1", few, 1),
+        Variant("pix2pix_k1", few.direct()),
+        Variant("refiner_l1_k1", few.regression(), 1),
+        Variant("refined_k1", few, 1, start="refiner_l1_k1"),
         Variant("refined_in_fold_k1", few, 1, in_fold=True),
         Variant("refined_neighbours3", replace(few, neighbours=3)),
         Variant(
@@ -84,19 +102,26 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
         ),
     ]
     plan = Plan(few, FitSettings(2), Augmentation(), 2, 0)
-    train_variants(run, "ct2pet", plan, of)
+    train_variants(run, "ct2pet", plan, 0.5, of)
     checkpoints = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").glob("*_k1_*.pt")}
     final = {p.name for p in checkpoints if "step" not in p.name and "best" not in p.name}
-    assert final == {"refined_k1_ct2pet.pt", "refined_in_fold_k1_ct2pet.pt"}
+    assert final == {f"{v.name}_ct2pet.pt" for v in of if v.name.endswith("_k1")}
     splits = read_json(run / "splits.json")
     assert not set(held_out(splits, "ct2pet")) & set(refiner_patients(splits, "ct2pet"))
     in_fold, out = (np.load(run / "coarse" / f"ct2pet_{name}.npy", mmap_mode="r") for name in ("in_fold_1", "1"))
     assert in_fold.shape != out.shape or not np.array_equal(in_fold, out), "other patients"
-    train_variants(run, "ct2pet", plan, of)
+    train_variants(run, "ct2pet", plan, 0.5, of)
     assert {p: p.stat().st_mtime_ns for p in checkpoints} == checkpoints, "finished trainings stay as they are"
     rows = score_variants(run, "ct2pet", of, 0, longer=run)
     alphas = {f"refined_alpha{a:g}" for a in ablation.ALPHAS}
-    expected = {"refiner_gan", "pix2pix", "refined_k1", "refined_in_fold_k1", "cyclegan_longer"} | alphas
+    expected = {
+        "refiner_gan",
+        "pix2pix_k1",
+        "refiner_l1_k1",
+        "refined_k1",
+        "refined_in_fold_k1",
+        "cyclegan_longer",
+    } | alphas
     expected |= {"refined_neighbours3", "unpaired_t0.1", "unpaired_t0.5"}
     assert {row["method"] for row in rows} == expected
     test = set(read_json(run / "splits.json")["test"])
@@ -104,9 +129,9 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     told = [row for row in rows if row["metric"] == "two_sample_accuracy"]
     assert {row["patient"] for row in told} == ({"all"} if len(test) > 1 else set()), "a single patient has none"
     with_errors = {row["method"] for row in rows if row["metric"] == "rank_correlation"}
-    assert with_errors == expected - alphas - {"cyclegan_longer", "unpaired_t0.1", "unpaired_t0.5"}, (
-        "the prior has no error network"
-    )
+    assert with_errors == expected - alphas - {
+        "cyclegan_longer", "unpaired_t0.1", "unpaired_t0.5", "refiner_l1_k1",
+    }, "the prior and the regression have no error network"  # fmt: skip
     assert {row["direction"] for row in rows} == {"ct2pet"}
     mae = {(r["method"], r["direction"]): r["value"] for r in rows if (r["metric"], r["region"]) == ("mae", "body")}
     assert mae["unpaired_t0.1", "ct2pet"] != mae["unpaired_t0.5", "ct2pet"]
@@ -124,7 +149,8 @@ def test_what_notebook_04_found_of_all_patients_becomes_rows(tmp_path):
 
 
 def test_a_cyclegan_trained_for_longer_gets_the_refiners_seconds(tmp_path):
-    seconds = {"refiner_pet2ct": 50.0, "refiner_ct2pet": 30.0, "refiner_l1_pet2ct": 10.0, "refiner_l1_ct2pet": 10.0}
+    seconds = {"refiner_pet2ct": 30.0, "refiner_ct2pet": 30.0, "refiner_l1_pet2ct": 10.0, "refiner_l1_ct2pet": 10.0}
+    seconds |= {"unet_l1_pet2ct": 10.0, "unet_l1_ct2pet": 10.0}
     seconds = {f"{name} training": value for name, value in {"cyclegan": 200.0, **seconds}.items()}
     write_json({"stage_seconds": seconds}, tmp_path / "stages.json")
     assert longer_setting(tmp_path, "smoke", ["02_cyclegan_training.steps=1000"]) == "02_cyclegan_training.steps=1500"

@@ -18,7 +18,7 @@ from petct_lib.evaluate import (
 )
 from petct_lib.intensity import Intensity
 from petct_lib.prepare import Prepared
-from petct_lib.translate import Translator
+from petct_lib.translate import Translator, load_refiner
 
 
 def case_of(prepared, kind, **images):
@@ -76,16 +76,20 @@ def test_methods_of_a_run_are_what_they_say(smoke_run):
     prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
     translator = Translator(smoke_run)
     case = translate_patient(prepared, splits, splits["test"][0], "pet2ct", translator, samples=2, seed=0)
-    assert list(case.images) == ["copy", "atlas", "cyclegan", "refiner_l1", "blend", "refined"]
+    assert list(case.images) == ["copy", "atlas", "cyclegan", "unet_l1", "refiner_l1", "blend", "distortion", "refined"]
     assert all(image.shape == case.source.shape for image in case.images.values())
     assert np.array_equal(case.images["atlas"][0], mean_atlas(prepared, splits["train_ct"], "ct"))
     whole = translator(case.source, "pet2ct", samples=2, seed=0)
     assert np.array_equal(case.images["refined"], whole.refined)
     assert np.array_equal(case.images["cyclegan"], whole.coarse)
     assert np.array_equal(case.uncertainty, whole.uncertainty)
-    distortion = translator(case.source, "pet2ct", samples=2, seed=0, alpha=0.0)
-    assert np.array_equal(case.images["refiner_l1"], distortion.refined)
-    assert np.allclose(case.images["blend"], (distortion.refined + whole.coarse) / 2, atol=1e-3)
+    for name, alpha in (("unet_l1", 0.0), ("distortion", "distortion")):
+        made = translator(case.source, "pet2ct", samples=2, seed=0, alpha=alpha)
+        assert np.array_equal(case.images[name], made.refined), name
+    control = load_refiner(smoke_run / "checkpoints" / "refiner_l1_pet2ct.pt")
+    regression = translator.image(control, *translator.start(case.source, "pet2ct"), "pet2ct", samples=1, seed=0)
+    assert np.array_equal(case.images["refiner_l1"], regression)
+    assert np.allclose(case.images["blend"], (regression + whole.coarse) / 2, atol=1e-3)
     assert not np.array_equal(case.images["refined"], case.images["refiner_l1"])
 
 

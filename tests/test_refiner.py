@@ -15,7 +15,7 @@ from petct_lib.updates import Updates
 PLAIN = RefinerSettings(
     width=8, multipliers=(1, 2), steps=2, sigma=0.1, lambda_l1=1.0, lambda_adversarial=0.0, lr=3e-3, ema_decay=0.5
 )
-FULL = replace(PLAIN, lambda_l1=10.0, lambda_adversarial=1.0, patch_width=8, patch_layers=1, error_width=4, warmup=2)
+FULL = replace(PLAIN, lambda_l1=10.0, lambda_adversarial=1.0, patch_width=8, patch_layers=1, error_width=4)
 
 
 def step(stage, batch, number):
@@ -144,8 +144,7 @@ def test_an_untrained_denoisers_loss_is_the_coarse_images_error():
 
 def test_losses_by_name_and_by_hand():
     stage, batch = Refiner(FULL), batch_of()
-    assert set(step(stage, batch, 0)) == {"l1", "error"}, "the discriminator waits for the end of the warm-up"
-    assert set(step(stage, batch, 2)) == {"l1", "adversarial", "D_patch", "accuracy_patch", "error"}
+    assert set(step(stage, batch, 0)) == {"l1", "adversarial", "D_patch", "accuracy_patch", "error"}
     batch |= {"z": batch["coarse"], "t": torch.full((4,), 0.5)}
     losses, made = stage.denoiser_losses(batch)
     refined, plane = made["refined"], torch.full_like(batch["z"], 0.5)
@@ -168,24 +167,46 @@ def test_spectrum_loss_knows_strength_and_not_place():
     assert spectrum_loss(blurred, y).item() > 1
 
 
-def test_spectrum_loss_is_weighted_and_waits_for_the_warm_up():
+def test_spectrum_loss_is_weighted():
     stage, batch = Refiner(replace(FULL, lambda_spectrum=0.5, lambda_adversarial=0.0)), batch_of()
-    assert "spectrum" not in step(stage, batch, 0)
     batch |= {"z": batch["coarse"], "t": torch.ones(4)}
     losses, made = stage.denoiser_losses(batch)
     assert losses["spectrum"].item() == pytest.approx(0.5 * spectrum_loss(made["refined"], batch["target"]).item())
 
 
-def test_the_discriminator_waits_and_each_update_changes_its_own_network_alone():
+@pytest.mark.parametrize("moves", ["denoiser", "D", "error"])
+def test_each_update_changes_its_own_network_alone(moves):
     stage, batch = Refiner(FULL), batch_of()
     before = {name: weights(net) for name, net in stage.nets.items()}
-    step(stage, batch, 1)
-    assert torch.equal(weights(stage.nets["D"]), before["D"])
-    assert not torch.equal(weights(stage.nets["denoiser"]), before["denoiser"])
-    middle = weights(stage.nets["D"])
-    step(stage, batch, 2)
-    assert not torch.equal(weights(stage.nets["D"]), middle)
+    for name, optimiser in stage.optimisers.items():
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-2 if name == moves else 0.0
+    step(stage, batch, 0)
+    changed = {name for name, net in stage.nets.items() if not torch.equal(weights(net), before[name])}
+    assert changed == {moves}
     assert all(p.requires_grad for p in stage.nets["D"].parameters())
+
+
+def test_a_refiner_begins_with_the_averaged_weights_of_its_regression():
+    regression, batch = Refiner(FULL.regression(), seed=1), batch_of()
+    for k in range(3):
+        step(regression, batch, k)
+    stage = Refiner(FULL, seed=2)
+    stage.start_from(regression)
+    _, x, c = images()
+    expected = regression.sample(x, c, torch.Generator())[-1]
+    assert not torch.allclose(expected, c, atol=1e-3), "it has learned something"
+    assert torch.equal(replaced(stage, sigma=0.0, steps=1).sample(x, c, torch.Generator())[-1], expected)
+    assert torch.equal(weights(stage.nets["denoiser"]), weights(regression.ema["denoiser"].module))
+    step(stage, batch, 0)
+    assert not torch.equal(weights(stage.nets["denoiser"]), weights(regression.ema["denoiser"].module))
+    with pytest.raises(InputError, match="another network"):
+        Refiner(FULL.direct()).start_from(regression)
+
+
+def replaced(stage, **settings):
+    stage.settings = replace(stage.settings, **settings)
+    return stage
 
 
 def test_the_error_network_does_not_change_the_denoiser():

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import tiny
 
-from petct_lib import metrics, train_refiner
+from petct_lib import InputError, metrics, train_refiner
+from petct_lib.ablation import plan_of
 from petct_lib.augment import Augmentation
-from petct_lib.bridge import interpolated
-from petct_lib.checkpoints import load_checkpoint
+from petct_lib.checkpoints import load_checkpoint, save_checkpoint
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import refiner_patients
 from petct_lib.files import read_json
 from petct_lib.prepare import Prepared
 from petct_lib.prior import Prior, PriorSettings
 from petct_lib.train import FitSettings
-from petct_lib.train_refiner import ALPHAS, Plan, calibrate, held_out, pairs_of
+from petct_lib.train_refiner import ALPHAS, Plan, calibrate, held_out, pairs_of, plans
 from petct_lib.translate import FITTED, Translator, load_refiner
 
 PLAN = Plan(tiny.ADVERSARIAL, FitSettings(4, checkpoint_every=2, log_every=1), Augmentation(shift=1), 2, 0)
@@ -78,6 +78,34 @@ def test_a_training_is_validated_logged_and_resumed(run):
     assert tiny.differences(a, b) == []
 
 
+def test_a_refiner_goes_on_from_the_runs_regression_and_resumes(run):
+    pairs, plan = pairs_of(run, "pet2ct"), plan_of("smoke", run, "pet2ct")[0]
+    few = replace(plan, fit=replace(plan.fit, steps=4, checkpoint_every=2), start="refiner_l1_pet2ct")
+    whole = train_refiner.train_refiner(run, "goes_on", pairs, few, resume=False)
+    fresh = train_refiner.train_refiner(run, "fresh", pairs, replace(few, start=None), resume=False)
+    assert whole[0]["l1"] < fresh[0]["l1"], "it has learned already"
+    halfway = load_checkpoint(run / "checkpoints" / "goes_on.step0000002.pt")
+    save_checkpoint(halfway, run / "checkpoints" / "resumed.pt")
+    assert train_refiner.train_refiner(run, "resumed", pairs, few, resume=True) == whole
+    a, b = (load_checkpoint(run / "checkpoints" / f"{name}.pt") for name in ("goes_on", "resumed"))
+    assert tiny.differences(a, b) == []
+
+
+def test_the_steps_are_shared_between_regressions_and_refiner():
+    plan = Plan(tiny.ADVERSARIAL, FitSettings(12), Augmentation(), 2, 0)
+    made = plans(plan, 0.75, "ct2pet")
+    assert {name: (of.fit.steps, of.start) for name, of in made.items()} == {
+        "unet_l1": (9, None), "refiner_l1": (9, None), "refiner": (3, "refiner_l1_ct2pet"),
+    }  # fmt: skip
+    assert made["refiner"].stage == plan.stage
+    assert made["refiner_l1"].stage == plan.stage.regression()
+    assert made["unet_l1"].stage == replace(plan.stage.regression(), sees_coarse=False)
+    assert made["refiner"].draws != made["refiner_l1"].draws, "other batches than those it began with"
+    for nothing_left in (0.0, 1.0, 0.01, 1.5):
+        with pytest.raises(InputError, match="warmup"):
+            plans(plan, nothing_left, "ct2pet")
+
+
 def test_a_prior_trains_and_loads_in_the_same_way(run):
     settings = PriorSettings(width=8, multipliers=(1, 2), steps=2)
     rows = train_refiner.train_refiner(
@@ -96,19 +124,26 @@ def test_a_prior_trains_and_loads_in_the_same_way(run):
 
 def test_calibrate_takes_the_largest_alpha_within_the_margin_on_the_validation_patients(run):
     prepared, splits, translator = Prepared(run / "prepared"), read_json(run / "splits.json"), Translator(run)
-    maes = {alpha: [] for alpha in ALPHAS}
+    control = load_refiner(run / "checkpoints" / "refiner_l1_pet2ct.pt")
+    maes, of_control = {alpha: [] for alpha in ALPHAS}, []
     for patient in held_out(splits, "pet2ct"):
         pet, ct, body = (np.array(prepared.of_patient(patient, kind)) for kind in ("pet", "ct", "body"))
-        ends = translator.ends(*translator.start(pet, "pet2ct"), "pet2ct", samples=1, seed=0)
-        some = spread(len(pet))
+        start, given = translator.start(pet, "pet2ct"), {"samples": 1, "seed": 0}
+        ends, some = translator.ends(*start, "pet2ct", **given), spread(len(pet))
+        regression = translator.image(control, *start, "pet2ct", **given)
+        of_control.append(metrics.mae(ct[some], regression[some], body[some]))
         for alpha in ALPHAS:
-            maes[alpha].append(metrics.mae(ct[some], interpolated(*ends, alpha)[some], body[some]))
+            maes[alpha].append(metrics.mae(ct[some], translator.between(*ends, alpha, "pet2ct")[some], body[some]))
     by_hand = {alpha: np.mean(of) for alpha, of in maes.items()}
-    for margin in (1.0001, 1.02, 10.0):
+    least = min(by_hand, key=by_hand.get)
+    for margin in (0.01, 1.0001, 1.02, 10.0):
         fitted = calibrate(run, "pet2ct", samples=1, seed=0, margin=margin)
         assert fitted["mae"] == {str(a): pytest.approx(v, abs=1e-3) for a, v in by_hand.items()}
-        assert fitted["alpha"] == max(a for a in ALPHAS if by_hand[a] <= margin * by_hand[0.0])
-    assert fitted["alpha"] == 1.0
+        assert fitted["mae_refiner_l1"] == pytest.approx(np.mean(of_control), abs=1e-3)
+        assert fitted["alpha_distortion"] == least
+        within = [a for a in ALPHAS if by_hand[a] <= margin * np.mean(of_control)]
+        assert fitted["alpha"] == max(within, default=least)
+    assert fitted["alpha"] == ALPHAS[-1] == 1.5
     assert read_json(run / FITTED)["pet2ct"] == fitted
 
 

@@ -99,7 +99,18 @@ def test_the_default_alpha_and_the_error_scale_are_the_runs_own(translator, sour
     assert np.array_equal(once.refined, translator(source, "pet2ct", alpha=0.25, **given).refined)
     translator.fitted["pet2ct"]["error_scale"] = 2.0
     assert np.allclose(translator(source, "pet2ct", **given).uncertainty, 2 * once.uncertainty)
-    assert translator.default_alpha("ct2pet") == 1.0, "not fitted"
+    assert (translator.alpha_of("ct2pet"), translator.alpha_of("ct2pet", "distortion")) == (1.0, 0.0), "not fitted"
+
+
+def test_modes_are_names_of_the_runs_own_alphas(translator, source, monkeypatch):
+    monkeypatch.setattr(translator, "fitted", {"pet2ct": {"alpha": 0.75, "alpha_distortion": 0.25}})
+    given = {"samples": 1, "seed": 0}
+    for mode, alpha in (("default", 0.75), ("distortion", 0.25)):
+        assert translator.alpha_of("pet2ct", mode) == alpha
+        by_name, by_number = (translator(source, "pet2ct", alpha=a, **given).refined for a in (mode, alpha))
+        assert np.array_equal(by_name, by_number)
+    with pytest.raises(InputError, match="alpha best: must be default or distortion"):
+        translator.alpha_of("pet2ct", "best")
 
 
 def test_the_uncertainty_is_the_error_networks_in_the_targets_unit(translator, source):

@@ -14,7 +14,7 @@ from petct_lib.train import FitSettings, fit
 
 GAN = CycleGANSettings(width=4, blocks=1, patch_layers=2, pool_size=3, ema_decay=0.9)
 REFINER = RefinerSettings(width=8, multipliers=(1, 2), steps=2, lambda_l1=1.0, lambda_adversarial=0.0)
-ADVERSARIAL = replace(REFINER, lambda_adversarial=1.0, patch_width=4, patch_layers=1, error_width=4, warmup=2)
+ADVERSARIAL = replace(REFINER, lambda_adversarial=1.0, patch_width=4, patch_layers=1, error_width=4)
 PAIRED = ("source", "coarse", "target")
 KEYS = {"gan": ("pet", "ct"), "refiner": PAIRED, "adversarial": PAIRED}
 
