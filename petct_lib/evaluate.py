@@ -99,8 +99,8 @@ def translate_patient(
     The controls: `copy` is the source shown through the target's range, `atlas` the mean of the training targets,
     `unet_l1` the refiner's network trained on the same pairs as a plain regression from the source alone; `refiner_l1`
     the same from source and coarse image, with whose weights the refiner began; `blend` half `refiner_l1` and half
-    `cyclegan`. Ours: `distortion` and `refined`, the modes `distortion` and `default`. InputError for a patient who is
-    not of the role `test`: something has learned from all others, or was chosen by them.
+    `cyclegan`. Ours: `refined_distortion` and `refined`, the modes `distortion` and `default`. InputError for a patient
+    who is not of the role `test`: something has learned from all others, or was chosen by them.
     """
     if patient not in splits["test"]:
         raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
@@ -119,7 +119,7 @@ def translate_patient(
         "unet_l1": ends[0],
         "refiner_l1": regression,
         "blend": interpolated(regression, refined.coarse, 0.5),
-        "distortion": least,
+        "refined_distortion": least,
         "refined": refined.refined,
     }
     return replace(case, images=images, uncertainty=refined.uncertainty)

@@ -23,7 +23,8 @@ CONTROLS = {
     "cyclegan": "stage 1 alone",
     "unet_l1": "the refiner's network as a plain regression from the source alone",
     "refiner_l1": "the same from source and coarse image, before the refiner's own losses",
-    "blend": "half `refiner_l1`, half `cyclegan`", "distortion": "stage 2, the mode of least error",
+    "blend": "half `refiner_l1`, half `cyclegan`",
+    "refined_distortion": "stage 2, the mode `distortion`, of least error",
     "refined": "stage 2, the mode `default`",
 }  # fmt: skip
 PHANTOM = "a simulated thorax phantom (petct_lib.phantom, MIT licence): no patient's data"

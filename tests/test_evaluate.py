@@ -76,14 +76,23 @@ def test_methods_of_a_run_are_what_they_say(smoke_run):
     prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
     translator = Translator(smoke_run)
     case = translate_patient(prepared, splits, splits["test"][0], "pet2ct", translator, samples=2, seed=0)
-    assert list(case.images) == ["copy", "atlas", "cyclegan", "unet_l1", "refiner_l1", "blend", "distortion", "refined"]
+    assert list(case.images) == [
+        "copy",
+        "atlas",
+        "cyclegan",
+        "unet_l1",
+        "refiner_l1",
+        "blend",
+        "refined_distortion",
+        "refined",
+    ]
     assert all(image.shape == case.source.shape for image in case.images.values())
     assert np.array_equal(case.images["atlas"][0], mean_atlas(prepared, splits["train_ct"], "ct"))
     whole = translator(case.source, "pet2ct", samples=2, seed=0)
     assert np.array_equal(case.images["refined"], whole.refined)
     assert np.array_equal(case.images["cyclegan"], whole.coarse)
     assert np.array_equal(case.uncertainty, whole.uncertainty)
-    for name, alpha in (("unet_l1", 0.0), ("distortion", "distortion")):
+    for name, alpha in (("unet_l1", 0.0), ("refined_distortion", "distortion")):
         made = translator(case.source, "pet2ct", samples=2, seed=0, alpha=alpha)
         assert np.array_equal(case.images[name], made.refined), name
     control = load_refiner(smoke_run / "checkpoints" / "refiner_l1_pet2ct.pt")

@@ -31,7 +31,7 @@ from petct_lib.run import (
 )
 from petct_lib.scores import read_scores
 
-METHODS = {"copy", "atlas", "cyclegan", "unet_l1", "refiner_l1", "blend", "distortion", "refined"}
+METHODS = {"copy", "atlas", "cyclegan", "unet_l1", "refiner_l1", "blend", "refined_distortion", "refined"}
 METRICS = {"mae", "mse", "rmse", "psnr", "ssim", "spectrum"}
 
 
