@@ -69,7 +69,7 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
     learns from four of them, and is to be compared with `refined_k4`.
     """
     regression, pix2pix = base.regression(), base.direct()
-    unet_l1 = pix2pix.regression()
+    unet_l1 = replace(pix2pix.regression(), error_width=0)
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
     no_coarse = replace(base, sees_coarse=False, sigma=1.0, steps=4)
     return [

@@ -63,8 +63,8 @@ class RefinerSettings:
             raise InputError("refiner: it must see the source, the coarse image, or both")
 
     def regression(self) -> "RefinerSettings":
-        """The same network as a plain regression: one step of L1 alone, without noise, judge and error network."""
-        return replace(self, steps=1, sigma=0.0, lambda_adversarial=0.0, lambda_spectrum=0.0, error_width=0)
+        """The same network as a plain regression: one step of L1 alone, without noise and judge."""
+        return replace(self, steps=1, sigma=0.0, lambda_adversarial=0.0, lambda_spectrum=0.0)
 
     def direct(self) -> "RefinerSettings":
         """The same network from the source alone, as pix2pix has it: no coarse image, no noise, one step."""
@@ -96,16 +96,17 @@ class Refiner:
         return torch.optim.Adam(net.parameters(), lr=s.lr, betas=(beta1, s.beta2), fused=True)
 
     def start_from(self, other: "Refiner") -> None:
-        """Begin with the averaged denoiser of a trained refiner of the same sizes, such as the regression's.
+        """Begin with the averages of a trained refiner, such as the regression: its denoiser, and its error network.
 
-        InputError where it is another network.
+        InputError where they are of other sizes.
         """
-        weights = other.ema["denoiser"].module.state_dict()
-        for net in (self.nets["denoiser"], self.ema["denoiser"].module):
-            try:
-                net.load_state_dict(weights)
-            except RuntimeError as error:
-                raise InputError(f"refiner: cannot begin with the weights of another network: {error}") from None
+        for name in self.ema.keys() & other.ema.keys():
+            weights = other.ema[name].module.state_dict()
+            for net in (self.nets[name], self.ema[name].module):
+                try:
+                    net.load_state_dict(weights)
+                except RuntimeError as error:
+                    raise InputError(f"refiner: cannot begin with the weights of another network: {error}") from None
 
     def step(self, batch: dict[str, Tensor], step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
         """Training step number `step`: denoiser, discriminator, error network, in this order; what it logs comes back.

@@ -52,8 +52,8 @@ def plans(plan: Plan, warmup: float, direction: str) -> dict[str, Plan]:
     """The trainings of a direction in their order, by the method's name, from the plan of its whole refiner.
 
     For the share `warmup` of the steps, two regressions: `unet_l1` from the source alone, which becomes the end of
-    least error, and `refiner_l1` from source and coarse image. `refiner` goes on from `refiner_l1` for the other steps,
-    with its own losses. InputError for a share that leaves one of them no step.
+    least error, and `refiner_l1` from source and coarse image, with an error network. `refiner` goes on from both of
+    `refiner_l1` for the other steps, with its own losses. InputError for a share that leaves one of them no step.
     """
     steps = round(warmup * plan.fit.steps)
     if not 0 < steps < plan.fit.steps:
@@ -62,9 +62,10 @@ def plans(plan: Plan, warmup: float, direction: str) -> dict[str, Plan]:
     rest = replace(plan, fit=replace(plan.fit, steps=plan.fit.steps - steps), start=f"refiner_l1_{direction}")
     regression = plan.stage.regression()
     return {
-        "unet_l1": replace(first, stage=regression.direct()), "refiner_l1": replace(first, stage=regression),
+        "unet_l1": replace(first, stage=replace(regression.direct(), error_width=0)),
+        "refiner_l1": replace(first, stage=regression),
         "refiner": rest,
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)

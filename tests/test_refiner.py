@@ -197,7 +197,8 @@ def test_a_refiner_begins_with_the_averaged_weights_of_its_regression():
     expected = regression.sample(x, c, torch.Generator())[-1]
     assert not torch.allclose(expected, c, atol=1e-3), "it has learned something"
     assert torch.equal(replaced(stage, sigma=0.0, steps=1).sample(x, c, torch.Generator())[-1], expected)
-    assert torch.equal(weights(stage.nets["denoiser"]), weights(regression.ema["denoiser"].module))
+    for name in ("denoiser", "error"):
+        assert torch.equal(weights(stage.nets[name]), weights(regression.ema[name].module)), name
     step(stage, batch, 0)
     assert not torch.equal(weights(stage.nets["denoiser"]), weights(regression.ema["denoiser"].module))
     with pytest.raises(InputError, match="another network"):
