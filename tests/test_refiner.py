@@ -191,23 +191,19 @@ def test_a_refiner_begins_with_the_averaged_weights_of_its_regression():
     regression, batch = Refiner(FULL.regression(), seed=1), batch_of()
     for k in range(3):
         step(regression, batch, k)
-    stage = Refiner(FULL, seed=2)
-    stage.start_from(regression)
+    stage, plain = (Refiner(settings, seed=2) for settings in (FULL, replace(FULL, sigma=0.0, steps=1)))
     _, x, c = images()
     expected = regression.sample(x, c, torch.Generator())[-1]
     assert not torch.allclose(expected, c, atol=1e-3), "it has learned something"
-    assert torch.equal(replaced(stage, sigma=0.0, steps=1).sample(x, c, torch.Generator())[-1], expected)
+    for begun in (stage, plain):
+        begun.start_from(regression)
+    assert torch.equal(plain.sample(x, c, torch.Generator())[-1], expected)
     for name in ("denoiser", "error"):
         assert torch.equal(weights(stage.nets[name]), weights(regression.ema[name].module)), name
     step(stage, batch, 0)
     assert not torch.equal(weights(stage.nets["denoiser"]), weights(regression.ema["denoiser"].module))
     with pytest.raises(InputError, match="another network"):
         Refiner(FULL.direct()).start_from(regression)
-
-
-def replaced(stage, **settings):
-    stage.settings = replace(stage.settings, **settings)
-    return stage
 
 
 def test_the_error_network_does_not_change_the_denoiser():
