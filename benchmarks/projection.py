@@ -133,7 +133,10 @@ def stages() -> list[tuple[str, int, int, Count]]:
     splits, per_study = split_patients([str(i) for i in range(STUDIES)], 0), round(SCAN_MM / slice_mm)
     larger = max(len(splits["train_pet"]), len(splits["train_ct"])) * per_study
     paired = max(len(refiner_patients(splits, d)) for d in ("pet2ct", "ct2pet")) * per_study
-    walk = settings_of(RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]))
+    of_direction = {name: ref[name]["pet2ct"] for name in ("sigma", "lambda_spectrum")}
+    walk = settings_of(
+        RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]), **of_direction
+    )
     gan_step = counted(
         lambda: CycleGAN(settings_of(CycleGANSettings, gan)), ("pet", "ct"), gan["batch_size"], size,
         gan["mixed_precision"] == "bf16",

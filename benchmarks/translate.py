@@ -34,7 +34,7 @@ def settings_of(kind: type, notebook: str, **given: object) -> object:
 def ours(volume: np.ndarray) -> None:
     """`Translator` on the volume, PET→CT, with networks that nobody trained."""
     p = parameters_of("03_diffusion_refinement", "quick")
-    given = {"sigma": p["sigma"]["pet2ct"], "multipliers": tuple(p["multipliers"])}
+    given = {"multipliers": tuple(p["multipliers"])} | {k: p[k]["pet2ct"] for k in ("sigma", "lambda_spectrum")}
     refiner = settings_of(RefinerSettings, "03_diffusion_refinement", steps=1, **given)
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))

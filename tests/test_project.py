@@ -1,11 +1,13 @@
 """What holds the project together: pins, imports one way, files that other tools read, the contributors' page."""
 
 import ast
+import importlib
 import pkgutil
 import re
 import subprocess
 import tomllib
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
@@ -149,3 +151,11 @@ def test_commands_of_the_contributors_page_exist(capsys):
             main([command, "--help"])
     for variant in re.findall(r"ONLY=(\w+)", PAGE):
         assert chosen(variants(RefinerSettings(), 9, 5), variant)
+
+
+def test_benchmarks_build_the_networks_that_the_profiles_name(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    projection, translate = (importlib.import_module(name) for name in ("projection", "translate"))
+    assert [name for name, *_ in projection.stages()] == ["CycleGAN", "regressions", "refiners"]
+    translate.ours(np.zeros((2, 64, 64), np.float32))
+    assert "parameters" in capsys.readouterr().out
