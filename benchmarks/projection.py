@@ -145,7 +145,7 @@ def stages() -> list[tuple[str, int, int, Count]]:
         lambda: Refiner(walk), ("source", "coarse", "target"), ref["batch_size"], size, ref["mixed_precision"] == "bf16"
     )
     steps = steps_of(ref["steps"], ref["epochs"], paired, ref["batch_size"])
-    first = round(ref["warmup"] * steps)
+    first = int(ref["warmup"] * steps)
     return [
         ("CycleGAN", 1, steps_of(gan["steps"], gan["epochs"], larger, gan["batch_size"]), gan_step),
         ("regressions", 2 * DIRECTIONS, first, ref_step),

@@ -55,7 +55,7 @@ def plans(plan: Plan, warmup: float, direction: str) -> dict[str, Plan]:
     least error, and `refiner_l1` from source and coarse image, with an error network. `refiner` goes on from both of
     `refiner_l1` for the other steps, with its own losses. InputError for a share that leaves one of them no step.
     """
-    steps = round(warmup * plan.fit.steps)
+    steps = int(warmup * plan.fit.steps)
     if not 0 < steps < plan.fit.steps:
         raise InputError(f"warmup {warmup}: of {plan.fit.steps} steps it must leave some to regression and refiner")
     first = replace(plan, fit=replace(plan.fit, steps=steps))

@@ -47,7 +47,9 @@ def test_the_cards_have_the_runs_own_numbers(smoke_run, written):
     means = aggregate(rows)
     for direction in ("pet2ct", "ct2pet"):
         line = next(
-            li for li in written["model_card.md"].split(f"{direction}, body")[1].splitlines() if "refined" in li
+            li
+            for li in written["model_card.md"].split(f"{direction}, body")[1].splitlines()
+            if li.startswith("refined ")
         )
         assert f"{means[direction]['refined']['body']['mae']['mean']:.4g} [" in line
     for what in (
