@@ -78,6 +78,7 @@ Shown and run
     demo            a run made small enough to ship, and a new patient for it
     report          a run as one HTML page, model card and data card
     run             profiles, the four notebooks in order, and the manifest
+    variants        what the ablation trains, by name
     ablation        what each part of the refiner buys
     files           files that are the old ones or the new ones, never half of one
     parallel        one function over many items, in processes or on hosts

@@ -9,16 +9,15 @@ import io
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from petct_lib import InputError, charts, evaluate, scores, statistics, view
+from petct_lib import charts, evaluate, scores, statistics, view
 from petct_lib.augment import Augmentation
-from petct_lib.bridge import SAMPLERS
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import read_splits, refiner_patients
 from petct_lib.files import read_json, replacing
@@ -32,12 +31,9 @@ from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
 from petct_lib.train_refiner import Pairs, Plan, held_out, pairs_of, plans, train_refiner
 from petct_lib.translate import Translator, load_cyclegan, load_refiner, translate_coarse
+from petct_lib.variants import SAMPLES, Variant, chosen, fewer, variants
 
-PAIRED = (1, 2, 4, 8)  # paired patients of the curve, before all of them, who are those of the run's own refiner
-STEPS = (2, 4, 8)
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `unet_l1`, 1 `refiner_gan`, 1.25 beyond it
-SAMPLES = (2, 4)  # averaged; without noise all are the same one
-SIGMAS = (0.0, 0.1)
 TABLE = {  # (metric, region): head of its column
     ("mae", "body"): "MAE", ("ssim", "body"): "SSIM", ("spectrum", "body"): "spectrum",
     ("two_sample_accuracy", "body"): "told", ("coherence", "body"): "coherence",
@@ -45,106 +41,6 @@ TABLE = {  # (metric, region): head of its column
     ("missed", "lesion"): "missed", ("invented", "lesion"): "invented",
 }  # fmt: skip
 METHODS = ("unet_l1", "refiner_l1", "refiner")  # that notebook 03 trains for each direction
-T0 = (0.02, 0.05, 0.1, 0.2)  # how much of the coarse image the unpaired prior may drown, as shares of its schedule
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One network to train, and how to translate with it: name in `scores.csv`, (samples, t0 of a prior)."""
-
-    name: str
-    settings: RefinerSettings | PriorSettings
-    patients: int | None = None  # paired ones; None: all
-    in_fold: bool = False  # learns from patients whose source the CycleGAN was fitted on: `train_refiner.held_out`
-    uses: tuple[tuple[str, int, float | None], ...] = ()  # (method, samples, t0); none: its name, one sample
-    start: str | None = None  # the regression, one of the run's or another variant, that it goes on from
-
-
-def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant]:
-    """Each differs in what its name says from `refiner_gan`, the run's refiner at α = 1 with one sample.
-
-    All are trained like it: a regression first, and from its weights on with the refiner's losses. `…_longer` goes on
-    as a regression; `unpaired` is the prior, trained for as long. patients: paired ones that the run's refiner learned
-    from; the curve's are fewer. in_fold: how many there are whose coarse images are in-fold; `refined_in_fold_k4`
-    learns from four of them, and is to be compared with `refined_k4`.
-    """
-    regression, pix2pix = base.regression(), base.direct()
-    unet_l1 = replace(pix2pix.regression(), error_width=0)
-    prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
-    no_coarse = replace(base, sees_coarse=False, sigma=1.0, steps=4)
-    return [
-        Variant("pix2pix", pix2pix, start="unet_l1"),
-        Variant("unet_l1_longer", unet_l1, start="unet_l1"),
-        Variant("refiner_l1_longer", regression, start="refiner_l1"),
-        Variant("refined_no_spectrum", replace(base, lambda_spectrum=0.0), start="refiner_l1"),
-        Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0), start="refiner_l1"),
-        *_begun("refined_no_source", replace(base, sees_source=False), "refiner_l1_no_source"),
-        *_begun("refined_no_skip", replace(base, residual=False), "refiner_l1_no_skip"),
-        Variant("diffusion_l1_no_coarse", replace(no_coarse, lambda_adversarial=0.0, lambda_spectrum=0.0)),
-        Variant("diffusion_no_coarse", no_coarse, start="diffusion_l1_no_coarse"),
-        Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
-        *_walks(base),
-        *_few_pairs(base, fewer(patients)),
-        *_in_fold(base, [k for k in fewer(patients) if k <= in_fold]),
-        *_begun("refined_neighbours3", replace(base, neighbours=3), "refiner_l1_neighbours3"),
-        Variant("unet_l1_neighbours3", replace(unet_l1, neighbours=3)),
-    ]
-
-
-def _begun(name: str, settings: RefinerSettings, start: str, **given: object) -> list[Variant]:
-    """A refiner that differs in its network or its patients, and so needs a regression of its own to go on from."""
-    return [Variant(start, settings.regression(), **given), Variant(name, settings, start=start, **given)]
-
-
-def _walks(base: RefinerSettings) -> list[Variant]:
-    """Other noise, more steps with their averages of samples, other samplers."""
-    of = partial(Variant, start="refiner_l1")
-    noises = [of(f"refined_sigma{s:g}", replace(base, sigma=s)) for s in SIGMAS if s != base.sigma]
-    steps = []
-    for n in STEPS:
-        name, samples = f"refined_steps{n}", [m for m in SAMPLES if n * m <= 8 and base.sigma]
-        uses = ((name, 1, None), *((f"{name}_samples{m}", m, None) for m in samples))
-        steps.append(of(name, replace(base, steps=n), uses=uses))
-    others = [name for name in SAMPLERS if name != base.sampler and (base.sigma or name == "euler")]
-    samplers = [of(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in others]
-    return [*noises, *steps, *samplers]
-
-
-def _few_pairs(base: RefinerSettings, patients: Sequence[int]) -> list[Variant]:
-    found = []
-    for k in patients:
-        found += _begun(f"refined_k{k}", base, f"refiner_l1_k{k}", patients=k)
-        found += _begun(f"pix2pix_k{k}", base.direct(), f"unet_l1_k{k}", patients=k)
-    return found
-
-
-def _in_fold(base: RefinerSettings, patients: Sequence[int]) -> list[Variant]:
-    """With the most of these numbers of patients."""
-    return [
-        variant
-        for k in patients[-1:]
-        for variant in _begun(
-            f"refined_in_fold_k{k}", base, f"refiner_l1_in_fold_k{k}", patients=k, in_fold=True
-        )
-    ]  # fmt: skip
-
-
-def chosen(of: Sequence[Variant], only: str) -> list[Variant]:
-    """The variants whose whole name matches the regular expression, and those they go on from; all for "".
-
-    InputError where it is none.
-    """
-    try:
-        asked = [v for v in of if not only or re.fullmatch(only, v.name)]
-    except re.error as error:
-        raise InputError(f"--only {only}: is not a regular expression ({error})") from None
-    starts = {v.start for v in asked}
-    return [v for v in of if v in asked or v.name in starts]
-
-
-def fewer(patients: int) -> list[int]:
-    """Numbers of paired patients of the curve, below those that there are."""
-    return [k for k in PAIRED if k < patients]
 
 
 def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> tuple[Plan, float]:
@@ -174,11 +70,9 @@ def train_variants(run_dir: Path, direction: str, plan: Plan, warmup: float, of:
     """
     pairs = {whom: _pairs(run_dir, direction, *whom) for whom in {_of_whom(v) for v in of}}
     at_once, shown = 1 if torch.cuda.is_available() else None, partial(bar, desc=f"variants trained, {direction}")
+    of_run = plans(plan, warmup, direction)
     for ready in ([v for v in of if not v.start], [v for v in of if v.start]):
-        jobs = [
-            (f"{v.name}_{direction}", pairs[_of_whom(v)], _plan(v, plans(plan, warmup, direction), plan, direction))
-            for v in ready
-        ]
+        jobs = [(f"{v.name}_{direction}", pairs[_of_whom(v)], _plan(v, of_run, plan, direction)) for v in ready]
         seconds = whole(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
         record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
 

@@ -107,10 +107,10 @@ def translate_patient(
     case, kind = load_case(prepared, patient, direction), TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     x, coarse = translator.start(case.source, direction, case.lengths)
-    refined = translator.refined(x, coarse, direction, samples=samples, seed=seed)
     control = load_refiner(translator.checkpoints / f"refiner_l1_{direction}.pt")
     regression = translator.image(control, x, coarse, direction, samples=1, seed=seed)
     ends = translator.ends(x, coarse, direction, samples=samples, seed=seed)
+    refined = translator.at(translator.alpha_of(direction), ends, x, coarse, direction)
     least = translator.between(*ends, translator.alpha_of(direction, "distortion"), direction)
     images = {
         "copy": copied(case.source, direction, translator.window),

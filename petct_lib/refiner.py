@@ -249,12 +249,13 @@ def _log_power(image: Tensor) -> Tensor:
     """(B, rings), from one cycle an image up to Nyquist, on the shorter side."""
     height, width = image.shape[-2:]
     size = min(height, width)
-    y, x = np.fft.fftfreq(height) * size, np.fft.rfftfreq(width) * size
-    ring = np.hypot(y[:, None], x).round().astype(np.int64).ravel()  # (H · (W // 2 + 1),)
-    index, count = (torch.from_numpy(of).to(image.device) for of in (ring, np.bincount(ring)))
+    y, x = (f * size for f in (torch.fft.fftfreq(height), torch.fft.rfftfreq(width)))
+    beyond = size // 2 + 1  # one ring for the corners, which is left out
+    ring = torch.hypot(y[:, None], x).round().long().clamp(max=beyond).flatten().to(image.device)  # (H · (W // 2 + 1),)
     power = torch.fft.rfft2(image[:, 0].float(), norm="ortho").abs().square().flatten(1)
-    total = power.new_zeros(len(image), len(count)).index_add(1, index, power)
-    return (total / count)[:, 1 : size // 2 + 1].add(POWER_FLOOR).log()
+    total = power.new_zeros(len(image), beyond + 1).index_add(1, ring, power)
+    count = power.new_zeros(beyond + 1).index_add(0, ring, torch.ones_like(power[0]))
+    return (total / count)[:, 1:beyond].add(POWER_FLOOR).log()
 
 
 def _noise(c: Tensor, rng: np.random.Generator, update: Update) -> Tensor:

@@ -34,7 +34,7 @@ MODES = {  # by mode: what `train_refiner.calibrate` calls its α, and the α wh
     "default": ("alpha", 1.0), "distortion": ("alpha_distortion", 0.0),
 }  # fmt: skip
 ALPHA_LIMIT = 1.5  # beyond 1 the line goes on: more texture than the refiner's own, at more error
-FITTED = "refiner.json"  # in a run's folder, by direction: α of the mode `default`, factor on the uncertainty map
+FITTED = "refiner.json"  # in a run's folder, by direction: α of the modes, factor on the uncertainty map
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,17 @@ class Translator:
         `start` gives them. InputError as for the call.
         """
         alpha = self.alpha_of(direction, alpha)
-        kind = TARGET[direction]
         ends = self.ends(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
+        return self.at(alpha, ends, x, coarse, direction)
+
+    def at(
+        self, alpha: float, ends: Sequence[np.ndarray], x: Tensor, coarse: Tensor, direction: str
+    ) -> Translation:  # fmt: skip
+        """The translation at a point of the line between two `ends` that are there already; as `refined`."""
         image = self.between(*ends, alpha, direction)
         scale = self.fitted.get(direction, {}).get("error_scale", 1.0)
         uncertainty = scale * self.expected_error(self.refiners[direction], x, coarse, image, direction)
-        return Translation(decoded(coarse, kind, self.window), image, uncertainty)
+        return Translation(decoded(coarse, TARGET[direction], self.window), image, uncertainty)
 
     def ends(
         self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float = 0.5

@@ -8,70 +8,24 @@ import numpy as np
 import pytest
 import tiny
 
-from petct_lib import InputError, ablation, scores
-from petct_lib.ablation import Variant, chosen, longer_setting, plan_of, score_variants, table, train_variants, variants
+from petct_lib import ablation, scores
+from petct_lib.ablation import longer_setting, plan_of, score_variants, table, train_variants
 from petct_lib.augment import Augmentation
 from petct_lib.checkpoints import load_checkpoint
 from petct_lib.data import refiner_patients
 from petct_lib.files import read_json, write_json
 from petct_lib.prior import PriorSettings
-from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.refiner import Refiner
 from petct_lib.run import parameters_of
 from petct_lib.train import FitSettings
 from petct_lib.train_refiner import Plan, held_out, plans
-
-LOSSES = {"lambda_adversarial": 0.0, "lambda_spectrum": 0.0, "error_width": 0, "sigma": 0.0, "steps": 1}
+from petct_lib.variants import Variant
 
 
 @pytest.fixture(scope="module")
 def run(smoke_run, tmp_path_factory):
     ignored = shutil.ignore_patterns("phantom", "logs", "synthetic", "notebooks", "figures")
     return shutil.copytree(smoke_run, tmp_path_factory.mktemp("ablation") / "run", ignore=ignored)
-
-
-def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
-    base = RefinerSettings(width=8, lambda_spectrum=0.05)
-    by_name = {v.name: v for v in variants(base, 9, 5)}
-    assert len(by_name) == len(variants(base, 9, 5))
-    of_run = {"unet_l1", "refiner_l1", "refiner"}
-    assert not set(by_name) & {*of_run, "prior"}, "the run has checkpoints of these names"
-    assert {v.start for v in by_name.values()} <= {None, *of_run, *by_name}
-    for v in by_name.values():
-        assert v.start or not getattr(v.settings, "lambda_adversarial", 0), "whoever is judged begins as a regression"
-        start = by_name.get(v.start)
-        assert not start or (start.start, start.patients, start.in_fold) == (None, v.patients, v.in_fold)
-        assert not start or replace(start.settings, **LOSSES) == replace(v.settings, **LOSSES), "the same network"
-    assert by_name["pix2pix"].settings == replace(base, sees_coarse=False, sigma=0.0)
-    assert by_name["unet_l1_k2"].settings == base.direct().regression()
-    assert by_name["unet_l1_longer"].settings == replace(base.direct().regression(), error_width=0)
-    assert by_name["refiner_l1_longer"].settings == base.regression()
-    assert by_name["refined_no_source"].settings == replace(base, sees_source=False)
-    assert by_name["refined_steps4"].settings == replace(base, steps=4)
-    assert isinstance(by_name["unpaired"].settings, PriorSettings)
-    assert by_name["refined_k2"] == Variant("refined_k2", base, 2, start="refiner_l1_k2")
-    assert {v.patients for v in variants(base, 4, 5)} == {None, 1, 2}
-    assert by_name["refined_in_fold_k4"] == Variant(
-        "refined_in_fold_k4", base, 4, in_fold=True, start="refiner_l1_in_fold_k4"
-    )
-    few_in_fold = [v.name for v in variants(base, 9, 1) if v.in_fold]
-    assert few_in_fold == ["refiner_l1_in_fold_k1", "refined_in_fold_k1"], "there is one only to compare with"
-    without_noise = {v.name: v for v in variants(replace(base, sigma=0.0), 9, 5)}
-    assert "refined_steps4_anchored" in by_name.keys() - without_noise.keys(), "the same as renoised there"
-    assert without_noise["refined_sigma0.1"].settings.sigma == 0.1
-    assert all(samples == 1 for v in without_noise.values() for _, samples, _ in v.uses), "all samples are the same one"
-    for v in by_name.values():
-        steps = v.settings.steps
-        assert all(samples * steps <= 8 for _, samples, _ in v.uses), "at most 9 evaluations, the generator's included"
-
-
-def test_only_the_variants_asked_for_are_chosen():
-    of = variants(RefinerSettings(), 9, 5)
-    assert [v.name for v in chosen(of, "pix2pix|unet_l1_k[12]")] == ["pix2pix", "unet_l1_k1", "unet_l1_k2"]
-    assert [v.name for v in chosen(of, "pix2pix_k1")] == ["unet_l1_k1", "pix2pix_k1"], "and what it goes on from"
-    assert chosen(of, "") == of
-    assert chosen(of, "none") == []
-    with pytest.raises(InputError, match="regular expression"):
-        chosen(of, "(")
 
 
 def test_the_plan_is_that_of_notebook_03(run):

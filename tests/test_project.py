@@ -14,8 +14,8 @@ from conftest import ROOT
 
 import petct_lib
 from petct_lib.__main__ import main
-from petct_lib.ablation import chosen, variants
 from petct_lib.refiner import RefinerSettings
+from petct_lib.variants import chosen, variants
 
 ORDER = (  # imports point upwards only
     ("files", "progress", "volume", "suv", "intensity", "nets", "archives", "enhanced", "parallel", "statistics"),
@@ -25,6 +25,7 @@ ORDER = (  # imports point upwards only
     ("metrics", "dicom_files", "geometry", "dicom_write", "cyclegan", "checkpoints", "download"),
     ("bridge", "calibration", "realism", "lesion_scores", "synthrad", "collapse", "train"),
     ("prior", "refiner"),
+    ("variants",),
     ("charts",),
     ("regions", "vendors", "truth", "scanner", "skeleton", "trees", "organs"),
     ("anatomy", "structures", "downstream"),
