@@ -126,6 +126,14 @@ def hours(steps: int, step: Count) -> tuple[float, float]:
     )
 
 
+def refiner_settings(ref: dict) -> RefinerSettings:
+    """Of PET→CT, from notebook 03's parameters."""
+    of_direction = {name: ref[name]["pet2ct"] for name in ("sigma", "lambda_spectrum")}
+    return settings_of(
+        RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]), **of_direction
+    )
+
+
 def stages() -> list[tuple[str, int, int, Count]]:
     """Name, how many are trained, steps of each, and one step's count, for CycleGAN, regressions and refiners."""
     size, slice_mm = (parameters_of("01_data_exploration", "full")[key] for key in ("size", "slice_mm"))
@@ -133,10 +141,7 @@ def stages() -> list[tuple[str, int, int, Count]]:
     splits, per_study = split_patients([str(i) for i in range(STUDIES)], 0), round(SCAN_MM / slice_mm)
     larger = max(len(splits["train_pet"]), len(splits["train_ct"])) * per_study
     paired = max(len(refiner_patients(splits, d)) for d in ("pet2ct", "ct2pet")) * per_study
-    of_direction = {name: ref[name]["pet2ct"] for name in ("sigma", "lambda_spectrum")}
-    walk = settings_of(
-        RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]), **of_direction
-    )
+    walk = refiner_settings(ref)
     gan_step = counted(
         lambda: CycleGAN(settings_of(CycleGANSettings, gan)), ("pet", "ct"), gan["batch_size"], size,
         gan["mixed_precision"] == "bf16",
