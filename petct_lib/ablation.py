@@ -20,7 +20,7 @@ from petct_lib import charts, evaluate, scores, statistics, view
 from petct_lib.augment import Augmentation
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import read_splits, refiner_patients
-from petct_lib.files import read_json, replacing
+from petct_lib.files import read_json, replacing, write_json
 from petct_lib.intensity import read_window
 from petct_lib.parallel import each, whole
 from petct_lib.prepare import Prepared
@@ -31,7 +31,7 @@ from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
 from petct_lib.train_refiner import Pairs, Plan, held_out, pairs_of, plans, train_refiner
 from petct_lib.translate import Translator, load_cyclegan, load_refiner, translate_coarse
-from petct_lib.variants import SAMPLES, Variant, chosen, fewer, variants
+from petct_lib.variants import MEANS, SAMPLES, Variant, chosen, fewer, variants
 
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `unet_l1`, 1 `refiner_gan`, 1.25 beyond it
 TABLE = {  # (metric, region): head of its column
@@ -81,7 +81,8 @@ def _plan(variant: Variant, of_run: dict[str, Plan], whole_plan: Plan, direction
     """As long as the run's own training of its kind: a regression's, the refiner's after it, or, the prior's, both."""
     if isinstance(variant.settings, PriorSettings):
         return replace(whole_plan, stage=variant.settings)
-    plan = replace(of_run["refiner" if variant.start else "refiner_l1"], stage=variant.settings)
+    plan = of_run["refiner" if variant.start else "refiner_l1"]
+    plan = replace(plan, stage=variant.settings, seed=plan.seed + variant.seed)
     return replace(plan, start=f"{variant.start}_{direction}") if variant.start else plan
 
 
@@ -154,6 +155,7 @@ def _score(
             networks[method] = network if t0 is None else network.at(t0)
             images[method] = translator.image(networks[method], x, coarse, direction, samples=samples, seed=seed)
     images["refiner_gan"] = ends[1]
+    images |= {name: (images[a] + images[b]) / 2 for name, (a, b) in MEANS.items() if {a, b} <= images.keys()}
     if longer:
         cyclegan = load_cyclegan(longer / "checkpoints" / "cyclegan.pt")
         images["cyclegan_longer"] = translate_coarse(cyclegan, case.source, direction, translator.window)
@@ -207,7 +209,7 @@ def run_ablation(
         run_all(profile, data, out / f"seed{seed}", overrides=settings, resume=True)
         rows += [(seed, row) for row in scores.read_scores(out / f"seed{seed}" / "scores.csv")]
         rows += [(seed, row) for row in recorded(out / f"seed{seed}")]
-    more = [*asked[0], longer_setting(first, profile, asked[0])]
+    more = [*asked[0], _kept(out / "longer.json", longer_setting(first, profile, asked[0]))]
     run_all(profile, data, out / "longer", overrides=more, until="02_cyclegan_training", resume=True)
     splits = read_splits(first)
     paired = {d: len(refiner_patients(splits, d)) for d in DIRECTIONS}
@@ -222,6 +224,13 @@ def run_ablation(
     for direction in DIRECTIONS:
         draw([row for seed, row in rows if seed == 0], direction, paired[direction], out)
     return table(rows)
+
+
+def _kept(path: Path, setting: str) -> str:
+    """The setting of the first call: a run that goes on has measured other seconds, and would ask for other steps."""
+    if not path.exists():
+        write_json({"setting": setting}, path)
+    return read_json(path)["setting"]
 
 
 def _seeded(overrides: Sequence[str], seed: int) -> list[str]:

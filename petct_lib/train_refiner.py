@@ -136,7 +136,8 @@ def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin:
     "alpha": the largest of ALPHAS whose mean body MAE is at most `margin` times that of the control `refiner_l1`, whose
     network the refiner began with; where none is, as "alpha_distortion", the α of the least error. "error_scale": the
     factor on the uncertainty map at "alpha", the mean over patients: the error network learned the errors of single
-    samples at α = 1 on its own training patients, and is used on averaged weights and samples, at α, on new patients.
+    samples at α = 1 on its own training patients, and is used on averaged weights and samples, at α, on new patients,
+    with the distance between the line's ends added.
     These have in-fold coarse images, see `held_out`. "mae": the mean body MAE by α, in the target's unit;
     "mae_refiner_l1".
     """

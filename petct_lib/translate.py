@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from petct_lib import InputError, dicom, dicom_write
@@ -132,6 +133,15 @@ def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, win
     return decoded(coarse_images(cyclegan.generator(direction), x), TARGET[direction], window)
 
 
+def disagreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """|one − other| of two networks' images, (n, H, W), smoothed within each slice by a Gaussian of σ = 1 pixel.
+
+    After deep ensembles (Lakshminarayanan 2017): where networks differ, one of them is wrong at least. Smoothed,
+    because both may be wrong alike at a pixel beside.
+    """
+    return ndimage.gaussian_filter(np.abs(one - other), (0, 1, 1))
+
+
 def best_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,8 +172,8 @@ class Translator:
         lengths: slices of its studies, where there are several. samples: of which `refined` is the mean. alpha: one of
         MODES, or a number from 0, the regression from the source alone, over 1, the refiner's image, to ALPHA_LIMIT.
         InputError for another alpha, and for no samples.
-        Network evaluations a slice: 1 for the generator, samples × steps for the refiner (none at α = 0), 1 for the
-        regression (none at α = 1), and 1 of the error network, which is smaller.
+        Network evaluations a slice: 1 for the generator, samples × steps for the refiner, 1 for the regression, and 1
+        of the error network, which is smaller.
         """
         x, coarse = self.start(source, direction, lengths)
         return self.refined(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
@@ -190,29 +200,26 @@ class Translator:
         The uncertainty is calibrated at the α of the mode `default`; at others its size is that of there. x, coarse: as
         `start` gives them. InputError as for the call.
         """
-        alpha = self.alpha_of(direction, alpha)
-        ends = self.ends(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
-        return self.at(alpha, ends, x, coarse, direction)
+        ends = self.ends(x, coarse, direction, samples=samples, seed=seed)
+        return self.at(self.alpha_of(direction, alpha), ends, x, coarse, direction)
 
     def at(
         self, alpha: float, ends: Sequence[np.ndarray], x: Tensor, coarse: Tensor, direction: str
     ) -> Translation:  # fmt: skip
-        """The translation at a point of the line between two `ends` that are there already; as `refined`."""
-        image = self.between(*ends, alpha, direction)
-        scale = self.fitted.get(direction, {}).get("error_scale", 1.0)
-        uncertainty = scale * self.expected_error(self.refiners[direction], x, coarse, image, direction)
-        return Translation(decoded(coarse, TARGET[direction], self.window), image, uncertainty)
+        """The translation at a point of the line between the two `ends`; as `refined`.
 
-    def ends(
-        self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float = 0.5
-    ) -> list[np.ndarray]:
-        """The images of regression and refiner, (n, H, W) each; zeros for one that `alpha` has no use for."""
-        networks = (1 - alpha, self.regressions[direction]), (alpha, self.refiners[direction])
-        nothing = np.zeros((len(x), *x.shape[2:]), np.float32)
-        return [
-            self.image(network, x, coarse, direction, samples=samples, seed=seed) if share else nothing
-            for share, network in networks
-        ]
+        Its uncertainty is what the error network expects and how far the ends are apart, added up: the network learned
+        the errors of patients whom the refiner knew, and two networks agree less about one that is new to both.
+        """
+        image = self.between(*ends, alpha, direction)
+        expected = self.expected_error(self.refiners[direction], x, coarse, image, direction) + disagreement(*ends)
+        scale = self.fitted.get(direction, {}).get("error_scale", 1.0)
+        return Translation(decoded(coarse, TARGET[direction], self.window), image, scale * expected)
+
+    def ends(self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int) -> list[np.ndarray]:
+        """The images of regression and refiner, (n, H, W) each, in the target's unit."""
+        networks = self.regressions[direction], self.refiners[direction]
+        return [self.image(network, x, coarse, direction, samples=samples, seed=seed) for network in networks]
 
     def between(self, distortion: np.ndarray, perceptual: np.ndarray, alpha: float, direction: str) -> np.ndarray:
         """`bridge.interpolated` of the two `ends`, kept in the networks' range: beyond 1 the line may leave it."""

@@ -14,6 +14,10 @@ PAIRED = (1, 2, 4, 8)  # paired patients of the curve, before all of them, who a
 STEPS = (2, 4, 8)
 SAMPLES = (2, 4)  # averaged; without noise all are the same one
 SIGMAS = (0.0, 0.1)
+OTHER_SEED = 100  # of a second `pix2pix`
+MEANS = {  # of two networks' images: is it the coarse image that helps on a line between two, or that they are two?
+    "pix2pix_mean": ("pix2pix", "pix2pix_other"), "pix2pix_refiner_mean": ("pix2pix", "refiner_gan"),
+}  # fmt: skip
 T0 = (0.02, 0.05, 0.1, 0.2)  # how much of the coarse image the unpaired prior may drown, as shares of its schedule
 
 
@@ -27,13 +31,14 @@ class Variant:
     in_fold: bool = False  # learns from patients whose source the CycleGAN was fitted on: `train_refiner.held_out`
     uses: tuple[tuple[str, int, float | None], ...] = ()  # (method, samples, t0); none: its name, one sample
     start: str | None = None  # the regression, one of the run's or another variant, that it goes on from
+    seed: int = 0  # added to the run's: another training of the same
 
 
 def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant]:
     """Each differs in what its name says from `refiner_gan`, the run's refiner at α = 1 with one sample.
 
     All are trained like it: a regression first, and from its weights on with the refiner's losses. `…_longer` goes on
-    as a regression; `unpaired` is the prior, trained for as long. patients: paired ones that the run's refiner learned
+    as a regression; `pix2pix_other` is `pix2pix` from another seed; `unpaired` is the prior, trained for as long. patients: paired ones that the run's refiner learned
     from; the curve's are fewer. in_fold: how many there are whose coarse images are in-fold; `refined_in_fold_k4`
     learns from four of them, and is to be compared with `refined_k4`.
     """
@@ -43,6 +48,8 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
     no_coarse = replace(base, sees_coarse=False, sigma=1.0, steps=4)
     return [
         Variant("pix2pix", pix2pix, start="unet_l1"),
+        Variant("unet_l1_other", unet_l1, seed=OTHER_SEED),
+        Variant("pix2pix_other", pix2pix, start="unet_l1_other", seed=OTHER_SEED),
         Variant("unet_l1_longer", unet_l1, start="unet_l1"),
         Variant("refiner_l1_longer", regression, start="refiner_l1"),
         Variant("refined_no_spectrum", replace(base, lambda_spectrum=0.0), start="refiner_l1"),

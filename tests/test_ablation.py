@@ -113,6 +113,12 @@ def test_a_cyclegan_trained_for_longer_gets_the_refiners_seconds(tmp_path):
     assert longer_setting(tmp_path, "smoke", by_epochs) == "02_cyclegan_training.epochs=300"
 
 
+def test_an_ablation_that_goes_on_keeps_the_longer_training_of_its_first_call(tmp_path):
+    first, later = (f"02_cyclegan_training.steps={n}" for n in (1500, 1503))
+    assert ablation._kept(tmp_path / "longer.json", first) == first
+    assert ablation._kept(tmp_path / "longer.json", later) == first
+
+
 def test_seeds_get_a_column_and_the_table_their_range(tmp_path):
     def row(value, patient):
         return {"direction": "pet2ct", "method": "refined", "patient": patient, "region": "body", "metric": "mae",

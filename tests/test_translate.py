@@ -24,6 +24,7 @@ from petct_lib.translate import (
     coarse_for,
     coarse_images,
     decoded,
+    disagreement,
     encoded,
     load_cyclegan,
     middle,
@@ -113,14 +114,27 @@ def test_modes_are_names_of_the_runs_own_alphas(translator, source, monkeypatch)
         translator.alpha_of("pet2ct", "best")
 
 
-def test_the_uncertainty_is_the_error_networks_in_the_targets_unit(translator, source):
+def test_the_uncertainty_is_the_error_networks_and_the_disagreement_of_the_ends(translator, source):
     x, c = translator.start(source, "pet2ct")
     result = translator(source, "pet2ct", samples=1, seed=0, alpha=1.0)
     refined = refine(translator.refiners["pet2ct"], x, c, 1, 0)[0]
     b = translator.refiners["pet2ct"].expected_error(x[:4], c[:4], refined[:4])[:, 0].numpy()
     inside = (np.abs(refined[:4, 0].numpy()) + b < 1) & (b > 0)
-    expected = translator.fitted["pet2ct"]["error_scale"] * b * (1500 + 1024) / 2
+    apart = disagreement(*translator.ends(x, c, "pet2ct", samples=1, seed=0))[:4]
+    expected = translator.fitted["pet2ct"]["error_scale"] * (b * (1500 + 1024) / 2 + apart)
+    assert apart.max() > 1
     assert np.allclose(result.uncertainty[:4][inside], expected[inside], rtol=1e-2, atol=0.5)
+
+
+def test_disagreement_is_smoothed_within_a_slice_and_not_across():
+    one, other = np.zeros((3, 21, 21), np.float32), np.zeros((3, 21, 21), np.float32)
+    one[1, 10, 10] = -8.0
+    apart = disagreement(one, other)
+    assert not apart[[0, 2]].any()
+    assert apart[1].sum() == pytest.approx(8.0, rel=1e-5)
+    assert apart[1, 10, 10] == pytest.approx(8.0 / (2 * np.pi), rel=0.02)  # a Gaussian of σ = 1 at its centre
+    assert apart[1, 10, 11] / apart[1, 10, 10] == pytest.approx(np.exp(-0.5), rel=1e-4)
+    assert np.array_equal(disagreement(other, one), apart)
 
 
 def test_slices_share_their_noise_across_batches(translator, source, monkeypatch):

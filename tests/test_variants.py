@@ -7,7 +7,7 @@ import pytest
 from petct_lib import InputError
 from petct_lib.prior import PriorSettings
 from petct_lib.refiner import RefinerSettings
-from petct_lib.variants import Variant, chosen, variants
+from petct_lib.variants import MEANS, Variant, chosen, variants
 
 LOSSES = {"lambda_adversarial": 0.0, "lambda_spectrum": 0.0, "error_width": 0, "sigma": 0.0, "steps": 1}
 
@@ -23,8 +23,12 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
         assert v.start or not getattr(v.settings, "lambda_adversarial", 0), "whoever is judged begins as a regression"
         start = by_name.get(v.start)
         assert not start or (start.start, start.patients, start.in_fold) == (None, v.patients, v.in_fold)
+        assert not start or start.seed == v.seed
         assert not start or replace(start.settings, **LOSSES) == replace(v.settings, **LOSSES), "the same network"
     assert by_name["pix2pix"].settings == replace(base, sees_coarse=False, sigma=0.0)
+    assert by_name["pix2pix_other"].settings == by_name["pix2pix"].settings
+    assert by_name["pix2pix_other"].seed != by_name["pix2pix"].seed == 0
+    assert all({a, b} <= {*by_name, "refiner_gan"} for a, b in MEANS.values())
     assert by_name["unet_l1_k2"].settings == base.direct().regression()
     assert by_name["unet_l1_longer"].settings == replace(base.direct().regression(), error_width=0)
     assert by_name["refiner_l1_longer"].settings == base.regression()
