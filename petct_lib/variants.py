@@ -38,9 +38,9 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
     """Each differs in what its name says from `refiner_gan`, the run's refiner at α = 1 with one sample.
 
     All are trained like it: a regression first, and from its weights on with the refiner's losses. `…_longer` goes on
-    as a regression; `pix2pix_other` is `pix2pix` from another seed; `unpaired` is the prior, trained for as long. patients: paired ones that the run's refiner learned
-    from; the curve's are fewer. in_fold: how many there are whose coarse images are in-fold; `refined_in_fold_k4`
-    learns from four of them, and is to be compared with `refined_k4`.
+    as a regression; `pix2pix_other` is `pix2pix` from another seed; `unpaired` is the prior, trained for as long.
+    patients: paired ones that the run's refiner learned from; the curve's are fewer. in_fold: how many there are whose
+    coarse images are in-fold; `refined_in_fold_k4` learns from four of them, and is to be compared with `refined_k4`.
     """
     regression, pix2pix = base.regression(), base.direct()
     unet_l1 = replace(pix2pix.regression(), error_width=0)
