@@ -1,9 +1,9 @@
 """Slices per second and peak memory of translating a volume, against 50 steps of DDIM with MONAI's network.
 
 `make bench` runs it. Networks of the quick profile's widths, untrained (their weights do not change the time), on a
-volume of 200 slices of 256×256: generator, refiner with two samples, and error network. The peer is a conditional
-diffusion model of the same size that sees (z_t, source, coarse image): MONAI's DiffusionModelUNet with the denoiser's
-widths, with attention only in its middle, on a few slices of the same volume; its generator is left out.
+volume of 200 slices of 256×256: generator, refiner with two samples, regression and error network. The peer is a
+conditional diffusion model of the same size that sees (z_t, source, coarse image): MONAI's DiffusionModelUNet with the
+denoiser's widths, with attention only in its middle, on a few slices of the same volume; its generator is left out.
 """
 
 import argparse

@@ -105,15 +105,15 @@ def check_worst_slice(answer: int | None, marked: np.ndarray) -> bool:
     return _told(bool(count[int(answer)] == count.max()), "Sum the marks of every slice, and take the largest.")
 
 
-def check_budget(answer: Collection[tuple[int, int]] | None, budget: int, regressions: int) -> bool:
+def check_budget(answer: Collection[tuple[int, int]] | None, budget: int) -> bool:
     """All (steps, samples) with at most `budget` evaluations a slice.
 
-    The generator, the error network and `regressions` evaluations of the regression count, and steps × samples of the
-    refiner.
+    The generator, the regression and the error network count, and steps × samples of the refiner.
     """
-    left = budget - 2 - regressions
+    left = budget - 3
     expected = {(n, m) for n in range(1, left + 1) for m in range(1, left + 1) if n * m <= left}
-    return _set(answer, expected, "Generator and error network take one each; the refiner steps × samples.")
+    hint = "Generator, regression and error network take one each; the refiner steps × samples."
+    return _set(answer, expected, hint)
 
 
 def check_alpha(answer: float | None, mae_by_alpha: dict[str, float], margin: float) -> bool:

@@ -5,7 +5,7 @@ z_t, the source x, the coarse image c and t; L1 keeps it at the patient. A patch
 beside the image, and a loss on the power spectrum, give it the texture that L1 alone blurs away. It begins with the
 weights of the same network trained as a plain regression. Settings make the controls: without those two losses the
 regression `refiner_l1`, without the coarse image `unet_l1` and, with them, `pix2pix`.
-A second, smaller network predicts the absolute error of the refined image: the uncertainty map.
+A second, smaller network predicts the absolute error of the refined image, for the uncertainty map.
 """
 
 from dataclasses import asdict, dataclass, replace

@@ -27,7 +27,7 @@ CASES = {  # check: (its data, the right answer, wrong ones)
     "check_grey_step": ((Intensity(-1024, 1526, 15.0),), 10.0, (9.96 * 2, 2550 / 250)),
     "check_hidden_source": ((), ["two-sample accuracy", "MAE against the patient's CT"], ([], ["cycle loss"])),
     "check_worst_slice": ((MARKED,), 2, (0, 4, -1)),
-    "check_budget": ((5, 1), {(1, 1), (1, 2), (2, 1)}, ({(1, 1)}, {(1, 1), (1, 2), (2, 1), (2, 2)})),
+    "check_budget": ((5,), {(1, 1), (1, 2), (2, 1)}, ({(1, 1)}, {(1, 1), (1, 2), (2, 1), (2, 2)})),
     "check_alpha": (({"0.0": 80.0, "0.5": 81.0, "1.0": 84.1}, 0.05), 0.5, (1.0, 0.0)),
     "check_psnr": ((50.0, 4024.0), 38.11, (32.1, 76.2)),
     "check_smallest_p": ((5,), 0.0625, (0.05, 0.03125)),
@@ -69,7 +69,7 @@ def test_missing_and_superfluous_answers_are_told_apart(capsys):
     assert "some are missing" in capsys.readouterr().out
     exercises.check_leak(["x", "y", "z"], ["x", "y"], ["x", "y"])
     assert "too many" in capsys.readouterr().out
-    assert exercises.check_budget([[1, 1]], 4, 1), "pairs may be lists"
+    assert exercises.check_budget([[1, 1]], 4), "pairs may be lists"
 
 
 def test_a_place_beside_the_maximum_is_near_enough():
