@@ -112,13 +112,14 @@ def _train(run_dir: Path, job: tuple[str, Pairs, Plan]) -> float:
 def score_variants(
     run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None = None
 ) -> list[scores.Row]:
-    """Scores of a direction's variants on the test patients. longer: run folder of a CycleGAN trained for longer.
+    """Scores of a direction's variants on the test patients, one patient a core, or one on the GPU.
 
-    InputError where a variant has no checkpoint.
+    longer: run folder of a CycleGAN trained for longer. InputError where a variant has no checkpoint.
     """
     patients = read_splits(run_dir)["test"]
     score = partial(_score, Path(run_dir), direction, of, seed, longer)
-    scored = whole(each(score, patients, progress=partial(bar, desc=f"patients scored, {direction}")))
+    at_once = 1 if torch.cuda.is_available() else None
+    scored = whole(each(score, patients, jobs=at_once, progress=partial(bar, desc=f"patients scored, {direction}")))
     cases = [case for _, case in scored]
     window = read_window(run_dir)
     told = evaluate.two_sample_accuracies(
@@ -164,8 +165,8 @@ def _score(
     for method, network in networks.items():
         if "error" in network.nets:
             expected = translator.expected_error(network, x, coarse, images[method], direction)
-            known = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)
-            rows += [_row(direction, method, patient, name, value) for name, value in known.items()]
+            known = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)["rank_correlation"]
+            rows.append(_row(direction, method, patient, "rank_correlation", known))
     return rows, evaluate.few_slices(case)
 
 
@@ -272,9 +273,10 @@ def write_seeds(rows: Sequence[tuple[int, scores.Row]], path: Path) -> None:
 def table(rows: Sequence[tuple[int, scores.Row]]) -> str:
     """All methods with seed 0, means over patients; where there are several seeds, below it what was made with all.
 
-    told: two-sample accuracy; rank corr.: of expected and actual error; missed, invented: lesions a patient. The last
-    column is the mean difference of MAE to `refiner_gan` over the same patients, with its 95 % bootstrap interval. A
-    dash: there is none.
+    told: two-sample accuracy; rank corr.: of expected and actual error, of `refined` with the distance of the line's
+    ends, of all others what their error network says alone; missed, invented: lesions a patient. The last column is the
+    mean difference of MAE to `refiner_gan` over the same patients, with its 95 % bootstrap interval. A dash: there is
+    none.
     """
     tables = []
     for direction in DIRECTIONS:

@@ -110,7 +110,8 @@ def train_refiner(
 ) -> list[dict]:
     """Trains a refiner, a control or the prior, as `plan.stage` says, into `checkpoints/<name>.pt`; the rows logged.
 
-    A prior reads the targets of the pairs alone. InputError and FloatingPointError as for `train.fit`, and InputError
+    A prior reads the targets of the pairs alone. Validated on the `held_out` patients of whom there are no pairs, if
+    there are such. InputError and FloatingPointError as for `train.fit`, and InputError
     where `plan.start` is missing or another network.
     """
     run_dir = Path(run_dir)
@@ -120,13 +121,13 @@ def train_refiner(
     stage = (Refiner if isinstance(plan.stage, RefinerSettings) else Prior)(plan.stage, plan.seed)
     if plan.start:
         stage.start_from(load_refiner(run_dir / "checkpoints" / f"{plan.start}.pt"))
+    known = set(pairs.slices.studies)
+    unseen = [patient for patient in held_out(splits, pairs.direction) if not known & set(prepared.studies([patient]))]
     return fit(
         stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt",
         fingerprint=prepared.fingerprint, seed=plan.draws, resume=resume, name=name, preview=fixed,
         watchers=[TensorBoardLog(run_dir / "logs" / name), *watchers],
-        validate=RefinerValidation(
-            run_dir, held_out(splits, pairs.direction), pairs.direction, neighbours=pairs.slices.neighbours
-        ),
+        validate=unseen and RefinerValidation(run_dir, unseen, pairs.direction, neighbours=pairs.slices.neighbours),
     )  # fmt: skip
 
 

@@ -46,6 +46,8 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
     unet_l1 = replace(pix2pix.regression(), error_width=0)
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
     no_coarse = replace(base, sees_coarse=False, sigma=1.0, steps=4)
+    coarse_alone = replace(base, sees_source=False) if base.sees_coarse else None
+    no_source = _begun("refined_no_source", coarse_alone, "refiner_l1_no_source") if coarse_alone else []
     return [
         Variant("pix2pix", pix2pix, start="unet_l1"),
         Variant("unet_l1_other", unet_l1, seed=OTHER_SEED),
@@ -54,7 +56,7 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
         Variant("refiner_l1_longer", regression, start="refiner_l1"),
         Variant("refined_no_spectrum", replace(base, lambda_spectrum=0.0), start="refiner_l1"),
         Variant("refined_no_discriminator", replace(base, lambda_adversarial=0.0), start="refiner_l1"),
-        *_begun("refined_no_source", replace(base, sees_source=False), "refiner_l1_no_source"),
+        *no_source,
         *_begun("refined_no_skip", replace(base, residual=False), "refiner_l1_no_skip"),
         Variant("diffusion_l1_no_coarse", replace(no_coarse, lambda_adversarial=0.0, lambda_spectrum=0.0)),
         Variant("diffusion_no_coarse", no_coarse, start="diffusion_l1_no_coarse"),

@@ -44,6 +44,17 @@ def test_the_plan_is_that_of_notebook_03(run):
     assert plan.stage.error_width == asked["error_width"]
 
 
+def test_another_seed_gives_a_variant_other_weights_and_other_batches(run):
+    plan, warmup = plan_of("smoke", run, "pet2ct")
+    of_run = plans(plan, warmup, "pet2ct")
+    for start in (None, "unet_l1"):
+        first, other = (
+            ablation._plan(Variant("", plan.stage.direct(), start=start, seed=seed), of_run, plan, "pet2ct")
+            for seed in (0, 100)
+        )
+        assert (other.seed, other.draws) == (first.seed + 100, first.draws + 100)
+
+
 def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     few = replace(tiny.ADVERSARIAL, steps=1)
     of = [

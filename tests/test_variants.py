@@ -51,6 +51,12 @@ def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
         assert all(samples * steps <= 8 for _, samples, _ in v.uses), "at most 9 evaluations, the generator's included"
 
 
+def test_a_run_without_the_coarse_image_has_no_variant_that_sees_nothing():
+    names = [v.name for v in variants(RefinerSettings(sees_coarse=False), 9, 5)]
+    assert "refined_no_spectrum" in names
+    assert not [name for name in names if "no_source" in name]
+
+
 def test_only_the_variants_asked_for_are_chosen():
     of = variants(RefinerSettings(), 9, 5)
     assert [v.name for v in chosen(of, "pix2pix|unet_l1_k[12]")] == ["pix2pix", "unet_l1_k1", "unet_l1_k2"]
