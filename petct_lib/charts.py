@@ -163,9 +163,8 @@ def paired_curve(rows: list[dict], direction: str, methods: dict[str, dict[int, 
         axis.set(xscale="log", xlabel=f"{direction}: paired patients to learn from", ylabel=name)
         axis.set_xticks(ticks, [str(k) for k in ticks])
         axis.minorticks_off()
-    axis.legend(
-        fontsize=8, title=f"mean and each of\n{len(_values(mine, beside, 'mae'))} test patients", title_fontsize=8
-    )
+    title = f"mean and each of\n{len(_values(mine, beside, 'mae'))} test patients"
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8, title=title, title_fontsize=8)
     return fig
 
 
