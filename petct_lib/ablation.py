@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from petct_lib import charts, evaluate, scores, statistics, view
+from petct_lib import InputError, charts, evaluate, scores, statistics, view
 from petct_lib.augment import Augmentation
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import read_splits, refiner_patients
@@ -201,7 +201,7 @@ def run_ablation(
 
     A run with each seed; the variants with seed 0, of which `only` is a regular expression that their whole names must
     match ("": all). Trainings that an earlier call has finished are not done again, scores are. Errors as for
-    `run.run_all`, and for a wrong `only`.
+    `run.run_all`, and for a wrong `only` or a seed among the overrides.
     """
     chosen([Variant("", RefinerSettings())], only)  # a wrong pattern is told now, not after the first run
     rows: list[tuple[int, scores.Row]] = []
@@ -235,8 +235,10 @@ def _kept(path: Path, setting: str) -> str:
 
 
 def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
-    trained = ("02_cyclegan_training", "03_diffusion_refinement")
-    return [*overrides, *(f"{notebook}.seed={seed}" for notebook in trained)]
+    seeds = [f"{notebook}.seed=" for notebook in ("02_cyclegan_training", "03_diffusion_refinement")]
+    if given := [setting for setting in overrides if setting.startswith(tuple(seeds))]:
+        raise InputError(f"--set {given[0]}: the ablation sets the seeds itself, 0 and up; --seeds says how many")
+    return [*overrides, *(f"{setting}{seed}" for setting in seeds)]
 
 
 def draw(rows: Sequence[scores.Row], direction: str, patients: int, out: Path) -> None:

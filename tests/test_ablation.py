@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from petct_lib import ablation, scores
+from petct_lib import InputError, ablation, scores
 from petct_lib.ablation import longer_setting, plan_of, score_variants, table, train_variants
 from petct_lib.augment import Augmentation
 from petct_lib.checkpoints import load_checkpoint
@@ -122,6 +122,14 @@ def test_a_cyclegan_trained_for_longer_gets_the_refiners_seconds(tmp_path):
     assert longer_setting(tmp_path, "smoke", ["02_cyclegan_training.steps=1000"]) == "02_cyclegan_training.steps=1500"
     by_epochs = ["02_cyclegan_training.steps=null", "02_cyclegan_training.epochs=200"]
     assert longer_setting(tmp_path, "smoke", by_epochs) == "02_cyclegan_training.epochs=300"
+
+
+def test_a_seed_among_the_overrides_is_an_error_and_not_overruled(tmp_path):
+    with pytest.raises(InputError, match="the ablation sets the seeds itself"):
+        ablation.run_ablation(
+            "smoke", "phantom", tmp_path / "out", seeds=1, overrides=["03_diffusion_refinement.seed=7"]
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_ablation_that_goes_on_keeps_the_longer_training_of_its_first_call(tmp_path):
