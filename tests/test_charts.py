@@ -85,14 +85,16 @@ def rows_of(values):
 
 def test_paired_curve_draws_each_method_over_the_patients_beside_a_level():
     rows = rows_of({"cyclegan": (100, 0.2), "a_k1": (90, 0.5), "a_k4": (80, 0.4), "a": (70, 0.3)})
-    mae, spectrum = charts.paired_curve(rows, "pet2ct", {"a": {1: "a_k1", 4: "a_k4", 9: "a"}}, "cyclegan").axes
+    fig = charts.paired_curve(rows, "pet2ct", {"a": {1: "a_k1", 4: "a_k4", 9: "a"}}, "cyclegan")
+    mae, spectrum = fig.axes
     level, line, dots = mae.lines
     assert set(level.get_ydata()) == {100}
     assert list(line.get_xdata()) == [1, 4, 9]
     assert list(line.get_ydata()) == [90, 80, 70]
     values = [row["value"] for row in rows if row["metric"] == "mae" and row["method"] != "cyclegan"]
     assert sorted(dots.get_ydata()) == sorted(values), "every patient"
-    assert "2 test patients" in spectrum.get_legend().get_title().get_text()
+    [legend] = fig.legends
+    assert "2 test patients" in legend.get_title().get_text()
     assert list(spectrum.lines[1].get_ydata()) == [0.5, 0.4, 0.3]
     assert "HU" in mae.get_ylabel()
 
