@@ -18,6 +18,7 @@ import torch
 
 from petct_lib import InputError, charts, evaluate, scores, statistics, view
 from petct_lib.augment import Augmentation
+from petct_lib.bridge import interpolated
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import read_splits, refiner_patients
 from petct_lib.files import read_json, replacing, write_json
@@ -156,7 +157,8 @@ def _score(
             networks[method] = network if t0 is None else network.at(t0)
             images[method] = translator.image(networks[method], x, coarse, direction, samples=samples, seed=seed)
     images["refiner_gan"] = ends[1]
-    images |= {name: (images[a] + images[b]) / 2 for name, (a, b) in MEANS.items() if {a, b} <= images.keys()}
+    pairs = {name: pair for name, pair in MEANS.items() if images.keys() >= set(pair)}
+    images |= {name: interpolated(images[a], images[b], 0.5) for name, (a, b) in pairs.items()}
     if longer:
         cyclegan = load_cyclegan(longer / "checkpoints" / "cyclegan.pt")
         images["cyclegan_longer"] = translate_coarse(cyclegan, case.source, direction, translator.window)

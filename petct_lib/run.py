@@ -33,7 +33,7 @@ DEFAULT_RUN = NOTEBOOK_DIR.parent / "runs" / "notebooks"  # the `run_dir` that t
 MAKES = {  # what each notebook leaves in the run folder for the next ones
     "01_data_exploration": "splits.json",
     "02_cyclegan_training": "checkpoints/cyclegan.pt",
-    "03_diffusion_refinement": "checkpoints/refiner_ct2pet.pt",
+    "03_diffusion_refinement": "refiner.json",  # written last, when both directions are trained
 }
 CELL_TIMEOUT_S = 14 * 24 * 3600  # a full training is one cell
 PACKAGES = ("torch", "numpy", "pydicom", "SimpleITK", "scikit-image", "accelerate", "lpips", "papermill")

@@ -145,17 +145,19 @@ def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin:
     run_dir, translator = Path(run_dir), Translator(run_dir)
     given, translator.fitted = {"samples": samples, "seed": seed}, {}
     control = load_refiner(run_dir / "checkpoints" / f"refiner_l1_{direction}.pt")
-    maes, of_control, scales = {alpha: [] for alpha in ALPHAS}, [], []
+    maes, of_control, seen = {alpha: [] for alpha in ALPHAS}, [], []
     for x, coarse, real, body in _held_out_images(translator, run_dir, direction):
         ends = translator.ends(x, coarse, direction, **given)
         of_control.append(metrics.mae(real, translator.image(control, x, coarse, direction, **given), body))
         for alpha, of in maes.items():
             of.append(metrics.mae(real, translator.between(*ends, alpha, direction), body))
+        seen.append((ends, x, coarse, real, body))
     mae, limit = {alpha: float(np.mean(of)) for alpha, of in maes.items()}, margin * float(np.mean(of_control))
     least = min(ALPHAS, key=mae.get)
     best = max((alpha for alpha in ALPHAS if mae[alpha] <= limit), default=least)
-    for x, coarse, real, body in _held_out_images(translator, run_dir, direction):
-        result = translator.refined(x, coarse, direction, alpha=best, **given)
+    scales = []
+    for ends, x, coarse, real, body in seen:
+        result = translator.at(best, ends, x, coarse, direction)
         scales.append(scale_to_fit(result.uncertainty, np.abs(result.refined - real), body))
     by_alpha = {str(alpha): round(value, 4) for alpha, value in mae.items()}
     fitted = {

@@ -60,9 +60,11 @@ def load_cyclegan(path: Path) -> CycleGAN:
 def load_refiner(path: Path) -> Refiner | Prior:
     """A trained refiner, a control of the same network, or a prior, from its checkpoint, on `best_device`.
 
-    InputError as for `checkpoints.load_checkpoint`.
+    InputError as for `checkpoints.load_checkpoint`, and for one whose training has not come to its end.
     """
     state = load_checkpoint(path)
+    if (done := state["step"]) < (asked := state["origin"]["steps"]):
+        raise InputError(f"{path}: its training stopped after step {done} of {asked}; go on with it (--resume) first")
     settings = {**state["settings"], "multipliers": tuple(state["settings"]["multipliers"])}
     stage = Prior(PriorSettings(**settings)) if "t0" in settings else Refiner(RefinerSettings(**settings))
     restore(stage, state)

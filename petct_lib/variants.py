@@ -46,8 +46,9 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
     unet_l1 = replace(pix2pix.regression(), error_width=0)
     prior = PriorSettings(base.width, base.multipliers, lr=base.lr, ema_decay=base.ema_decay)
     no_coarse = replace(base, sees_coarse=False, sigma=1.0, steps=4)
-    coarse_alone = replace(base, sees_source=False) if base.sees_coarse else None
-    no_source = _begun("refined_no_source", coarse_alone, "refiner_l1_no_source") if coarse_alone else []
+    no_source = []  # where the run's refiner does not see the coarse image, nothing would be left
+    if base.sees_coarse:
+        no_source = _begun("refined_no_source", replace(base, sees_source=False), "refiner_l1_no_source")
     return [
         Variant("pix2pix", pix2pix, start="unet_l1"),
         Variant("unet_l1_other", unet_l1, seed=OTHER_SEED),

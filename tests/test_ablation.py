@@ -58,6 +58,7 @@ def test_another_seed_gives_a_variant_other_weights_and_other_batches(run):
 def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     few = replace(tiny.ADVERSARIAL, steps=1)
     of = [
+        Variant("pix2pix", few.direct()),
         Variant("pix2pix_k1", few.direct()),
         Variant("refiner_l1_k1", few.regression(), 1),
         Variant("refined_k1", few, 1, start="refiner_l1_k1"),
@@ -88,14 +89,15 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
         "refined_in_fold_k1",
         "cyclegan_longer",
     } | alphas
-    expected |= {"refined_neighbours3", "unpaired_t0.1", "unpaired_t0.5"}
+    means = {"pix2pix_refiner_mean"}  # there is no `pix2pix_other` here
+    expected |= {"pix2pix", "refined_neighbours3", "unpaired_t0.1", "unpaired_t0.5"} | means
     assert {row["method"] for row in rows} == expected
     test = set(read_json(run / "splits.json")["test"])
     assert {row["patient"] for row in rows} - {"all"} == test
     told = [row for row in rows if row["metric"] == "two_sample_accuracy"]
     assert {row["patient"] for row in told} == ({"all"} if len(test) > 1 else set()), "a single patient has none"
     with_errors = {row["method"] for row in rows if row["metric"] == "rank_correlation"}
-    assert with_errors == expected - alphas - {
+    assert with_errors == expected - alphas - means - {
         "cyclegan_longer", "unpaired_t0.1", "unpaired_t0.5",
     }, "the prior has no error network"  # fmt: skip
     assert {row["direction"] for row in rows} == {"ct2pet"}

@@ -10,6 +10,7 @@ from conftest import dicom_errors, petct
 
 from petct_lib import WARNING, InputError
 from petct_lib.archives import list_files
+from petct_lib.checkpoints import load_checkpoint, save_checkpoint
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.data import Slices
 from petct_lib.dicom import find_pairs, load_series
@@ -27,6 +28,7 @@ from petct_lib.translate import (
     disagreement,
     encoded,
     load_cyclegan,
+    load_refiner,
     middle,
     read_source,
     refine,
@@ -135,6 +137,14 @@ def test_disagreement_is_smoothed_within_a_slice_and_not_across():
     assert apart[1, 10, 10] == pytest.approx(8.0 / (2 * np.pi), rel=0.02)  # a Gaussian of σ = 1 at its centre
     assert apart[1, 10, 11] / apart[1, 10, 10] == pytest.approx(np.exp(-0.5), rel=1e-4)
     assert np.array_equal(disagreement(other, one), apart)
+
+
+def test_a_refiner_whose_training_was_interrupted_does_not_translate(smoke_run, tmp_path):
+    state = load_checkpoint(smoke_run / "checkpoints" / "refiner_pet2ct.pt")
+    load_refiner(smoke_run / "checkpoints" / "refiner_pet2ct.pt")
+    save_checkpoint({**state, "step": state["step"] - 1}, tmp_path / "refiner_pet2ct.pt")
+    with pytest.raises(InputError, match="its training stopped after step"):
+        load_refiner(tmp_path / "refiner_pet2ct.pt")
 
 
 def test_slices_share_their_noise_across_batches(translator, source, monkeypatch):
