@@ -38,7 +38,7 @@ def ours(volume: np.ndarray) -> None:
     refiner = settings_of(RefinerSettings, "03_diffusion_refinement", steps=1, **given)
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))
-    translator.refiners = translator.regressions = {"pet2ct": Refiner(refiner)}
+    translator.refiners = translator.direct = {"pet2ct": Refiner(refiner)}
     translator.window, translator.fitted = Intensity(), {}
     print(f"denoiser: {count_parameters(translator.refiners['pet2ct'].nets['denoiser']):,} parameters")
     translator(volume, "pet2ct", samples=2, seed=0)

@@ -41,6 +41,7 @@ Networks and training
     cyclegan        losses, image pool, and one training step
     bridge          from the coarse image to the real one: the path and its samplers
     refiner         the denoiser of one direction, its losses and its training step
+    spectrum_matching  fine structure that blur took, given back by a filter
     prior           unpaired refinement by a diffusion prior of the target images
     updates         one optimiser step: precision, accumulation, clipping, averaging
     train           the loop: devices, schedule, watchers, exact resume

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from petct_lib import InputError, charts, evaluate, scores, statistics, view
 from petct_lib.augment import Augmentation
 from petct_lib.bridge import interpolated
 from petct_lib.cyclegan import DIRECTIONS
-from petct_lib.data import read_splits, refiner_patients
+from petct_lib.data import TARGET, read_splits, refiner_patients
+from petct_lib.evaluate import REGRESSIONS
 from petct_lib.files import read_json, replacing, write_json
 from petct_lib.intensity import read_window
 from petct_lib.parallel import each, whole
@@ -30,18 +32,19 @@ from petct_lib.progress import bar
 from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
-from petct_lib.train_refiner import Pairs, Plan, held_out, pairs_of, plans, train_refiner
-from petct_lib.translate import Translator, load_cyclegan, load_refiner, translate_coarse
+from petct_lib.train_refiner import Pairs, Plan, gains_of, held_out, held_out_images, pairs_of, plans, train_refiner
+from petct_lib.translate import Translator, decoded, load_cyclegan, load_refiner, translate_coarse
 from petct_lib.variants import MEANS, SAMPLES, Variant, chosen, fewer, variants
 
-ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `unet_l1`, 1 `refiner_gan`, 1.25 beyond it
+ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `pix2pix`, 1 `refiner_gan`, 1.25 beyond it
+MATCHED = ("cyclegan", "unet_l1", "pix2pix", "refiner_l1", "refiner_gan")  # matched, too: controls
 TABLE = {  # (metric, region): head of its column
     ("mae", "body"): "MAE", ("ssim", "body"): "SSIM", ("spectrum", "body"): "spectrum",
     ("two_sample_accuracy", "body"): "told", ("coherence", "body"): "coherence",
     ("rank_correlation", "body"): "rank corr.", ("suvmax_error", "lesion"): "SUVmax error",
     ("missed", "lesion"): "missed", ("invented", "lesion"): "invented",
 }  # fmt: skip
-METHODS = ("unet_l1", "refiner_l1", "refiner")  # that notebook 03 trains for each direction
+METHODS = ("unet_l1", "pix2pix", "refiner_l1", "refiner")  # that notebook 03 trains for each direction
 
 
 def plan_of(profile: str, run_dir: Path, direction: str, overrides: Sequence[str] = ()) -> tuple[Plan, float]:
@@ -118,7 +121,7 @@ def score_variants(
     longer: run folder of a CycleGAN trained for longer. InputError where a variant has no checkpoint.
     """
     patients = read_splits(run_dir)["test"]
-    score = partial(_score, Path(run_dir), direction, of, seed, longer)
+    score = partial(_score, Path(run_dir), direction, of, seed, longer, _gains(run_dir, direction, seed))
     at_once = 1 if torch.cuda.is_available() else None
     scored = whole(each(score, patients, jobs=at_once, progress=partial(bar, desc=f"patients scored, {direction}")))
     cases = [case for _, case in scored]
@@ -135,7 +138,13 @@ def score_variants(
 
 
 def _score(
-    run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None, patient: str
+    run_dir: Path,
+    direction: str,
+    of: Sequence[Variant],
+    seed: int,
+    longer: Path | None,
+    gains: dict[str, np.ndarray],
+    patient: str,
 ) -> tuple[list[scores.Row], evaluate.Case]:
     """One patient: rows, and the few slices of the images that the two-sample test reads."""
     translator = Translator(run_dir)
@@ -157,8 +166,11 @@ def _score(
             networks[method] = network if t0 is None else network.at(t0)
             images[method] = translator.image(networks[method], x, coarse, direction, samples=samples, seed=seed)
     images["refiner_gan"] = ends[1]
-    pairs = {name: pair for name, pair in MEANS.items() if images.keys() >= set(pair)}
-    images |= {name: interpolated(images[a], images[b], 0.5) for name, (a, b) in pairs.items()}
+    known = {**images, "pix2pix": ends[0]}
+    pairs = {name: pair for name, pair in MEANS.items() if known.keys() >= set(pair)}
+    images |= {name: interpolated(known[a], known[b], 0.5) for name, (a, b) in pairs.items()}
+    plain = _plain(translator, x, coarse, direction, **given)
+    images |= {f"{name}_matched": translator.matched(plain[name], of, direction) for name, of in gains.items()}
     if longer:
         cyclegan = load_cyclegan(longer / "checkpoints" / "cyclegan.pt")
         images["cyclegan_longer"] = translate_coarse(cyclegan, case.source, direction, translator.window)
@@ -170,6 +182,23 @@ def _score(
             known = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)["rank_correlation"]
             rows.append(_row(direction, method, patient, "rank_correlation", known))
     return rows, evaluate.few_slices(case)
+
+
+def _gains(run_dir: Path, direction: str, seed: int) -> dict[str, np.ndarray]:
+    """Of MATCHED, fitted as `train_refiner.calibrate` fits those of the mode `default`: on the same slices."""
+    translator, pairs = Translator(run_dir), {name: [] for name in MATCHED}
+    for x, coarse, real, _ in held_out_images(translator, run_dir, direction):
+        for name, image in _plain(translator, x, coarse, direction, samples=1, seed=seed).items():
+            pairs[name].append((real, image))
+    return {name: gains_of(translator, direction, of) for name, of in pairs.items()}
+
+
+def _plain(translator: Translator, x: Tensor, coarse: Tensor, direction: str, **given: int) -> dict[str, np.ndarray]:
+    """The images of MATCHED before that."""
+    controls = {name: load_refiner(translator.checkpoints / f"{name}_{direction}.pt") for name in REGRESSIONS}
+    networks = {**controls, "pix2pix": translator.direct[direction], "refiner_gan": translator.refiners[direction]}
+    images = {name: translator.image(of, x, coarse, direction, **given) for name, of in networks.items()}
+    return {"cyclegan": decoded(coarse, TARGET[direction], translator.window), **images}
 
 
 def _row(direction: str, method: str, patient: str, metric: str, value: float) -> scores.Row:
@@ -246,7 +275,8 @@ def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
 def draw(rows: Sequence[scores.Row], direction: str, patients: int, out: Path) -> None:
     """The plane of all methods that learned from all pairs, and the curve over the number of paired patients.
 
-    Averages of several samples lie where one does, and are in the table only.
+    Averages of several samples lie where one does, and are in the table only. With no pair at all the refiner is
+    `cyclegan_tta`.
     """
     whole = [row for row in rows if not re.search(r"_(k|samples)\d+$", row["method"])]
     view.save(
@@ -257,6 +287,7 @@ def draw(rows: Sequence[scores.Row], direction: str, patients: int, out: Path) -
     )
     lines = {"refined": "refiner_gan", "pix2pix": "pix2pix", "unet_l1": "unet_l1"}  # by their names with all pairs
     curves = {line: {**{k: f"{line}_k{k}" for k in fewer(patients)}, patients: of} for line, of in lines.items()}
+    curves["refined"][0] = "cyclegan_tta"
     there = {row["method"] for row in rows if row["direction"] == direction}
     curves = {line: {k: of for k, of in points.items() if of in there} for line, points in curves.items()}
     curves = {line: points for line, points in curves.items() if points}

@@ -160,7 +160,8 @@ def paired_curve(rows: list[dict], direction: str, methods: dict[str, dict[int, 
             dots = [(k * aside, value) for k, of in points.items() for value in _values(mine, of, metric)]
             axis.plot(*zip(*dots, strict=True), "o", color=colour, ms=3, alpha=0.7)
         ticks = sorted({k for points in methods.values() for k in points})
-        axis.set(xscale="log", xlabel=f"{direction}: paired patients to learn from", ylabel=name)
+        axis.set_xscale("symlog", linthresh=1)  # 0 has a place
+        axis.set(xlabel=f"{direction}: paired patients to learn from", ylabel=name)
         axis.set_xticks(ticks, [str(k) for k in ticks])
         axis.minorticks_off()
     title = f"mean and each of\n{len(_values(mine, beside, 'mae'))} test patients"

@@ -21,7 +21,7 @@ from petct_lib.translate import FITTED
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "demo"
 SEED = 1000  # of the new patient: the run that is shipped learned from seed 0
-NETWORKS = ("cyclegan", *(f"{kind}_{d}" for kind in ("refiner", "unet_l1") for d in DIRECTIONS))
+NETWORKS = ("cyclegan", *(f"{kind}_{d}" for kind in ("refiner", "pix2pix") for d in DIRECTIONS))
 KEPT_STAGES = ("grid", "seed", "data_source", "data_fingerprint", "patients")
 CARD = "model_card.md"
 

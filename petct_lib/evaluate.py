@@ -19,6 +19,7 @@ from petct_lib.translate import UNIT, Translator, load_refiner
 
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
 DIAPHRAGM_MM = 30.0  # chosen: domes move by 10 to 20 mm in quiet breathing, and are not flat
+REGRESSIONS = ("unet_l1", "refiner_l1")  # controls that nothing but the score needs
 LPIPS_WINDOW = {"ct": (-1000.0, 400.0), "pet": (0.0, 10.0)}  # display windows, HU and SUV
 
 
@@ -97,29 +98,33 @@ def translate_patient(
     """Every method on one patient, by its name in `scores.csv`.
 
     The controls: `copy` is the source shown through the target's range, `atlas` the mean of the training targets,
-    `unet_l1` the refiner's network trained on the same pairs as a plain regression from the source alone; `refiner_l1`
-    the same from source and coarse image, with whose weights the refiner began; `blend` half `refiner_l1` and half
-    `cyclegan`. Ours: `refined_distortion` and `refined`, the modes `distortion` and `default`. InputError for a patient
-    who is not of the role `test`: something has learned from all others, or was chosen by them.
+    `unet_l1` the refiner's network trained on the same pairs as a plain regression from the source alone, `pix2pix` the
+    same gone on with the refiner's losses; `refiner_l1` the regression from source and coarse image, with whose weights
+    the refiner began; `blend` half `refiner_l1` and half `cyclegan`. Ours: `cyclegan_tta`, averaged over shifts, which
+    no pair has gone into; `refined_distortion` and `refined`, the modes `distortion` and `default`. InputError for a
+    patient who is not of the role `test`: something has learned from all others, or was chosen by them.
     """
     if patient not in splits["test"]:
         raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
     case, kind = load_case(prepared, patient, direction), TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     x, coarse = translator.start(case.source, direction, case.lengths)
-    control = load_refiner(translator.checkpoints / f"refiner_l1_{direction}.pt")
-    regression = translator.image(control, x, coarse, direction, samples=1, seed=seed)
+    controls = {name: load_refiner(translator.checkpoints / f"{name}_{direction}.pt") for name in REGRESSIONS}
+    regressions = {
+        name: translator.image(of, x, coarse, direction, samples=1, seed=seed) for name, of in controls.items()
+    }
     ends = translator.ends(x, coarse, direction, samples=samples, seed=seed)
-    refined = translator.at(translator.alpha_of(direction), ends, x, coarse, direction)
-    least = translator.between(*ends, translator.alpha_of(direction, "distortion"), direction)
+    refined = translator.at("default", ends, x, coarse, direction)
     images = {
         "copy": copied(case.source, direction, translator.window),
         "atlas": np.broadcast_to(atlas, case.source.shape),
         "cyclegan": refined.coarse,
-        "unet_l1": ends[0],
-        "refiner_l1": regression,
-        "blend": interpolated(regression, refined.coarse, 0.5),
-        "refined_distortion": least,
+        "cyclegan_tta": translator.unpaired(x, coarse, direction),
+        "unet_l1": regressions["unet_l1"],
+        "pix2pix": ends[0],
+        "refiner_l1": regressions["refiner_l1"],
+        "blend": interpolated(regressions["refiner_l1"], refined.coarse, 0.5),
+        "refined_distortion": translator.between(*ends, "distortion", direction),
         "refined": refined.refined,
     }
     return replace(case, images=images, uncertainty=refined.uncertainty)

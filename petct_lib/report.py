@@ -21,8 +21,10 @@ METHOD = "refined"
 CONTROLS = {
     "copy": "the source shown through the target's range", "atlas": "the mean of all training targets",
     "cyclegan": "stage 1 alone",
+    "cyclegan_tta": "stage 1 averaged over two positions of the slice (test-time augmentation): no pairs",
     "unet_l1": "the refiner's network as a plain regression from the source alone",
-    "refiner_l1": "the same from source and coarse image, before the refiner's own losses",
+    "pix2pix": "the same, gone on with the refiner's own losses",
+    "refiner_l1": "the regression from source and coarse image, before the refiner's own losses",
     "blend": "half `refiner_l1`, half `cyclegan`",
     "refined_distortion": "stage 2, the mode `distortion`, of least error",
     "refined": "stage 2, the mode `default`",
@@ -179,7 +181,7 @@ def findings(manifest: dict, rows: Sequence[Row]) -> list[str]:
     """What a reader must know before the means: the comparison with the control, lesions, bias, and how small n is."""
     found = []
     for direction, methods in scores.aggregate(rows).items():
-        for other in ("cyclegan", "unet_l1", "refiner_l1"):
+        for other in ("cyclegan", "unet_l1", "pix2pix", "refiner_l1"):
             found += _against(rows, direction, other)
         found += _of_lesions(direction, methods[METHOD])
         known = manifest.get("uncertainty", {}).get(direction, {}).get("rank_correlation")

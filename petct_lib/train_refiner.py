@@ -14,12 +14,13 @@ from petct_lib.augment import Augmentation
 from petct_lib.calibration import scale_to_fit
 from petct_lib.data import SOURCE, TARGET, PairedBatches, Slices, read_splits, refiner_patients
 from petct_lib.files import read_json, write_json
-from petct_lib.intensity import read_window
+from petct_lib.intensity import ENCODE, read_window
 from petct_lib.logs import TensorBoardLog
 from petct_lib.prepare import Prepared
 from petct_lib.prior import Prior, PriorSettings
 from petct_lib.realism import spread
 from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.spectrum_matching import fit_gains
 from petct_lib.train import FitSettings, Watcher, fit
 from petct_lib.train_cyclegan import checkpoint_of
 from petct_lib.translate import FITTED, Translator, coarse_for, load_cyclegan, load_refiner
@@ -28,7 +29,7 @@ from petct_lib.validation import RefinerValidation
 PREVIEWED = 4  # slices of the sample panel
 ALPHAS = tuple(k / 10 for k in range(16))  # that the mode `default` chooses from
 CALIBRATED = 24  # slices of a validation patient that α and the error's scale are fitted on: neighbours are alike
-MARGIN = 1.02  # how much error, as a multiple of `refiner_l1`'s, the mode `default` may pay for texture
+MARGIN = 1.0  # how much error, as a multiple of `refiner_l1`'s, the mode `default` may pay for texture
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,22 @@ class Plan:
 def plans(plan: Plan, warmup: float, direction: str) -> dict[str, Plan]:
     """The trainings of a direction in their order, by the method's name, from the plan of its whole refiner.
 
-    For the share `warmup` of the steps, two regressions: `unet_l1` from the source alone, which becomes the end of
-    least error, and `refiner_l1` from source and coarse image, with an error network. `refiner` goes on from both of
-    `refiner_l1` for the other steps, with its own losses. InputError for a share that leaves one of them no step.
+    For the share `warmup` of the steps, two regressions: `unet_l1` from the source alone, and `refiner_l1` from source
+    and coarse image, with an error network. For the other steps, with the refiner's losses, from the weights of the
+    first `pix2pix`, the line's end at α = 0, and from those of the second `refiner`, its end at α = 1. InputError for a
+    share that leaves one of them no step.
     """
     steps = int(warmup * plan.fit.steps)
     if not 0 < steps < plan.fit.steps:
         raise InputError(f"warmup {warmup}: of {plan.fit.steps} steps it must leave some to regression and refiner")
     first = replace(plan, fit=replace(plan.fit, steps=steps))
-    rest = replace(plan, fit=replace(plan.fit, steps=plan.fit.steps - steps), start=f"refiner_l1_{direction}")
+    rest = replace(plan, fit=replace(plan.fit, steps=plan.fit.steps - steps))
     regression = plan.stage.regression()
     return {
         "unet_l1": replace(first, stage=replace(regression.direct(), error_width=0)),
+        "pix2pix": replace(rest, stage=plan.stage.direct(), start=f"unet_l1_{direction}"),
         "refiner_l1": replace(first, stage=regression),
-        "refiner": rest,
+        "refiner": replace(rest, start=f"refiner_l1_{direction}"),
     }
 
 
@@ -134,42 +137,64 @@ def train_refiner(
 def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin: float = MARGIN) -> dict:
     """What the modes of `translate` need for a direction, fitted on `held_out` patients and kept in the run's folder.
 
-    "alpha": the largest of ALPHAS whose mean body MAE is at most `margin` times that of the control `refiner_l1`, whose
-    network the refiner began with; where none is, as "alpha_distortion", the α of the least error. "error_scale": the
-    factor on the uncertainty map at "alpha", the mean over patients: the error network learned the errors of single
-    samples at α = 1 on its own training patients, and is used on averaged weights and samples, at α, on new patients,
-    with the distance between the line's ends added.
-    These have in-fold coarse images, see `held_out`. "mae": the mean body MAE by α, in the target's unit;
-    "mae_refiner_l1".
+    "alpha_distortion": the α of ALPHAS with the least mean body MAE. "alpha": the largest whose image, its spectrum
+    matched with "gains" (rings), has a mean body MAE of at most `margin` times that of the control `refiner_l1`, whose
+    network the refiner began with; where none has, the α whose matched image errs least. "error_scale": the factor on
+    the uncertainty map of that image, the mean over patients: the error network learned the errors of single samples at
+    α = 1 on its own training patients, and is used on averaged weights and samples, at α, on new patients, with the
+    distance between the line's ends added. These have in-fold coarse images, see `held_out`. "mae", "mae_matched": the
+    mean body MAE by α, in the target's unit, of the line and with its spectrum matched; "mae_refiner_l1".
     """
     run_dir, translator = Path(run_dir), Translator(run_dir)
     given, translator.fitted = {"samples": samples, "seed": seed}, {}
     control = load_refiner(run_dir / "checkpoints" / f"refiner_l1_{direction}.pt")
-    maes, of_control, seen = {alpha: [] for alpha in ALPHAS}, [], []
-    for x, coarse, real, body in _held_out_images(translator, run_dir, direction):
+    of_control, seen = [], []
+    for x, coarse, real, body in held_out_images(translator, run_dir, direction):
         ends = translator.ends(x, coarse, direction, **given)
         of_control.append(metrics.mae(real, translator.image(control, x, coarse, direction, **given), body))
-        for alpha, of in maes.items():
-            of.append(metrics.mae(real, translator.between(*ends, alpha, direction), body))
         seen.append((ends, x, coarse, real, body))
-    mae, limit = {alpha: float(np.mean(of)) for alpha, of in maes.items()}, margin * float(np.mean(of_control))
-    least = min(ALPHAS, key=mae.get)
-    best = max((alpha for alpha in ALPHAS if mae[alpha] <= limit), default=least)
-    scales = []
-    for ends, x, coarse, real, body in seen:
-        result = translator.at(best, ends, x, coarse, direction)
-        scales.append(scale_to_fit(result.uncertainty, np.abs(result.refined - real), body))
-    by_alpha = {str(alpha): round(value, 4) for alpha, value in mae.items()}
+    gains, plain, with_gains = _along_the_line(translator, direction, seen)
+    limit = margin * float(np.mean(of_control))
+    best = max((a for a in ALPHAS if with_gains[a] <= limit), default=min(ALPHAS, key=with_gains.get))
     fitted = {
-        "alpha": best, "alpha_distortion": least, "error_scale": float(np.mean(scales)), "mae": by_alpha,
+        "alpha": best, "alpha_distortion": min(ALPHAS, key=plain.get),
+        "gains": [round(float(gain), 4) for gain in gains[best]],
+        "mae": {str(alpha): round(value, 4) for alpha, value in plain.items()},
+        "mae_matched": {str(alpha): round(value, 4) for alpha, value in with_gains.items()},
         "mae_refiner_l1": round(limit / margin, 4),
     }  # fmt: skip
+    translator.fitted = {direction: fitted}
+    results = [(translator.at("default", *of, direction), real, body) for *of, real, body in seen]
+    scales = [scale_to_fit(r.uncertainty, np.abs(r.refined - real), body) for r, real, body in results]
+    fitted["error_scale"] = float(np.mean(scales))
     path = run_dir / FITTED
     write_json({**(read_json(path) if path.exists() else {}), direction: fitted}, path)
     return fitted
 
 
-def _held_out_images(translator: Translator, run_dir: Path, direction: str) -> Iterator[tuple]:
+def _along_the_line(translator: Translator, direction: str, seen: Sequence[tuple]) -> tuple[dict, dict, dict]:
+    """By α: gains, mean body MAE without them, and with them; of `calibrate`'s patients."""
+    gains, plain, with_gains = {}, {}, {}
+    for alpha in ALPHAS:
+        images = [(real, translator.between(*ends, alpha, direction), body) for ends, _, _, real, body in seen]
+        gains[alpha] = gains_of(translator, direction, [(real, image) for real, image, _ in images])
+        plain[alpha] = _mean_mae(images)
+        with_gains[alpha] = _mean_mae([(r, translator.matched(i, gains[alpha], direction), b) for r, i, b in images])
+    return gains, plain, with_gains
+
+
+def _mean_mae(images: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
+    """Over patients' (real, image, body)."""
+    return float(np.mean([metrics.mae(*of) for of in images]))
+
+
+def gains_of(translator: Translator, direction: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """`spectrum_matching.fit_gains` from (real, made) of patients, (n, H, W) each in the target's unit."""
+    encode, window = ENCODE[TARGET[direction]], translator.window
+    return fit_gains(*([encode(image, window) for image in images] for images in zip(*pairs, strict=True)))
+
+
+def held_out_images(translator: Translator, run_dir: Path, direction: str) -> Iterator[tuple]:
     """Of each validation patient, CALIBRATED slices: source and coarse as `Translator.start` gives them, real, body."""
     prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
     for patient in held_out(splits, direction):

@@ -24,6 +24,7 @@ from petct_lib.nets import middle
 from petct_lib.prepare import FILL, Prepared
 from petct_lib.prior import Prior, PriorSettings
 from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.spectrum_matching import matched
 from petct_lib.suv import suv_factor
 from petct_lib.train import restore
 from petct_lib.volume import Volume, axial_grid, resample
@@ -35,7 +36,8 @@ MODES = {  # by mode: what `train_refiner.calibrate` calls its α, and the α wh
     "default": ("alpha", 1.0), "distortion": ("alpha_distortion", 0.0),
 }  # fmt: skip
 ALPHA_LIMIT = 1.5  # beyond 1 the line goes on: more texture than the refiner's own, at more error
-FITTED = "refiner.json"  # in a run's folder, by direction: α of the modes, factor on the uncertainty map
+FITTED = "refiner.json"  # in a run's folder, by direction: α of the modes, gains, factor on the uncertainty map
+HALF_STRIDE = 2  # pixels: the generator halves its images twice
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,20 @@ def coarse_images(generator: nn.Module, source: Tensor) -> Tensor:
     device = next(generator.parameters()).device
     generator.eval()
     return torch.cat([middle(generator(part.to(device))).cpu() for part in source.split(BATCH)])
+
+
+def shift_averaged(generator: nn.Module, source: Tensor, coarse: Tensor) -> Tensor:
+    """`coarse`, averaged with the generator's image of the slices moved by half of its stride, moved back.
+
+    Test-time augmentation: what depends on where a pixel lies on the generator's strides is averaged away. The last two
+    rows and columns, which leave the moved slice, stay as they are. Shapes as for `coarse_images`, which made `coarse`.
+    """
+    height, width = source.shape[-2:]
+    moved = nn.functional.pad(source, (HALF_STRIDE, 0, HALF_STRIDE, 0), mode="reflect")[..., :height, :width]
+    back = coarse_images(generator, moved)[..., HALF_STRIDE:, HALF_STRIDE:]
+    averaged = coarse.clone()
+    averaged[..., :-HALF_STRIDE, :-HALF_STRIDE] = (coarse[..., :-HALF_STRIDE, :-HALF_STRIDE] + back) / 2
+    return averaged
 
 
 def coarse_for(slices: Slices, generator: nn.Module, kind: str, path: Path) -> np.ndarray:
@@ -160,7 +176,7 @@ class Translator:
         self.checkpoints = run_dir / "checkpoints"
         self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
         self.refiners = {d: load_refiner(self.checkpoints / f"refiner_{d}.pt") for d in DIRECTIONS}
-        self.regressions = {d: load_refiner(self.checkpoints / f"unet_l1_{d}.pt") for d in DIRECTIONS}
+        self.direct = {d: load_refiner(self.checkpoints / f"pix2pix_{d}.pt") for d in DIRECTIONS}
         self.window = read_window(run_dir)
         self.grid = read_json(run_dir / "stages.json")["grid"]
         self.fitted = read_json(run_dir / FITTED) if (run_dir / FITTED).exists() else {}
@@ -172,10 +188,10 @@ class Translator:
         """A stack of slices (n, H, W) in SUV or HU, on the run's pixel size, to its translation in the target's unit.
 
         lengths: slices of its studies, where there are several. samples: of which `refined` is the mean. alpha: one of
-        MODES, or a number from 0, the regression from the source alone, over 1, the refiner's image, to ALPHA_LIMIT.
+        MODES, or a number from 0, the network from the source alone, over 1, the refiner's image, to ALPHA_LIMIT.
         InputError for another alpha, and for no samples.
-        Network evaluations a slice: 1 for the generator, samples × steps for the refiner, 1 for the regression, and 1
-        of the error network, which is smaller.
+        Network evaluations a slice: 1 for the generator, samples × steps for the refiner, 1 for the direct network, and
+        1 of the error network, which is smaller.
         """
         x, coarse = self.start(source, direction, lengths)
         return self.refined(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
@@ -189,7 +205,7 @@ class Translator:
         with `neighbours` if those are more: a refiner that looks at fewer takes the middle ones.
         """
         of_generator = self.cyclegan.settings.neighbours
-        refiners = self.refiners[direction], self.regressions[direction]
+        refiners = self.refiners[direction], self.direct[direction]
         seen = max(of_generator, neighbours, *(refiner.settings.neighbours for refiner in refiners))
         x = encoded(source, SOURCE[direction], self.window, seen, lengths)
         return x, coarse_images(self.cyclegan.generator(direction), middle(x, of_generator))
@@ -197,16 +213,16 @@ class Translator:
     def refined(
         self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float | str = "default"
     ) -> Translation:
-        """From source and coarse image on. alpha: as for the call; see `bridge.interpolated`.
+        """From source and coarse image on. alpha: as for the call; see `between`.
 
-        The uncertainty is calibrated at the α of the mode `default`; at others its size is that of there. x, coarse: as
-        `start` gives them. InputError as for the call.
+        The uncertainty is calibrated for the mode `default`; elsewhere its size is that of there. x, coarse: as `start`
+        gives them. InputError as for the call.
         """
         ends = self.ends(x, coarse, direction, samples=samples, seed=seed)
-        return self.at(self.alpha_of(direction, alpha), ends, x, coarse, direction)
+        return self.at(alpha, ends, x, coarse, direction)
 
     def at(
-        self, alpha: float, ends: Sequence[np.ndarray], x: Tensor, coarse: Tensor, direction: str
+        self, alpha: float | str, ends: Sequence[np.ndarray], x: Tensor, coarse: Tensor, direction: str
     ) -> Translation:  # fmt: skip
         """The translation at a point of the line between the two `ends`; as `refined`.
 
@@ -219,14 +235,30 @@ class Translator:
         return Translation(decoded(coarse, TARGET[direction], self.window), image, scale * expected)
 
     def ends(self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int) -> list[np.ndarray]:
-        """The images of regression and refiner, (n, H, W) each, in the target's unit."""
-        networks = self.regressions[direction], self.refiners[direction]
+        """The images of the direct network and of the refiner, (n, H, W) each, in the target's unit."""
+        networks = self.direct[direction], self.refiners[direction]
         return [self.image(network, x, coarse, direction, samples=samples, seed=seed) for network in networks]
 
-    def between(self, distortion: np.ndarray, perceptual: np.ndarray, alpha: float, direction: str) -> np.ndarray:
-        """`bridge.interpolated` of the two `ends`, kept in the networks' range: beyond 1 the line may leave it."""
+    def between(self, distortion: np.ndarray, perceptual: np.ndarray, alpha: float | str, direction: str) -> np.ndarray:
+        """`bridge.interpolated` of the two `ends`, kept in the networks' range: beyond 1 the line may leave it.
+
+        In the mode `default` its spectrum is then matched with the gains that `train_refiner.calibrate` fitted; a
+        number, and the mode `distortion`, is the line's point as it is. InputError as for the call.
+        """
         low, high = decoded(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1), TARGET[direction], self.window).ravel()
-        return interpolated(distortion, perceptual, alpha).clip(low, high)
+        image = interpolated(distortion, perceptual, self.alpha_of(direction, alpha)).clip(low, high)
+        gains = self.fitted.get(direction, {}).get("gains") if alpha == "default" else None
+        return image if gains is None else self.matched(image, gains, direction)
+
+    def matched(self, image: np.ndarray, gains: np.ndarray, direction: str) -> np.ndarray:
+        """`spectrum_matching.matched` of an image in the target's unit, (n, H, W), which it keeps."""
+        kind = TARGET[direction]
+        return DECODE[kind](matched(np.asarray(ENCODE[kind](image, self.window), np.float32), gains), self.window)
+
+    def unpaired(self, x: Tensor, coarse: Tensor, direction: str) -> np.ndarray:
+        """`shift_averaged`, (n, H, W) in the target's unit: the best that no pair goes into. x, coarse: see `start`."""
+        source, generator = middle(x, self.cyclegan.settings.neighbours), self.cyclegan.generator(direction)
+        return decoded(shift_averaged(generator, source, coarse), TARGET[direction], self.window)
 
     def alpha_of(self, direction: str, alpha: float | str = "default") -> float:
         """The α of a mode, as `train_refiner.calibrate` fitted it, or the number given. InputError for another."""
@@ -235,7 +267,7 @@ class Translator:
             return self.fitted.get(direction, {}).get(name, unfitted)
         if isinstance(alpha, str) or not 0 <= alpha <= ALPHA_LIMIT:
             raise InputError(
-                f"alpha {alpha}: must be {' or '.join(MODES)}, or lie between 0 (the regression) and {ALPHA_LIMIT} "
+                f"alpha {alpha}: must be {' or '.join(MODES)}, or lie between 0 (the direct network) and {ALPHA_LIMIT} "
                 "(1 is the refiner's)"
             )
         return alpha
@@ -265,7 +297,7 @@ class Translator:
     def identity(self, direction: str) -> str:
         """SHA-256 over checkpoints and calibration of a direction: what differs has another identity (and UIDs)."""
         digest = hashlib.sha256(json.dumps(self.fitted.get(direction), sort_keys=True).encode())
-        for name in ("cyclegan.pt", f"refiner_{direction}.pt", f"unet_l1_{direction}.pt"):
+        for name in ("cyclegan.pt", f"refiner_{direction}.pt", f"pix2pix_{direction}.pt"):
             digest.update((self.checkpoints / name).read_bytes())
         return digest.hexdigest()
 
@@ -350,8 +382,7 @@ def translate_study(
     grid = axial_grid(corners.min(axis=0), corners.max(axis=0), g["size"], g["fov_mm"], g["slice_mm"])
     source = resample(volume, grid, FILL[SOURCE[direction]]).array
     translation = translator(source, direction, samples=samples, seed=seed, alpha=alpha)
-    alpha = translator.alpha_of(direction, alpha)
-    made_from = f"{series.uid}|{translator.identity(direction)}|{samples}|{seed}|{alpha}"
+    made_from = f"{series.uid}|{translator.identity(direction)}|{samples}|{seed}|{alpha}"  # a mode's is in the identity
     patient = dicom.pseudonym(dicom.study_patient([series]), series.uid)
     frame = str(series.get("FrameOfReferenceUID"))
     subject = dicom_write.Subject(patient, dicom_write.make_uid("study", made_from), frame)

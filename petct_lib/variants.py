@@ -14,7 +14,7 @@ PAIRED = (1, 2, 4, 8)  # paired patients of the curve, before all of them, who a
 STEPS = (2, 4, 8)
 SAMPLES = (2, 4)  # averaged; without noise all are the same one
 SIGMAS = (0.0, 0.1)
-OTHER_SEED = 100  # of a second `pix2pix`
+OTHER_SEED = 100  # of a second `pix2pix`, beside the run's own
 MEANS = {  # of two networks' images: is it the coarse image that helps on a line between two, or that they are two?
     "pix2pix_mean": ("pix2pix", "pix2pix_other"), "pix2pix_refiner_mean": ("pix2pix", "refiner_gan"),
 }  # fmt: skip
@@ -50,7 +50,6 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
     if base.sees_coarse:
         no_source = _begun("refined_no_source", replace(base, sees_source=False), "refiner_l1_no_source")
     return [
-        Variant("pix2pix", pix2pix, start="unet_l1"),
         Variant("unet_l1_other", unet_l1, seed=OTHER_SEED),
         Variant("pix2pix_other", pix2pix, start="unet_l1_other", seed=OTHER_SEED),
         Variant("unet_l1_longer", unet_l1, start="unet_l1"),

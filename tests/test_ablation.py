@@ -58,7 +58,7 @@ def test_another_seed_gives_a_variant_other_weights_and_other_batches(run):
 def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     few = replace(tiny.ADVERSARIAL, steps=1)
     of = [
-        Variant("pix2pix", few.direct()),
+        Variant("pix2pix_other", few.direct(), seed=100),
         Variant("pix2pix_k1", few.direct()),
         Variant("refiner_l1_k1", few.regression(), 1),
         Variant("refined_k1", few, 1, start="refiner_l1_k1"),
@@ -89,8 +89,8 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
         "refined_in_fold_k1",
         "cyclegan_longer",
     } | alphas
-    means = {"pix2pix_refiner_mean"}  # there is no `pix2pix_other` here
-    expected |= {"pix2pix", "refined_neighbours3", "unpaired_t0.1", "unpaired_t0.5"} | means
+    means = {"pix2pix_mean", "pix2pix_refiner_mean", *(f"{name}_matched" for name in ablation.MATCHED)}
+    expected |= {"pix2pix_other", "refined_neighbours3", "unpaired_t0.1", "unpaired_t0.5"} | means
     assert {row["method"] for row in rows} == expected
     test = set(read_json(run / "splits.json")["test"])
     assert {row["patient"] for row in rows} - {"all"} == test
@@ -118,7 +118,7 @@ def test_what_notebook_04_found_of_all_patients_becomes_rows(tmp_path):
 
 def test_a_cyclegan_trained_for_longer_gets_the_refiners_seconds(tmp_path):
     seconds = {"refiner_pet2ct": 30.0, "refiner_ct2pet": 30.0, "refiner_l1_pet2ct": 10.0, "refiner_l1_ct2pet": 10.0}
-    seconds |= {"unet_l1_pet2ct": 10.0, "unet_l1_ct2pet": 10.0}
+    seconds |= {f"{name}_{d}": 5.0 for name in ("unet_l1", "pix2pix") for d in ("pet2ct", "ct2pet")}
     seconds = {f"{name} training": value for name, value in {"cyclegan": 200.0, **seconds}.items()}
     write_json({"stage_seconds": seconds}, tmp_path / "stages.json")
     assert longer_setting(tmp_path, "smoke", ["02_cyclegan_training.steps=1000"]) == "02_cyclegan_training.steps=1500"

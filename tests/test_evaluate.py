@@ -80,7 +80,9 @@ def test_methods_of_a_run_are_what_they_say(smoke_run):
         "copy",
         "atlas",
         "cyclegan",
+        "cyclegan_tta",
         "unet_l1",
+        "pix2pix",
         "refiner_l1",
         "blend",
         "refined_distortion",
@@ -92,12 +94,15 @@ def test_methods_of_a_run_are_what_they_say(smoke_run):
     assert np.array_equal(case.images["refined"], whole.refined)
     assert np.array_equal(case.images["cyclegan"], whole.coarse)
     assert np.array_equal(case.uncertainty, whole.uncertainty)
-    for name, alpha in (("unet_l1", 0.0), ("refined_distortion", "distortion")):
+    for name, alpha in (("pix2pix", 0.0), ("refined_distortion", "distortion")):
         made = translator(case.source, "pet2ct", samples=2, seed=0, alpha=alpha)
         assert np.array_equal(case.images[name], made.refined), name
-    control = load_refiner(smoke_run / "checkpoints" / "refiner_l1_pet2ct.pt")
-    regression = translator.image(control, *translator.start(case.source, "pet2ct"), "pet2ct", samples=1, seed=0)
-    assert np.array_equal(case.images["refiner_l1"], regression)
+    x, coarse = translator.start(case.source, "pet2ct")
+    assert np.array_equal(case.images["cyclegan_tta"], translator.unpaired(x, coarse, "pet2ct"))
+    for name in ("unet_l1", "refiner_l1"):
+        control = load_refiner(smoke_run / "checkpoints" / f"{name}_pet2ct.pt")
+        regression = translator.image(control, x, coarse, "pet2ct", samples=1, seed=0)
+        assert np.array_equal(case.images[name], regression), name
     assert np.allclose(case.images["blend"], (regression + whole.coarse) / 2, atol=1e-3)
     assert not np.array_equal(case.images["refined"], case.images["refiner_l1"])
 

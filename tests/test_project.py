@@ -24,7 +24,7 @@ ORDER = (  # imports point upwards only
     ("augment", "interrupt", "updates"),
     ("canvas", "tissues"),
     ("metrics", "dicom_files", "geometry", "dicom_write", "cyclegan", "checkpoints", "download"),
-    ("bridge", "calibration", "realism", "lesion_scores", "synthrad", "collapse", "train"),
+    ("bridge", "calibration", "realism", "spectrum_matching", "lesion_scores", "synthrad", "collapse", "train"),
     ("prior", "refiner"),
     ("variants",),
     ("charts",),

@@ -69,7 +69,7 @@ def test_findings_say_who_is_worse_and_how_few_patients_there_are(smoke_run):
     manifest, rows = read_json(smoke_run / "manifest.json"), read_scores(smoke_run / "scores.csv")
     said = findings(manifest, rows)
     means = {m: of["body"]["mae"]["mean"] for m, of in aggregate(rows)["pet2ct"].items()}
-    for other in ("cyclegan", "unet_l1", "refiner_l1"):
+    for other in ("cyclegan", "unet_l1", "pix2pix", "refiner_l1"):
         [line] = [s for s in said if s.startswith("pet2ct: body MAE") and f"{other}'s" in s]
         assert ("below" if means["refined"] < means[other] else "above") in line
         assert f"{abs(means[other] - means['refined']):.3g} HU" in line

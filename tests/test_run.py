@@ -31,7 +31,10 @@ from petct_lib.run import (
 )
 from petct_lib.scores import read_scores
 
-METHODS = {"copy", "atlas", "cyclegan", "unet_l1", "refiner_l1", "blend", "refined_distortion", "refined"}
+METHODS = {
+    "copy", "atlas", "cyclegan", "cyclegan_tta", "unet_l1", "pix2pix", "refiner_l1", "blend", "refined_distortion",
+    "refined",
+}  # fmt: skip
 METRICS = {"mae", "mse", "rmse", "psnr", "ssim", "spectrum"}
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from petct_lib.checkpoints import load_checkpoint, save_checkpoint
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import refiner_patients
 from petct_lib.files import read_json
+from petct_lib.intensity import encode_ct
 from petct_lib.prepare import Prepared
 from petct_lib.prior import Prior, PriorSettings
+from petct_lib.spectrum_matching import fit_gains
 from petct_lib.train import FitSettings
 from petct_lib.train_refiner import ALPHAS, Plan, calibrate, held_out, pairs_of, plans
 from petct_lib.translate import FITTED, Translator, load_refiner
@@ -95,9 +98,11 @@ def test_the_steps_are_shared_between_regressions_and_refiner():
     plan = Plan(tiny.ADVERSARIAL, FitSettings(12), Augmentation(), 2, 0)
     made = plans(plan, 0.75, "ct2pet")
     assert {name: (of.fit.steps, of.start) for name, of in made.items()} == {
-        "unet_l1": (9, None), "refiner_l1": (9, None), "refiner": (3, "refiner_l1_ct2pet"),
+        "unet_l1": (9, None), "pix2pix": (3, "unet_l1_ct2pet"),
+        "refiner_l1": (9, None), "refiner": (3, "refiner_l1_ct2pet"),
     }  # fmt: skip
     assert made["refiner"].stage == plan.stage
+    assert made["pix2pix"].stage == plan.stage.direct()
     assert made["refiner_l1"].stage == plan.stage.regression()
     assert made["unet_l1"].stage == replace(plan.stage.regression(), sees_coarse=False, error_width=0)
     assert made["refiner"].draws != made["refiner_l1"].draws, "other batches than those it began with"
@@ -125,24 +130,30 @@ def test_a_prior_trains_and_loads_in_the_same_way(run):
 def test_calibrate_takes_the_largest_alpha_within_the_margin_on_the_validation_patients(run):
     prepared, splits, translator = Prepared(run / "prepared"), read_json(run / "splits.json"), Translator(run)
     control = load_refiner(run / "checkpoints" / "refiner_l1_pet2ct.pt")
-    maes, of_control = {alpha: [] for alpha in ALPHAS}, []
+    of_control, seen, encode = [], [], partial(encode_ct, window=translator.window)
     for patient in held_out(splits, "pet2ct"):
         pet, ct, body = (np.array(prepared.of_patient(patient, kind)) for kind in ("pet", "ct", "body"))
         start, given = translator.start(pet, "pet2ct"), {"samples": 1, "seed": 0}
         ends, some = translator.ends(*start, "pet2ct", **given), spread(len(pet))
         regression = translator.image(control, *start, "pet2ct", **given)
         of_control.append(metrics.mae(ct[some], regression[some], body[some]))
-        for alpha in ALPHAS:
-            maes[alpha].append(metrics.mae(ct[some], translator.between(*ends, alpha, "pet2ct")[some], body[some]))
-    by_hand = {alpha: np.mean(of) for alpha, of in maes.items()}
-    least = min(by_hand, key=by_hand.get)
+        seen.append(([end[some] for end in ends], ct[some], body[some]))
+    line, filtered, gains = {}, {}, {}
+    for alpha in ALPHAS:
+        made = [translator.between(*ends, alpha, "pet2ct") for ends, _, _ in seen]
+        gains[alpha] = fit_gains([encode(ct) for _, ct, _ in seen], [encode(image) for image in made])
+        sharp = [translator.matched(image, gains[alpha], "pet2ct") for image in made]
+        for found, images in ((line, made), (filtered, sharp)):
+            found[alpha] = np.mean([metrics.mae(ct, i, body) for i, (_, ct, body) in zip(images, seen, strict=True)])
     for margin in (0.01, 1.0001, 1.02, 10.0):
         fitted = calibrate(run, "pet2ct", samples=1, seed=0, margin=margin)
-        assert fitted["mae"] == {str(a): pytest.approx(v, abs=1e-3) for a, v in by_hand.items()}
+        assert fitted["mae"] == {str(a): pytest.approx(v, abs=1e-3) for a, v in line.items()}
+        assert fitted["mae_matched"] == {str(a): pytest.approx(v, abs=1e-3) for a, v in filtered.items()}
         assert fitted["mae_refiner_l1"] == pytest.approx(np.mean(of_control), abs=1e-3)
-        assert fitted["alpha_distortion"] == least
-        within = [a for a in ALPHAS if by_hand[a] <= margin * np.mean(of_control)]
-        assert fitted["alpha"] == max(within, default=least)
+        assert fitted["alpha_distortion"] == min(line, key=line.get)
+        within = [a for a in ALPHAS if filtered[a] <= margin * np.mean(of_control)]
+        assert fitted["alpha"] == max(within, default=min(filtered, key=filtered.get))
+        assert fitted["gains"] == pytest.approx(gains[fitted["alpha"]], abs=1e-3)
     assert fitted["alpha"] == ALPHAS[-1] == 1.5
     assert read_json(run / FITTED)["pet2ct"] == fitted
 

@@ -17,9 +17,10 @@ from petct_lib.dicom import find_pairs, load_series
 from petct_lib.dicom_files import read_series
 from petct_lib.dicom_write import make_uid
 from petct_lib.files import read_json
-from petct_lib.intensity import Intensity, decode_ct
+from petct_lib.intensity import Intensity, decode_ct, encode_ct
 from petct_lib.prepare import Prepared
 from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.spectrum_matching import matched
 from petct_lib.translate import (
     Translator,
     coarse_for,
@@ -32,6 +33,7 @@ from petct_lib.translate import (
     middle,
     read_source,
     refine,
+    shift_averaged,
     translate_coarse,
     translate_study,
 )
@@ -76,7 +78,7 @@ def test_alpha_leads_from_the_regression_to_the_adversarial_image(translator, so
     given = {"samples": 1, "seed": 0}
     regression, half, adversarial = (translator(source, "pet2ct", alpha=a, **given).refined for a in (0.0, 0.5, 1.0))
     x, c = translator.start(source, "pet2ct")
-    expected = decoded(refine(translator.regressions["pet2ct"], x, c, 1, 5), "ct", translator.window)[0]
+    expected = decoded(refine(translator.direct["pet2ct"], x, c, 1, 5), "ct", translator.window)[0]
     assert np.array_equal(regression, expected), "no noise in it, whatever the seed"
     assert np.allclose(half, (regression + adversarial) / 2, atol=1e-3)
     assert not np.allclose(regression, adversarial, atol=1.0)
@@ -103,6 +105,44 @@ def test_the_default_alpha_and_the_error_scale_are_the_runs_own(translator, sour
     translator.fitted["pet2ct"]["error_scale"] = 2.0
     assert np.allclose(translator(source, "pet2ct", **given).uncertainty, 2 * once.uncertainty)
     assert (translator.alpha_of("ct2pet"), translator.alpha_of("ct2pet", "distortion")) == (1.0, 0.0), "not fitted"
+
+
+def test_the_mode_default_alone_is_matched_with_the_runs_gains(translator, source, monkeypatch):
+    given = {"samples": 1, "seed": 0}
+    gains = np.linspace(1, 2, 46)
+    fitted = {"alpha": 0.5, "alpha_distortion": 0.5, "gains": gains.tolist()}
+    monkeypatch.setattr(translator, "fitted", {"pet2ct": fitted})
+    by_mode = {alpha: translator(source, "pet2ct", alpha=alpha, **given).refined for alpha in ("default", "distortion")}
+    plain = translator(source, "pet2ct", alpha=0.5, **given).refined
+    expected = matched(encode_ct(plain, translator.window), gains)
+    assert np.allclose(by_mode["default"], decode_ct(expected, translator.window), atol=0.01)
+    assert np.array_equal(by_mode["distortion"], plain)
+    assert not np.allclose(by_mode["default"], plain, atol=1)
+    assert by_mode["default"].dtype == plain.dtype
+
+
+def test_the_average_over_shifts_notices_where_a_pixel_lies_and_nothing_else():
+    class Of(torch.nn.Module):
+        def __init__(self, answer):
+            super().__init__()
+            self.answer, self.weight = answer, torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, z):
+            return self.answer(z)
+
+    x = torch.rand((3, 1, 16, 20), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    equivariant, place = Of(lambda z: z / 2), Of(lambda z: torch.arange(20.0).expand_as(z))
+    assert torch.allclose(shift_averaged(equivariant, x, coarse_images(equivariant, x)), x / 2)
+    drawn = shift_averaged(place, x, coarse_images(place, x))
+    assert torch.equal(drawn[..., :-2, :-2], torch.arange(18.0).expand(3, 1, 14, 18) + 1), "half of a shift of 2"
+    assert torch.equal(drawn[..., -2:], torch.arange(18.0, 20).expand(3, 1, 16, 2))
+
+
+def test_what_no_pair_goes_into_is_the_generators_average(translator, source):
+    x, coarse = translator.start(source, "pet2ct")
+    made = shift_averaged(translator.cyclegan.generator("pet2ct"), x, coarse)
+    assert np.array_equal(translator.unpaired(x, coarse, "pet2ct"), decoded(made, "ct", translator.window))
+    assert not torch.equal(made, coarse)
 
 
 def test_modes_are_names_of_the_runs_own_alphas(translator, source, monkeypatch):
@@ -230,7 +270,7 @@ def test_a_study_is_translated_with_the_neighbours_of_its_generator():
 
 def test_a_translator_starts_from_slices_among_their_neighbours_and_coarse_images():
     translator = object.__new__(Translator)  # without a run
-    translator.refiners = translator.regressions = {"pet2ct": Refiner(RefinerSettings(width=8, neighbours=1))}
+    translator.refiners = translator.direct = {"pet2ct": Refiner(RefinerSettings(width=8, neighbours=1))}
     translator.cyclegan, translator.window = CycleGAN(CycleGANSettings(4, 1, 1, neighbours=3)), Intensity()
     source = np.random.default_rng(0).uniform(0, 5, (5, 16, 16)).astype(np.float32)
     x, coarse = translator.start(source, "pet2ct", [3, 2])
