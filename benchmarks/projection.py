@@ -27,7 +27,7 @@ STUDIES = 44
 SCAN_MM = 1000.0  # skull base to the middle of the thigh, about a metre: an assumption
 PEAK_TFLOP_S, BANDWIDTH_TB_S, MEMORY_GB = 989.0, 4.8, 141  # NVIDIA's data sheet of the H200 SXM; bfloat16, dense
 COMPUTE_SHARE, BANDWIDTH_SHARE = (0.4, 0.15), (0.8, 0.5)  # of the peak that is sustained, best and worst: assumptions
-DIRECTIONS = 2  # each with two regressions, which are cheaper than the refiner, and counted as dear
+DIRECTIONS = 2  # each with two regressions and pix2pix, which are cheaper than the refiner, and counted as dear
 
 
 class Bytes(TorchDispatchMode):
@@ -154,7 +154,7 @@ def stages() -> list[tuple[str, int, int, Count]]:
     return [
         ("CycleGAN", 1, steps_of(gan["steps"], gan["epochs"], larger, gan["batch_size"]), gan_step),
         ("regressions", 2 * DIRECTIONS, first, ref_step),
-        ("refiners", DIRECTIONS, steps - first, ref_step),
+        ("refiners and pix2pix", 2 * DIRECTIONS, steps - first, ref_step),
     ]
 
 

@@ -171,8 +171,8 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
     end.add_argument(
         "--alpha",
         type=float,
-        help="0 is a regression from the source alone, 1 the refiner's own image, up to 1.5 more texture, at more "
-        "error; default is the α that the run was calibrated to",
+        help="0 is a network from the source alone, 1 the refiner's own image, up to 1.5 more texture, at more "
+        "error, as the networks made it; without it the mode decides, and `default` matches the power spectrum, too",
     )
     p.set_defaults(command=_translate)
 

@@ -108,11 +108,11 @@ def check_worst_slice(answer: int | None, marked: np.ndarray) -> bool:
 def check_budget(answer: Collection[tuple[int, int]] | None, budget: int) -> bool:
     """All (steps, samples) with at most `budget` evaluations a slice.
 
-    The generator, the regression and the error network count, and steps × samples of the refiner.
+    The generator, `pix2pix` and the error network count, and steps × samples of the refiner.
     """
     left = budget - 3
     expected = {(n, m) for n in range(1, left + 1) for m in range(1, left + 1) if n * m <= left}
-    hint = "Generator, regression and error network take one each; the refiner steps × samples."
+    hint = "Generator, pix2pix and error network take one each; the refiner steps × samples."
     return _set(answer, expected, hint)
 
 

@@ -141,6 +141,11 @@ def spectrum_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(np.sqrt(np.mean(difference**2)))
 
 
+def inside(stack: np.ndarray, mask: np.ndarray, low: float) -> np.ndarray:
+    """The slices of (n, H, W) that have some of the mask, everything outside it set to low."""
+    return np.where(mask, stack, low)[mask.any(axis=(1, 2))]
+
+
 def shift_gain(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, reach: int = 1) -> float:
     """How much lower the MAE would be, in %, were the synthetic stack moved by up to `reach` voxels along any axis.
 
@@ -184,8 +189,7 @@ def score_patient(
     real, synthetic, mask = checked(real, synthetic, mask)
     check_range("clip", *clip)
     real, synthetic = np.clip(real, *clip), np.clip(synthetic, *clip)
-    slices = mask.any(axis=(1, 2))
-    real_body, synthetic_body = (np.where(mask, stack, clip[0])[slices] for stack in (real, synthetic))
+    real_body, synthetic_body = (inside(stack, mask, clip[0]) for stack in (real, synthetic))
     scores = [
         *_voxel_scores(real, synthetic, mask, clip, unit),
         ("ssim", ssim(real, synthetic, data_range=clip[1] - clip[0], mask=mask), "1"),

@@ -108,8 +108,8 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
     lines = [
         "# Model card", "", f"> {WARNING}: research and teaching only.", "", "## Model",
         "CycleGAN between PET and CT slices, both directions, and a refiner for each: an adversarially trained",
-        "denoiser on a bridge from the CycleGAN's image to the real one, with a regression control and an error",
-        "network.", "",
+        "denoiser on a bridge from the CycleGAN's image to the real one, mixed with a network from the source alone",
+        "(pix2pix) and filtered to the power spectrum of real images; and an error network.", "",
         *_table({
             "petct_lib": f"{manifest['petct_lib']}, commit {manifest['commit'] or 'unknown'}"
             + (", with uncommitted changes" if manifest["uncommitted_changes"] else ""),

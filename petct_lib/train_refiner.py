@@ -16,7 +16,7 @@ from petct_lib.data import SOURCE, TARGET, PairedBatches, Slices, read_splits, r
 from petct_lib.files import read_json, write_json
 from petct_lib.intensity import ENCODE, read_window
 from petct_lib.logs import TensorBoardLog
-from petct_lib.prepare import Prepared
+from petct_lib.prepare import FILL, Prepared
 from petct_lib.prior import Prior, PriorSettings
 from petct_lib.realism import spread
 from petct_lib.refiner import Refiner, RefinerSettings
@@ -29,6 +29,10 @@ from petct_lib.validation import RefinerValidation
 PREVIEWED = 4  # slices of the sample panel
 ALPHAS = tuple(k / 10 for k in range(16))  # that the mode `default` chooses from
 CALIBRATED = 24  # slices of a validation patient that α and the error's scale are fitted on: neighbours are alike
+CURVES = (  # in `refiner.json`: name, score, of the line as it is or with its spectrum matched
+    ("mae", "mae", True), ("mae_matched", "mae", False), ("spectrum", "spectrum", True),
+    ("spectrum_matched", "spectrum", False),
+)  # fmt: skip
 MARGIN = 1.0  # how much error, as a multiple of `refiner_l1`'s, the mode `default` may pay for texture
 
 
@@ -69,6 +73,16 @@ def plans(plan: Plan, warmup: float, direction: str) -> dict[str, Plan]:
         "refiner_l1": replace(first, stage=regression),
         "refiner": replace(rest, start=f"refiner_l1_{direction}"),
     }
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the line and its mean scores over the validation patients: body MAE in the target's unit, spectrum."""
+
+    alpha: float
+    gains: list[float] | None  # by ring; None: its spectrum is not matched
+    mae: float
+    spectrum: float
 
 
 @dataclass(frozen=True)
@@ -137,13 +151,14 @@ def train_refiner(
 def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin: float = MARGIN) -> dict:
     """What the modes of `translate` need for a direction, fitted on `held_out` patients and kept in the run's folder.
 
-    "alpha_distortion": the α of ALPHAS with the least mean body MAE. "alpha": the largest whose image, its spectrum
-    matched with "gains" (rings), has a mean body MAE of at most `margin` times that of the control `refiner_l1`, whose
-    network the refiner began with; where none has, the α whose matched image errs least. "error_scale": the factor on
-    the uncertainty map of that image, the mean over patients: the error network learned the errors of single samples at
-    α = 1 on its own training patients, and is used on averaged weights and samples, at α, on new patients, with the
-    distance between the line's ends added. These have in-fold coarse images, see `held_out`. "mae", "mae_matched": the
-    mean body MAE by α, in the target's unit, of the line and with its spectrum matched; "mae_refiner_l1".
+    "alpha_distortion": the α of ALPHAS with the least mean body MAE. "alpha" and "gains": of all points of the line, as
+    they are (gains: None) and with their spectrum matched (gains by ring), the one with the least mean distance of the
+    body's spectrum whose mean body MAE is at most `margin` times that of the control `refiner_l1`, whose network the
+    refiner began with; where none is, that of "alpha_distortion". "error_scale": the factor on the uncertainty map of
+    that image, the mean over patients: the error network learned the errors of single samples at α = 1 on its own
+    training patients, and is used on averaged weights and samples, at α, on new patients, with the distance between the
+    line's ends added. These have in-fold coarse images, see `held_out`. By α: "mae", "mae_matched" in the target's
+    unit, "spectrum", "spectrum_matched"; and "mae_refiner_l1".
     """
     run_dir, translator = Path(run_dir), Translator(run_dir)
     given, translator.fitted = {"samples": samples, "seed": seed}, {}
@@ -153,14 +168,13 @@ def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin:
         ends = translator.ends(x, coarse, direction, **given)
         of_control.append(metrics.mae(real, translator.image(control, x, coarse, direction, **given), body))
         seen.append((ends, x, coarse, real, body))
-    gains, plain, with_gains = _along_the_line(translator, direction, seen)
-    limit = margin * float(np.mean(of_control))
-    best = max((a for a in ALPHAS if with_gains[a] <= limit), default=min(ALPHAS, key=with_gains.get))
+    points, limit = _line(translator, direction, seen), margin * float(np.mean(of_control))
+    least = min((point for point in points if point.gains is None), key=lambda point: point.mae)
+    best = min((point for point in points if point.mae <= limit), key=lambda point: point.spectrum, default=least)
     fitted = {
-        "alpha": best, "alpha_distortion": min(ALPHAS, key=plain.get),
-        "gains": [round(float(gain), 4) for gain in gains[best]],
-        "mae": {str(alpha): round(value, 4) for alpha, value in plain.items()},
-        "mae_matched": {str(alpha): round(value, 4) for alpha, value in with_gains.items()},
+        "alpha": best.alpha, "alpha_distortion": least.alpha, "gains": best.gains,
+        **{name: {str(p.alpha): round(getattr(p, score), 4) for p in points if (p.gains is None) == plain}
+           for name, score, plain in CURVES},
         "mae_refiner_l1": round(limit / margin, 4),
     }  # fmt: skip
     translator.fitted = {direction: fitted}
@@ -172,20 +186,26 @@ def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin:
     return fitted
 
 
-def _along_the_line(translator: Translator, direction: str, seen: Sequence[tuple]) -> tuple[dict, dict, dict]:
-    """By α: gains, mean body MAE without them, and with them; of `calibrate`'s patients."""
-    gains, plain, with_gains = {}, {}, {}
+def _line(translator: Translator, direction: str, seen: Sequence[tuple]) -> list[Point]:
+    """All points of ALPHAS, as they are and matched, scored on `calibrate`'s patients."""
+    points = []
     for alpha in ALPHAS:
-        images = [(real, translator.between(*ends, alpha, direction), body) for ends, _, _, real, body in seen]
-        gains[alpha] = gains_of(translator, direction, [(real, image) for real, image, _ in images])
-        plain[alpha] = _mean_mae(images)
-        with_gains[alpha] = _mean_mae([(r, translator.matched(i, gains[alpha], direction), b) for r, i, b in images])
-    return gains, plain, with_gains
+        images = [translator.between(*ends, alpha, direction) for ends, *_ in seen]
+        found = gains_of(translator, direction, [(real, i) for i, (*_, real, _) in zip(images, seen, strict=True)])
+        gains = [round(float(gain), 4) for gain in found]
+        matched = [translator.matched(image, gains, direction) for image in images]
+        for those, of in ((images, None), (matched, gains)):
+            scores = [
+                _scores(i, real, body, FILL[TARGET[direction]]) for i, (*_, real, body) in zip(those, seen, strict=True)
+            ]
+            points.append(Point(alpha, of, *map(float, np.mean(scores, axis=0))))
+    return points
 
 
-def _mean_mae(images: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
-    """Over patients' (real, image, body)."""
-    return float(np.mean([metrics.mae(*of) for of in images]))
+def _scores(image: np.ndarray, real: np.ndarray, body: np.ndarray, air: float) -> tuple[float, float]:
+    """Body MAE, and distance of the body's spectrum."""
+    stacks = [metrics.inside(stack, body, air) for stack in (real, image)]
+    return metrics.mae(real, image, body), metrics.spectrum_distance(*stacks)
 
 
 def gains_of(translator: Translator, direction: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -127,7 +127,7 @@ def test_a_prior_trains_and_loads_in_the_same_way(run):
     assert np.isfinite(image).all()
 
 
-def test_calibrate_takes_the_largest_alpha_within_the_margin_on_the_validation_patients(run):
+def test_calibrate_takes_the_nearest_spectrum_within_the_margin_on_the_validation_patients(run):
     prepared, splits, translator = Prepared(run / "prepared"), read_json(run / "splits.json"), Translator(run)
     control = load_refiner(run / "checkpoints" / "refiner_l1_pet2ct.pt")
     of_control, seen, encode = [], [], partial(encode_ct, window=translator.window)
@@ -144,17 +144,31 @@ def test_calibrate_takes_the_largest_alpha_within_the_margin_on_the_validation_p
         gains[alpha] = fit_gains([encode(ct) for _, ct, _ in seen], [encode(image) for image in made])
         sharp = [translator.matched(image, gains[alpha], "pet2ct") for image in made]
         for found, images in ((line, made), (filtered, sharp)):
-            found[alpha] = np.mean([metrics.mae(ct, i, body) for i, (_, ct, body) in zip(images, seen, strict=True)])
-    for margin in (0.01, 1.0001, 1.02, 10.0):
+            scores = [
+                (
+                    metrics.mae(ct, image, body),
+                    metrics.spectrum_distance(np.where(body, ct, -1024.0), np.where(body, image, -1024.0)),
+                )
+                for image, (_, ct, body) in zip(images, seen, strict=True)
+            ]
+            found[alpha] = np.mean(scores, axis=0)
+    least = min(line, key=lambda a: line[a][0])
+    points = [(*of[a], a, of is filtered) for of in (line, filtered) for a in ALPHAS]
+    chosen = []
+    for margin in (0.01, 1.0001, 1.2, 10.0):
         fitted = calibrate(run, "pet2ct", samples=1, seed=0, margin=margin)
-        assert fitted["mae"] == {str(a): pytest.approx(v, abs=1e-3) for a, v in line.items()}
-        assert fitted["mae_matched"] == {str(a): pytest.approx(v, abs=1e-3) for a, v in filtered.items()}
+        for name, found, k in (("mae", line, 0), ("mae_matched", filtered, 0), ("spectrum", line, 1)):
+            assert fitted[name] == {str(a): pytest.approx(of[k], abs=2e-3) for a, of in found.items()}, name
         assert fitted["mae_refiner_l1"] == pytest.approx(np.mean(of_control), abs=1e-3)
-        assert fitted["alpha_distortion"] == min(line, key=line.get)
-        within = [a for a in ALPHAS if filtered[a] <= margin * np.mean(of_control)]
-        assert fitted["alpha"] == max(within, default=min(filtered, key=filtered.get))
-        assert fitted["gains"] == pytest.approx(gains[fitted["alpha"]], abs=1e-3)
-    assert fitted["alpha"] == ALPHAS[-1] == 1.5
+        assert fitted["alpha_distortion"] == least
+        within = [
+            (spectrum, a, is_matched) for mae, spectrum, a, is_matched in points if mae <= margin * np.mean(of_control)
+        ]
+        _, alpha, is_matched = min(within, default=(0, least, False))
+        assert (fitted["alpha"], fitted["gains"] is not None) == (alpha, is_matched)
+        assert not is_matched or fitted["gains"] == pytest.approx(gains[alpha], abs=1e-3)
+        chosen.append((alpha, is_matched))
+    assert len(set(chosen)) > 1, "the margin matters"
     assert read_json(run / FITTED)["pet2ct"] == fitted
 
 
