@@ -22,7 +22,6 @@ from petct_lib.augment import Augmentation
 from petct_lib.bridge import interpolated
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import TARGET, read_splits, refiner_patients
-from petct_lib.evaluate import REGRESSIONS
 from petct_lib.files import read_json, replacing, write_json
 from petct_lib.intensity import read_window
 from petct_lib.parallel import each, whole
@@ -32,12 +31,11 @@ from petct_lib.progress import bar
 from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
-from petct_lib.train_refiner import Pairs, Plan, gains_of, held_out, held_out_images, pairs_of, plans, train_refiner
+from petct_lib.train_refiner import Pairs, Plan, gains_of, held_out, held_out_slices, pairs_of, plans, train_refiner
 from petct_lib.translate import Translator, decoded, load_cyclegan, load_refiner, translate_coarse
 from petct_lib.variants import MEANS, SAMPLES, Variant, chosen, fewer, variants
 
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `pix2pix`, 1 `refiner_gan`, 1.25 beyond it
-MATCHED = ("cyclegan", "unet_l1", "pix2pix", "refiner_l1", "refiner_gan")  # matched, too: controls
 TABLE = {  # (metric, region): head of its column
     ("mae", "body"): "MAE", ("ssim", "body"): "SSIM", ("spectrum", "body"): "spectrum",
     ("two_sample_accuracy", "body"): "told", ("coherence", "body"): "coherence",
@@ -138,38 +136,28 @@ def score_variants(
 
 
 def _score(
-    run_dir: Path,
-    direction: str,
-    of: Sequence[Variant],
-    seed: int,
-    longer: Path | None,
-    gains: dict[str, np.ndarray],
-    patient: str,
-) -> tuple[list[scores.Row], evaluate.Case]:
+    run_dir: Path, direction: str, of: Sequence[Variant], seed: int, longer: Path | None,
+    gains: dict[str, np.ndarray], patient: str,
+) -> tuple[list[scores.Row], evaluate.Case]:  # fmt: skip
     """One patient: rows, and the few slices of the images that the two-sample test reads."""
     translator = Translator(run_dir)
     case = evaluate.load_case(Prepared(run_dir / "prepared"), patient, direction)
     seen = max((_neighbours(v) for v in of), default=1)
     x, coarse = translator.start(case.source, direction, case.lengths, seen)
-    given = {"samples": 1, "seed": seed}
-    ends = translator.ends(x, coarse, direction, **given)
+    given = partial(translator.image, x=x, coarse=coarse, direction=direction, seed=seed)
+    ends = translator.ends(x, coarse, direction, samples=1, seed=seed)
     images = {f"refined_alpha{alpha:g}": translator.between(*ends, alpha, direction) for alpha in ALPHAS}
-    refiner = translator.refiners[direction]
-    for samples in SAMPLES if refiner.settings.sigma else ():
-        images[f"refiner_gan_samples{samples}"] = translator.image(
-            refiner, x, coarse, direction, samples=samples, seed=seed
-        )
-    networks = {"refiner_gan": refiner}  # at α = 1
+    networks = {"refiner_gan": translator.refiners[direction]}  # at α = 1
+    for samples in SAMPLES if networks["refiner_gan"].settings.sigma else ():
+        images[f"refiner_gan_samples{samples}"] = given(networks["refiner_gan"], samples=samples)
     for v in of:
         network = load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt")
         for method, samples, t0 in v.uses or ((v.name, 1, None),):
             networks[method] = network if t0 is None else network.at(t0)
-            images[method] = translator.image(networks[method], x, coarse, direction, samples=samples, seed=seed)
+            images[method] = given(networks[method], samples=samples)
     images["refiner_gan"] = ends[1]
-    known = {**images, "pix2pix": ends[0]}
-    pairs = {name: pair for name, pair in MEANS.items() if known.keys() >= set(pair)}
-    images |= {name: interpolated(known[a], known[b], 0.5) for name, (a, b) in pairs.items()}
-    plain = _plain(translator, x, coarse, direction, **given)
+    images |= _means({**images, "pix2pix": ends[0]})
+    plain = _plain(translator, x, coarse, direction, ends)
     images |= {f"{name}_matched": translator.matched(plain[name], of, direction) for name, of in gains.items()}
     if longer:
         cyclegan = load_cyclegan(longer / "checkpoints" / "cyclegan.pt")
@@ -184,21 +172,32 @@ def _score(
     return rows, evaluate.few_slices(case)
 
 
+def _means(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of MEANS whose two images are there."""
+    there = {name: pair for name, pair in MEANS.items() if images.keys() >= set(pair)}
+    return {name: interpolated(images[a], images[b], 0.5) for name, (a, b) in there.items()}
+
+
 def _gains(run_dir: Path, direction: str, seed: int) -> dict[str, np.ndarray]:
-    """Of MATCHED, fitted as `train_refiner.calibrate` fits those of the mode `default`: on the same slices."""
-    translator, pairs = Translator(run_dir), {name: [] for name in MATCHED}
-    for x, coarse, real, _ in held_out_images(translator, run_dir, direction):
-        for name, image in _plain(translator, x, coarse, direction, samples=1, seed=seed).items():
-            pairs[name].append((real, image))
-    return {name: gains_of(translator, direction, of) for name, of in pairs.items()}
+    """Of the methods of `_plain`, fitted as `train_refiner.calibrate` fits those of the mode `default`."""
+    translator, made, real = Translator(run_dir), [], []
+    for of in held_out_slices(translator, run_dir, direction):
+        ends = translator.ends(of.x, of.coarse, direction, samples=1, seed=seed)
+        made.append(_plain(translator, of.x, of.coarse, direction, ends))
+        real.append(of.real)
+    return {name: gains_of(translator, direction, real, [images[name] for images in made]) for name in made[0]}
 
 
-def _plain(translator: Translator, x: Tensor, coarse: Tensor, direction: str, **given: int) -> dict[str, np.ndarray]:
-    """The images of MATCHED before that."""
-    controls = {name: load_refiner(translator.checkpoints / f"{name}_{direction}.pt") for name in REGRESSIONS}
-    networks = {**controls, "pix2pix": translator.direct[direction], "refiner_gan": translator.refiners[direction]}
-    images = {name: translator.image(of, x, coarse, direction, **given) for name, of in networks.items()}
-    return {"cyclegan": decoded(coarse, TARGET[direction], translator.window), **images}
+def _plain(
+    translator: Translator, x: Tensor, coarse: Tensor, direction: str, ends: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The images whose spectrum is matched, too, as controls: does the filter do as well without the refiner?"""
+    return {
+        "cyclegan": decoded(coarse, TARGET[direction], translator.window),
+        **evaluate.regressions(translator, x, coarse, direction),
+        "pix2pix": ends[0],
+        "refiner_gan": ends[1],
+    }
 
 
 def _row(direction: str, method: str, patient: str, metric: str, value: float) -> scores.Row:

@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from petct_lib import InputError, calibration, downstream, lesion_scores, metrics, perceptual, realism, synthrad
 from petct_lib.bridge import interpolated
@@ -109,10 +110,7 @@ def translate_patient(
     case, kind = load_case(prepared, patient, direction), TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     x, coarse = translator.start(case.source, direction, case.lengths)
-    controls = {name: load_refiner(translator.checkpoints / f"{name}_{direction}.pt") for name in REGRESSIONS}
-    regressions = {
-        name: translator.image(of, x, coarse, direction, samples=1, seed=seed) for name, of in controls.items()
-    }
+    of_regressions = regressions(translator, x, coarse, direction)
     ends = translator.ends(x, coarse, direction, samples=samples, seed=seed)
     refined = translator.at("default", ends, x, coarse, direction)
     images = {
@@ -120,14 +118,23 @@ def translate_patient(
         "atlas": np.broadcast_to(atlas, case.source.shape),
         "cyclegan": refined.coarse,
         "cyclegan_tta": translator.unpaired(x, coarse, direction),
-        "unet_l1": regressions["unet_l1"],
+        "unet_l1": of_regressions["unet_l1"],
         "pix2pix": ends[0],
-        "refiner_l1": regressions["refiner_l1"],
-        "blend": interpolated(regressions["refiner_l1"], refined.coarse, 0.5),
+        "refiner_l1": of_regressions["refiner_l1"],
+        "blend": interpolated(of_regressions["refiner_l1"], refined.coarse, 0.5),
         "refined_distortion": translator.between(*ends, "distortion", direction),
         "refined": refined.refined,
     }
     return replace(case, images=images, uncertainty=refined.uncertainty)
+
+
+def regressions(translator: Translator, x: Tensor, coarse: Tensor, direction: str) -> dict[str, np.ndarray]:
+    """The images of REGRESSIONS by name, (n, H, W) each in the target's unit. x, coarse: as `Translator.start` gives.
+
+    They have no noise, and so no seed. InputError where the run has no checkpoint of one.
+    """
+    networks = {name: load_refiner(translator.checkpoints / f"{name}_{direction}.pt") for name in REGRESSIONS}
+    return {name: translator.image(of, x, coarse, direction, samples=1, seed=0) for name, of in networks.items()}
 
 
 def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch.nn.Module | None = None) -> list[dict]:

@@ -119,7 +119,7 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
             "CycleGAN": f"{manifest['cyclegan']['steps']} steps, "
             f"batch {parameters['02_cyclegan_training'].get('batch_size', 'as in the notebook')}",
             "refiners": f"{refiner['steps']} steps; evaluations of the denoiser a sample: {refiner['walk_steps']}",
-            "default α": ", ".join(f"{d} {of['alpha']:g}" for d, of in refiner["fitted"].items()),
+            "default α": ", ".join(_alpha(d, of) for d, of in refiner["fitted"].items()),
             "seeds": ", ".join(f"{name[:2]}: {of.get('seed', 'the notebook’s')}" for name, of in parameters.items()),
             "time and memory": f"{sum(manifest['seconds'].values()):.0f} s on {manifest['cores']} cores, "
             f"{manifest['peak_memory_mb']} MB at most",
@@ -167,6 +167,10 @@ def data_card(manifest: dict, rows: Sequence[Row], index: dict) -> str:
         "back when you pass the run on. No DICOM header's name, ID or date is in the run.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _alpha(direction: str, fitted: dict) -> str:
+    return f"{direction} {fitted['alpha']:g} {'with' if fitted.get('gains') else 'without'} the filter"
 
 
 def _source(manifest: dict) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from petct_lib import InputError, metrics
 from petct_lib.augment import Augmentation
@@ -29,10 +30,6 @@ from petct_lib.validation import RefinerValidation
 PREVIEWED = 4  # slices of the sample panel
 ALPHAS = tuple(k / 10 for k in range(16))  # that the mode `default` chooses from
 CALIBRATED = 24  # slices of a validation patient that α and the error's scale are fitted on: neighbours are alike
-CURVES = (  # in `refiner.json`: name, score, of the line as it is or with its spectrum matched
-    ("mae", "mae", True), ("mae_matched", "mae", False), ("spectrum", "spectrum", True),
-    ("spectrum_matched", "spectrum", False),
-)  # fmt: skip
 MARGIN = 1.02  # how much error, as a multiple of `refiner_l1`'s, the mode `default` may pay for texture
 
 
@@ -73,6 +70,16 @@ def plans(plan: Plan, warmup: float, direction: str) -> dict[str, Plan]:
         "refiner_l1": replace(first, stage=regression),
         "refiner": replace(rest, start=f"refiner_l1_{direction}"),
     }
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Slices of a validation patient: x and coarse as `Translator.start` gives them, real and body (n, H, W)."""
+
+    x: Tensor
+    coarse: Tensor
+    real: np.ndarray
+    body: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -162,64 +169,72 @@ def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin:
     """
     run_dir, translator = Path(run_dir), Translator(run_dir)
     given, translator.fitted = {"samples": samples, "seed": seed}, {}
+    patients = list(held_out_slices(translator, run_dir, direction))
+    ends = [translator.ends(of.x, of.coarse, direction, **given) for of in patients]
     control = load_refiner(run_dir / "checkpoints" / f"refiner_l1_{direction}.pt")
-    of_control, seen = [], []
-    for x, coarse, real, body in held_out_images(translator, run_dir, direction):
-        ends = translator.ends(x, coarse, direction, **given)
-        of_control.append(metrics.mae(real, translator.image(control, x, coarse, direction, **given), body))
-        seen.append((ends, x, coarse, real, body))
-    points, limit = _line(translator, direction, seen), margin * float(np.mean(of_control))
-    least = min((point for point in points if point.gains is None), key=lambda point: point.mae)
-    best = min((point for point in points if point.mae <= limit), key=lambda point: point.spectrum, default=least)
+    of_control = [translator.image(control, of.x, of.coarse, direction, **given) for of in patients]
+    mae_control, _ = _scores(patients, of_control, FILL[TARGET[direction]])
+    plain, matched = _line(translator, direction, patients, ends)
+    least = min(plain.values(), key=lambda point: point.mae)
+    within = [point for point in (*plain.values(), *matched.values()) if point.mae <= margin * mae_control]
+    best = min(within, key=lambda point: point.spectrum, default=least)
     fitted = {
         "alpha": best.alpha, "alpha_distortion": least.alpha, "gains": best.gains,
-        **{name: {str(p.alpha): round(getattr(p, score), 4) for p in points if (p.gains is None) == plain}
-           for name, score, plain in CURVES},
-        "mae_refiner_l1": round(limit / margin, 4),
+        "mae": {str(alpha): round(of.mae, 4) for alpha, of in plain.items()},
+        "mae_matched": {str(alpha): round(of.mae, 4) for alpha, of in matched.items()},
+        "spectrum": {str(alpha): round(of.spectrum, 4) for alpha, of in plain.items()},
+        "spectrum_matched": {str(alpha): round(of.spectrum, 4) for alpha, of in matched.items()},
+        "mae_refiner_l1": round(mae_control, 4),
     }  # fmt: skip
     translator.fitted = {direction: fitted}
-    results = [(translator.at("default", *of, direction), real, body) for *of, real, body in seen]
-    scales = [scale_to_fit(r.uncertainty, np.abs(r.refined - real), body) for r, real, body in results]
+    scales = []
+    for of, pair in zip(patients, ends, strict=True):
+        result = translator.at("default", pair, of.x, of.coarse, direction)
+        scales.append(scale_to_fit(result.uncertainty, np.abs(result.refined - of.real), of.body))
     fitted["error_scale"] = float(np.mean(scales))
     path = run_dir / FITTED
     write_json({**(read_json(path) if path.exists() else {}), direction: fitted}, path)
     return fitted
 
 
-def _line(translator: Translator, direction: str, seen: Sequence[tuple]) -> list[Point]:
-    """All points of ALPHAS, as they are and matched, scored on `calibrate`'s patients."""
-    points = []
+def _line(
+    translator: Translator, direction: str, patients: Sequence[HeldOut], ends: Sequence[Sequence[np.ndarray]]
+) -> tuple[dict[float, Point], dict[float, Point]]:
+    """The points of ALPHAS by α: as they are, and matched."""
+    plain, matched, air = {}, {}, FILL[TARGET[direction]]
     for alpha in ALPHAS:
-        images = [translator.between(*ends, alpha, direction) for ends, *_ in seen]
-        found = gains_of(translator, direction, [(real, i) for i, (*_, real, _) in zip(images, seen, strict=True)])
+        images = [translator.between(*pair, alpha, direction) for pair in ends]
+        found = gains_of(translator, direction, [of.real for of in patients], images)
         gains = [round(float(gain), 4) for gain in found]
-        matched = [translator.matched(image, gains, direction) for image in images]
-        for those, of in ((images, None), (matched, gains)):
-            scores = [
-                _scores(i, real, body, FILL[TARGET[direction]]) for i, (*_, real, body) in zip(those, seen, strict=True)
-            ]
-            points.append(Point(alpha, of, *map(float, np.mean(scores, axis=0))))
-    return points
+        sharp = [translator.matched(image, gains, direction) for image in images]
+        plain[alpha] = Point(alpha, None, *_scores(patients, images, air))
+        matched[alpha] = Point(alpha, gains, *_scores(patients, sharp, air))
+    return plain, matched
 
 
-def _scores(image: np.ndarray, real: np.ndarray, body: np.ndarray, air: float) -> tuple[float, float]:
-    """Body MAE, and distance of the body's spectrum."""
-    stacks = [metrics.inside(stack, body, air) for stack in (real, image)]
-    return metrics.mae(real, image, body), metrics.spectrum_distance(*stacks)
+def _scores(patients: Sequence[HeldOut], images: Sequence[np.ndarray], air: float) -> tuple[float, float]:
+    """Means over patients: body MAE, and distance of the body's spectrum."""
+    maes, distances = [], []
+    for of, image in zip(patients, images, strict=True):
+        maes.append(metrics.mae(of.real, image, of.body))
+        distances.append(metrics.spectrum_distance(*(metrics.inside(i, of.body, air) for i in (of.real, image))))
+    return float(np.mean(maes)), float(np.mean(distances))
 
 
-def gains_of(translator: Translator, direction: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """`spectrum_matching.fit_gains` from (real, made) of patients, (n, H, W) each in the target's unit."""
+def gains_of(
+    translator: Translator, direction: str, real: Sequence[np.ndarray], made: Sequence[np.ndarray]
+) -> np.ndarray:
+    """`spectrum_matching.fit_gains` from patients' stacks (n, H, W) in the target's unit."""
     encode, window = ENCODE[TARGET[direction]], translator.window
-    return fit_gains(*([encode(image, window) for image in images] for images in zip(*pairs, strict=True)))
+    return fit_gains(*([encode(image, window) for image in images] for images in (real, made)))
 
 
-def held_out_images(translator: Translator, run_dir: Path, direction: str) -> Iterator[tuple]:
-    """Of each validation patient, CALIBRATED slices: source and coarse as `Translator.start` gives them, real, body."""
-    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
+def held_out_slices(translator: Translator, run_dir: Path, direction: str) -> Iterator[HeldOut]:
+    """Of each validation patient, CALIBRATED slices."""
+    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
     for patient in held_out(splits, direction):
         kinds = (SOURCE[direction], TARGET[direction], "body")
         source, real, body = (np.array(prepared.of_patient(patient, kind)) for kind in kinds)
         chosen = spread(len(source), CALIBRATED)
         x, coarse = translator.start(source, direction, prepared.lengths(patient))
-        yield x[chosen], coarse[chosen], real[chosen], body[chosen]
+        yield HeldOut(x[chosen], coarse[chosen], real[chosen], body[chosen])

@@ -89,7 +89,11 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
         "refined_in_fold_k1",
         "cyclegan_longer",
     } | alphas
-    means = {"pix2pix_mean", "pix2pix_refiner_mean", *(f"{name}_matched" for name in ablation.MATCHED)}
+    means = {
+        "pix2pix_mean",
+        "pix2pix_refiner_mean",
+        *(f"{name}_matched" for name in ("cyclegan", "unet_l1", "pix2pix", "refiner_l1", "refiner_gan")),
+    }
     expected |= {"pix2pix_other", "refined_neighbours3", "unpaired_t0.1", "unpaired_t0.5"} | means
     assert {row["method"] for row in rows} == expected
     test = set(read_json(run / "splits.json")["test"])
