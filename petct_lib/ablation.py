@@ -26,9 +26,9 @@ from petct_lib.files import read_json, replacing, write_json
 from petct_lib.intensity import read_window
 from petct_lib.parallel import each, whole
 from petct_lib.prepare import Prepared
-from petct_lib.prior import PriorSettings
+from petct_lib.prior import Prior, PriorSettings
 from petct_lib.progress import bar
-from petct_lib.refiner import RefinerSettings
+from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
 from petct_lib.train_refiner import Pairs, Plan, gains_of, held_out, held_out_slices, pairs_of, plans, train_refiner
@@ -147,15 +147,9 @@ def _score(
     given = partial(translator.image, x=x, coarse=coarse, direction=direction, seed=seed)
     ends = translator.ends(x, coarse, direction, samples=1, seed=seed)
     images = {f"refined_alpha{alpha:g}": translator.between(*ends, alpha, direction) for alpha in ALPHAS}
-    networks = {"refiner_gan": translator.refiners[direction]}  # at α = 1
-    for samples in SAMPLES if networks["refiner_gan"].settings.sigma else ():
-        images[f"refiner_gan_samples{samples}"] = given(networks["refiner_gan"], samples=samples)
-    for v in of:
-        network = load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt")
-        for method, samples, t0 in v.uses or ((v.name, 1, None),):
-            networks[method] = network if t0 is None else network.at(t0)
-            images[method] = given(networks[method], samples=samples)
     images["refiner_gan"] = ends[1]
+    networks, samples = _networks(run_dir, direction, of, translator.refiners[direction])
+    images |= {method: given(networks[method], samples=n) for method, n in samples.items()}
     images |= _means({**images, "pix2pix": ends[0]})
     plain = _plain(translator, x, coarse, direction, ends)
     images |= {f"{name}_matched": translator.matched(plain[name], of, direction) for name, of in gains.items()}
@@ -164,12 +158,25 @@ def _score(
         images["cyclegan_longer"] = translate_coarse(cyclegan, case.source, direction, translator.window)
     case = replace(case, images=images)
     rows = evaluate.score_case(case, direction, translator.window)
-    for method, network in networks.items():
-        if "error" in network.nets:
-            expected = translator.expected_error(network, x, coarse, images[method], direction)
-            known = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)["rank_correlation"]
-            rows.append(_row(direction, method, patient, "rank_correlation", known))
+    for method in (name for name, network in networks.items() if "error" in network.nets):
+        expected = translator.expected_error(networks[method], x, coarse, images[method], direction)
+        known = evaluate.uncertainty_scores(replace(case, uncertainty=expected), method)["rank_correlation"]
+        rows.append(_row(direction, method, patient, "rank_correlation", known))
     return rows, evaluate.few_slices(case)
+
+
+def _networks(
+    run_dir: Path, direction: str, of: Sequence[Variant], refiner: Refiner
+) -> tuple[dict[str, Refiner | Prior], dict[str, int]]:
+    """By method: its network, and how many of its samples are averaged; the run's refiner (α = 1) and the variants."""
+    several = SAMPLES if refiner.settings.sigma else ()
+    samples = {f"refiner_gan_samples{n}": n for n in several}
+    networks = {"refiner_gan": refiner, **dict.fromkeys(samples, refiner)}
+    for v in of:
+        network = load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt")
+        for method, n, t0 in v.uses or ((v.name, 1, None),):
+            networks[method], samples[method] = network if t0 is None else network.at(t0), n
+    return networks, samples
 
 
 def _means(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -227,10 +227,13 @@ class Translator:
         """The translation at a point of the line between the two `ends`; as `refined`.
 
         Its uncertainty is what the error network expects and how far the ends are apart, added up: the network learned
-        the errors of patients whom the refiner knew, and two networks agree less about one that is new to both.
+        the errors of patients whom the refiner knew, and two networks agree less about one that is new to both. Of a
+        refiner that was trained without error network (error_width 0), it is the distance of the ends alone.
         """
-        image = self.between(*ends, alpha, direction)
-        expected = self.expected_error(self.refiners[direction], x, coarse, image, direction) + disagreement(*ends)
+        image, refiner = self.between(*ends, alpha, direction), self.refiners[direction]
+        expected = disagreement(*ends)
+        if "error" in refiner.nets:
+            expected = self.expected_error(refiner, x, coarse, image, direction) + expected
         scale = self.fitted.get(direction, {}).get("error_scale", 1.0)
         return Translation(decoded(coarse, TARGET[direction], self.window), image, scale * expected)
 

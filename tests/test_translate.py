@@ -168,6 +168,14 @@ def test_the_uncertainty_is_the_error_networks_and_the_disagreement_of_the_ends(
     assert np.allclose(result.uncertainty[:4][inside], expected[inside], rtol=1e-2, atol=0.5)
 
 
+def test_without_an_error_network_the_uncertainty_is_the_disagreement_alone(translator, source, monkeypatch):
+    monkeypatch.delitem(translator.refiners["pet2ct"].nets, "error")
+    result = translator(source, "pet2ct", samples=1, seed=0, alpha=0.5)
+    x, c = translator.start(source, "pet2ct")
+    scale = translator.fitted["pet2ct"]["error_scale"]
+    assert np.array_equal(result.uncertainty, scale * disagreement(*translator.ends(x, c, "pet2ct", samples=1, seed=0)))
+
+
 def test_disagreement_is_smoothed_within_a_slice_and_not_across():
     one, other = np.zeros((3, 21, 21), np.float32), np.zeros((3, 21, 21), np.float32)
     one[1, 10, 10] = -8.0
