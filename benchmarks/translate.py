@@ -1,9 +1,9 @@
 """Slices per second and peak memory of translating a volume, against 50 steps of DDIM with MONAI's network.
 
 `make bench` runs it. Networks of the quick profile's widths, untrained (their weights do not change the time), on a
-volume of 200 slices of 256×256: generator, refiner with two samples, regression and error network. The peer is a
-conditional diffusion model of the same size that sees (z_t, source, coarse image): MONAI's DiffusionModelUNet with the
-denoiser's widths, with attention only in its middle, on a few slices of the same volume; its generator is left out.
+volume of 200 slices of 256×256: generator, refiner with two samples, direct network, error network and filter. The peer
+is a conditional diffusion model of the same size that sees (z_t, source, coarse image): MONAI's DiffusionModelUNet with
+the denoiser's widths, with attention only in its middle, on a few slices of the same volume; its generator is left out.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from report import in_process, peak_mb, row, show_and_save
 
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.intensity import Intensity
+from petct_lib.metrics import radial_power_spectrum
 from petct_lib.nets import count_parameters
 from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.run import parameters_of
@@ -38,8 +39,10 @@ def ours(volume: np.ndarray) -> None:
     refiner = settings_of(RefinerSettings, "03_diffusion_refinement", steps=1, **given)
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))
-    translator.refiners = translator.direct = {"pet2ct": Refiner(refiner)}
-    translator.window, translator.fitted = Intensity(), {}
+    translator.refiners = {"pet2ct": Refiner(refiner)}
+    translator.direct = {"pet2ct": Refiner(refiner.direct())}
+    rings = len(radial_power_spectrum(volume[:1]))
+    translator.window, translator.fitted = Intensity(), {"pet2ct": {"alpha": 1.0, "gains": [1.0] * rings}}
     print(f"denoiser: {count_parameters(translator.refiners['pet2ct'].nets['denoiser']):,} parameters")
     translator(volume, "pet2ct", samples=2, seed=0)
 
