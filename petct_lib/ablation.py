@@ -36,6 +36,8 @@ from petct_lib.translate import Translator, decoded, load_cyclegan, load_refiner
 from petct_lib.variants import MEANS, SAMPLES, Variant, chosen, fewer, variants
 
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `pix2pix`, 1 `refiner_gan`, 1.25 beyond it
+LINE = ("pix2pix", *(f"refined_alpha{a:g}" for a in ALPHAS if a < 1), "refiner_gan",
+        *(f"refined_alpha{a:g}" for a in ALPHAS if a > 1))  # fmt: skip
 TABLE = {  # (metric, region): head of its column
     ("mae", "body"): "MAE", ("ssim", "body"): "SSIM", ("spectrum", "body"): "spectrum",
     ("two_sample_accuracy", "body"): "told", ("coherence", "body"): "coherence",
@@ -281,12 +283,12 @@ def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
 def draw(rows: Sequence[scores.Row], direction: str, patients: int, out: Path) -> None:
     """The plane of all methods that learned from all pairs, and the curve over the number of paired patients.
 
-    Averages of several samples lie where one does, and are in the table only. With no pair at all the refiner is
-    `cyclegan_tta`.
+    The points of α, unfiltered, are joined. Averages of several samples lie where one does, and are in the table only.
+    With no pair at all the refiner is `cyclegan_tta`.
     """
     whole = [row for row in rows if not re.search(r"_(k|samples)\d+$", row["method"])]
     view.save(
-        charts.plane(whole, direction),
+        charts.plane(whole, direction, line=LINE),
         out,
         f"ablation_plane_{direction}",
         "Every method: body MAE and spectrum distance",

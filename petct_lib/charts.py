@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from petct_lib.collapse import GIVEN_UP_ACCURACY, WON_ACCURACY
@@ -90,11 +91,12 @@ def patient_scores(rows: list[dict], metric: str, unit: dict[str, str], region: 
     return fig
 
 
-def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
+def plane(rows: list[dict], direction: str, whose: str = "test", line: Sequence[str] = ()) -> Figure:
     """Every method of a direction by distortion (body MAE) and realism (spectrum distance), means over patients.
 
     Towards the lower left is better in both; the methods that no other beats in both are joined by a line, the front.
-    Where there are many, those near the least error have a panel of their own.
+    Where there are many, those near the least error have a panel of their own. line: methods of one knob in its order,
+    joined by a dashed line, and marked apart from all others.
     """
     mine = [row for row in rows if row["direction"] == direction and row["region"] == "body"]
     methods = dict.fromkeys(row["method"] for row in mine)
@@ -105,7 +107,7 @@ def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
     fig = Figure(figsize=(8.4 if not near else 11.2, 6), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     for axis, labelled in zip(axes, panels, strict=True):
-        _points(axis, points, labelled)
+        _points(axis, points, labelled, [method for method in line if method in points])
     if near:
         axes[1].set_xlim(0.98 * best, 1.01 * NEAR * best)
         axes[1].set_title(f"near the least error: up to {NEAR:g} times", fontsize=10)
@@ -113,17 +115,30 @@ def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
     patients = len({row["patient"] for row in mine if row["metric"] == "mae"})
     for axis in axes:
         axis.set(yscale="log", xlabel=f"distortion: body MAE, {unit}")
+        _plain_numbers(axis.yaxis)
     axes[0].set(xscale="log", ylabel="realism: spectrum distance")
+    _plain_numbers(axes[0].xaxis)
     axes[0].set_title(f"{direction}, means over {patients} {whose} patients; lower left is better", fontsize=10)
     return fig
 
 
-def _points(axis: Axes, points: dict[str, tuple[float, float]], labelled: set[str]) -> None:
+def _plain_numbers(axis: Axis) -> None:
+    """0.5 and 200 on a logarithmic axis, as on a linear one, and not 5×10⁻¹; of the digits, those that have room."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "2357" else "")
+
+
+def _points(
+    axis: Axes, points: dict[str, tuple[float, float]], labelled: set[str], line: Sequence[str] = ()
+) -> None:  # fmt: skip
     """All points, the front, and names of some, moved apart upwards where they would cover each other."""
     front = sorted(p for p in points.values() if not any(q[0] < p[0] and q[1] < p[1] for q in points.values()))
     axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0)
-    for k, (x, y) in enumerate(points.values()):
-        axis.plot(x, y, "osD^v"[k % 5], color=METHOD_COLOURS[1 + k % 5], ms=5)
+    if line:
+        axis.plot(*zip(*(points[method] for method in line), strict=True), "k--", lw=1, zorder=0.5)
+    for k, (method, (x, y)) in enumerate(points.items()):
+        shape, colour, size = ("*", "black", 9) if method in line else ("osD^v"[k % 5], METHOD_COLOURS[2], 5)
+        axis.plot(x, y, shape, color=colour, ms=size)
     reached = 0.0
     for method in sorted(labelled, key=lambda name: points[name][1]):
         x, y = points[method]

@@ -110,6 +110,14 @@ def test_plane_joins_the_methods_that_no_other_beats():
     assert "HU" in axis.get_xlabel()
 
 
+def test_the_points_of_a_knob_are_joined_in_its_order():
+    rows = rows_of({"end": (100, 0.2), "other": (120, 0.9), "begin": (80, 0.6), "middle": (85, 0.3)})
+    [axis] = charts.plane(rows, "pet2ct", line=("begin", "middle", "missing", "end")).axes
+    knob = axis.lines[1]
+    assert list(zip(knob.get_xdata(), knob.get_ydata(), strict=True)) == [(80, 0.6), (85, 0.3), (100, 0.2)]
+    assert sum(line.get_marker() == "*" for line in axis.lines) == 3
+
+
 def test_bland_altman_shows_bias_and_limits_by_region():
     def row(patient, region, metric, value):
         return {"direction": "pet2ct", "method": "refined", "patient": patient, "region": region, "metric": metric,
