@@ -76,16 +76,19 @@ bench: $(BENCHED)  ## speed and memory of ingest, phantom, training, translation
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/projection.py --measure
 
-ablation: $(STAMP)  ## three seeds of the run, every variant and control with the first, into runs/ablation (about 2.5 hours)
-	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out runs/ablation --only "$(ONLY)"
+ablation: NAME = ablation
+ablation: $(STAMP)  ## three seeds of the run, every variant and control with the first, into runs/ablation or runs/NAME (about 2.5 hours)
+	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" --only "$(ONLY)"
 
-figures: run  ## the README's pictures, from the run (made first if it is missing), and from the ablation where there is one
+figures: run  ## the README's pictures, from the run (made first if it is missing), and from the ablations where there are some
 	mkdir -p figures
 	cp $(SHOWN:%=runs/$(NAME)/figures/%.png) figures/
 	$(BIN)/papermill --log-level ERROR --no-progress-bar -p run_dir runs/explore -p trained "runs/$(NAME)" \
 		notebooks/05_explore.ipynb "runs/$(NAME)/notebooks/05_explore.ipynb"
 	cp $(EXPLORED:%=runs/explore/figures/%.png) figures/
 	if test -e runs/ablation/scores.csv; then cp runs/ablation/figures/*.png figures/; fi
+	if test -e runs/ablation_sts/scores.csv; then for d in pet2ct ct2pet; do \
+		cp runs/ablation_sts/figures/ablation_plane_$$d.png figures/ablation_sts_plane_$$d.png; done; fi
 
 demo: $(STAMP)  ## train the small run of notebooks 00 and 05 anew, into notebooks/demo (as long as make run)
 	$(BIN)/python -m petct_lib run --profile demo --out runs/demo $(FLAGS)
