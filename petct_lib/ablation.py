@@ -20,6 +20,7 @@ from torch import Tensor
 from petct_lib import InputError, charts, evaluate, scores, statistics, view
 from petct_lib.augment import Augmentation
 from petct_lib.bridge import interpolated
+from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import TARGET, read_splits, refiner_patients
 from petct_lib.files import read_json, replacing, write_json
@@ -33,7 +34,7 @@ from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
 from petct_lib.train_refiner import Pairs, Plan, gains_of, held_out, held_out_slices, pairs_of, plans, train_refiner
 from petct_lib.translate import Translator, decoded, load_cyclegan, load_refiner, translate_coarse
-from petct_lib.variants import MEANS, SAMPLES, Variant, chosen, fewer, variants
+from petct_lib.variants import MEANS, SAMPLES, Variant, check_names, chosen, fewer, variants
 
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `pix2pix`, 1 `refiner_gan`, 1.25 beyond it
 LINE = ("pix2pix", *(f"refined_alpha{a:g}" for a in ALPHAS if a < 1), "refiner_gan",
@@ -78,7 +79,7 @@ def train_variants(run_dir: Path, direction: str, plan: Plan, warmup: float, of:
     for ready in ([v for v in of if not v.start], [v for v in of if v.start]):
         jobs = [(f"{v.name}_{direction}", pairs[_of_whom(v)], _plan(v, of_run, plan, direction)) for v in ready]
         seconds = whole(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
-        record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of > 1})
+        record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of})
 
 
 def _plan(variant: Variant, of_run: dict[str, Plan], whole_plan: Plan, direction: str) -> Plan:
@@ -107,10 +108,12 @@ def _pairs(run_dir: Path, direction: str, k: int | None, in_fold: bool, neighbou
 
 
 def _train(run_dir: Path, job: tuple[str, Pairs, Plan]) -> float:
-    start = time.monotonic()
+    """Its seconds; 0 where an earlier call has finished it."""
     name, pairs, plan = job
+    path, start = run_dir / "checkpoints" / f"{name}.pt", time.monotonic()
+    finished = path.exists() and load_checkpoint(path)["step"] == plan.fit.steps
     train_refiner(run_dir, name, pairs, plan, resume=True)
-    return round(time.monotonic() - start, 1)
+    return 0.0 if finished else round(time.monotonic() - start, 1)
 
 
 def score_variants(
@@ -242,7 +245,7 @@ def run_ablation(
     match ("": all). Trainings that an earlier call has finished are not done again, scores are. Errors as for
     `run.run_all`, and for a wrong `only` or a seed among the overrides.
     """
-    chosen([Variant("", RefinerSettings())], only)  # a wrong pattern is told now, not after the first run
+    check_names(only)  # now, not after the first run
     rows: list[tuple[int, scores.Row]] = []
     first, asked = out / "seed0", [_seeded(overrides, seed) for seed in range(seeds)]
     for seed, settings in enumerate(asked):

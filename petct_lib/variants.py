@@ -117,6 +117,15 @@ def chosen(of: Sequence[Variant], only: str) -> list[Variant]:
     return [v for v in of if v in asked or v.name in starts]
 
 
+def check_names(only: str) -> None:
+    """InputError where the regular expression is none, or no variant of any run has a name that it matches."""
+    runs = [(RefinerSettings(sigma=sigma), in_fold) for sigma in SIGMAS for in_fold in PAIRED]
+    of = [v for base, in_fold in runs for v in variants(base, PAIRED[-1] + 1, in_fold)]
+    if not chosen(of, only):
+        names = ", ".join(dict.fromkeys(v.name for v in of))
+        raise InputError(f"--only {only}: no variant has such a name; there are {names}")
+
+
 def fewer(patients: int) -> list[int]:
     """Numbers of paired patients of the curve, below those that there are."""
     return [k for k in PAIRED if k < patients]

@@ -77,7 +77,10 @@ def test_variants_are_trained_once_and_scored_on_the_test_patients(run):
     assert not set(held_out(splits, "ct2pet")) & set(refiner_patients(splits, "ct2pet"))
     in_fold, out = (np.load(run / "coarse" / f"ct2pet_{name}.npy", mmap_mode="r") for name in ("in_fold_1", "1"))
     assert in_fold.shape != out.shape or not np.array_equal(in_fold, out), "other patients"
+    seconds = read_json(run / "stages.json")["variant_seconds"]
+    assert seconds.keys() == {f"{v.name}_ct2pet" for v in of}
     train_variants(run, "ct2pet", plan, 0.5, of)
+    assert read_json(run / "stages.json")["variant_seconds"] == seconds
     assert {p: p.stat().st_mtime_ns for p in checkpoints} == checkpoints, "finished trainings stay as they are"
     rows = score_variants(run, "ct2pet", of, 0, longer=run)
     alphas = {f"refined_alpha{a:g}" for a in ablation.ALPHAS}

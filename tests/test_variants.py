@@ -7,7 +7,7 @@ import pytest
 from petct_lib import InputError
 from petct_lib.prior import PriorSettings
 from petct_lib.refiner import RefinerSettings
-from petct_lib.variants import MEANS, Variant, chosen, variants
+from petct_lib.variants import MEANS, Variant, check_names, chosen, variants
 
 LOSSES = {"lambda_adversarial": 0.0, "lambda_spectrum": 0.0, "error_width": 0, "sigma": 0.0, "steps": 1}
 
@@ -68,3 +68,13 @@ def test_only_the_variants_asked_for_are_chosen():
     assert chosen(of, "none") == []
     with pytest.raises(InputError, match="regular expression"):
         chosen(of, "(")
+
+
+@pytest.mark.parametrize("only", ["", "refined_sigma0", "refined_sigma0.1", "refined_in_fold_k4", ".*_anchored"])
+def test_a_name_that_some_run_has_is_right(only):
+    check_names(only)
+
+
+def test_a_name_that_no_run_has_is_told_with_all_that_there_are():
+    with pytest.raises(InputError, match=r"--only refined_nosource: no variant .* refined_no_source, .*unpaired"):
+        check_names("refined_nosource")
