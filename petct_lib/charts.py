@@ -124,8 +124,13 @@ def plane(rows: list[dict], direction: str, whose: str = "test", line: Sequence[
 
 def _plain_numbers(axis: Axis) -> None:
     """0.5 and 200 on a logarithmic axis, as on a linear one, and not 5×10⁻¹; of the digits, those that have room."""
+
+    def label(x: float, _place: int) -> str:
+        low, high = axis.get_view_interval()
+        return f"{x:g}" if f"{x:e}"[0] in ("23456789" if high < 4 * low else "2357") else ""
+
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "2357" else "")
+    axis.set_minor_formatter(label)
 
 
 def _points(
