@@ -202,7 +202,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from petct_lib.run import parameters_of, require
-    from petct_lib.train_cyclegan import checkpoint_of, plan_from, train_cyclegan
+    from petct_lib.train_cyclegan import checkpoint_of, leave_group, plan_from, train_cyclegan
 
     notebook = "02_cyclegan_training"
     run = require(args.run, notebook)
@@ -211,6 +211,7 @@ def _train(args: argparse.Namespace) -> int:
     parameters = parameters_of(notebook, args.profile, args.set)
     parameters.pop("processes")  # the launcher's business here
     train_cyclegan(run, plan_from(run, **parameters), resume=args.resume)
+    leave_group()
     print(f"trained: {checkpoint_of(run)}")
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, notebook_launcher
+from torch import distributed
 
 from petct_lib import InputError
 from petct_lib.augment import Augmentation
@@ -79,8 +80,23 @@ def train_cyclegan(
     """
     if processes == 1:
         return _train(Path(run_dir), plan, resume, watchers)
-    notebook_launcher(_train, (Path(run_dir), plan, resume), num_processes=processes)
+    notebook_launcher(_train_as_one_of_several, (Path(run_dir), plan, resume), num_processes=processes)
     return load_checkpoint(checkpoint_of(run_dir))["history"]
+
+
+def leave_group() -> None:
+    """Destroys torch's process group, if this process is in one: for a process that ends after its training.
+
+    One that exits as a member may be aborted by gloo's threads, and its launcher would take that for a failure
+    (github.com/pytorch/pytorch/issues/190489). Not after an error, when it would wait for the others.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _train_as_one_of_several(run_dir: Path, plan: Plan, resume: bool) -> None:
+    _train(run_dir, plan, resume)
+    leave_group()
 
 
 def _train(run_dir: Path, plan: Plan, resume: bool, watchers: Sequence[Watcher] = ()) -> list[dict]:

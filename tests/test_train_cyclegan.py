@@ -17,7 +17,7 @@ from petct_lib.data import split_patients
 from petct_lib.files import write_json
 from petct_lib.intensity import Intensity
 from petct_lib.run import parameters_of
-from petct_lib.train_cyclegan import checkpoint_of, plan_from, train_cyclegan, unpaired_slices
+from petct_lib.train_cyclegan import checkpoint_of, leave_group, plan_from, train_cyclegan, unpaired_slices
 
 TINY = {
     "steps": 3, "batch_size": 2, "width": 4, "blocks": 1, "patch_layers": 2, "pool_size": 3, "checkpoint_every": 2,
@@ -143,6 +143,17 @@ def test_a_training_goes_on_with_another_number_of_processes(run_dir, tmp_path):
     shutil.copy(run_dir / "checkpoints" / "cyclegan.step0000002.pt", run_dir / "checkpoints" / "cyclegan.pt")
     train(LAUNCHERS["torchrun"], run_dir, "--resume", steps=3, checkpoint_every=1, **rate)
     assert difference(run_dir, mixed) < 1e-4
+
+
+def test_a_process_leaves_its_group_before_it_ends(tmp_path):
+    leave_group()  # in none
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        leave_group()
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def test_the_train_command_refuses_what_would_lose_a_training(run_dir, tmp_path):
