@@ -294,11 +294,11 @@ def draw(rows: Sequence[scores.Row], direction: str, patients: int, out: Path) -
         charts.plane(whole, direction, line=LINE),
         out,
         f"ablation_plane_{direction}",
-        "Every method: body MAE and spectrum distance",
+        "Every method that learned from all pairs: body MAE and spectrum distance",
     )
     lines = {"refined": "refiner_gan", "pix2pix": "pix2pix", "unet_l1": "unet_l1"}  # by their names with all pairs
     curves = {line: {**{k: f"{line}_k{k}" for k in fewer(patients)}, patients: of} for line, of in lines.items()}
-    curves["refined"] = {0: "cyclegan_tta", **curves["refined"]}
+    curves = {"refiner (0: cyclegan_tta)": {0: "cyclegan_tta", **curves.pop("refined")}, **curves}
     there = {row["method"] for row in rows if row["direction"] == direction}
     curves = {line: {k: of for k, of in points.items() if of in there} for line, points in curves.items()}
     curves = {line: points for line, points in curves.items() if points}

@@ -1,5 +1,6 @@
 """Charts of losses and scores. n is patients, never slices."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,6 +109,8 @@ def plane(rows: list[dict], direction: str, whose: str = "test", line: Sequence[
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     for axis, labelled in zip(axes, panels, strict=True):
         _points(axis, points, labelled, [method for method in line if method in points])
+    if line:
+        axes[-1].legend(loc="upper right", fontsize=7)
     if near:
         axes[1].set_xlim(0.98 * best, 1.01 * NEAR * best)
         axes[1].set_title(f"near the least error: up to {NEAR:g} times", fontsize=10)
@@ -138,9 +141,10 @@ def _points(
 ) -> None:  # fmt: skip
     """All points, the front, and names of some, moved apart upwards where they would cover each other."""
     front = sorted(p for p in points.values() if not any(q[0] < p[0] and q[1] < p[1] for q in points.values()))
-    axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0)
+    axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0, label="front: beaten by none in both")
     if line:
-        axis.plot(*zip(*(points[method] for method in line), strict=True), "k--", lw=1, zorder=0.5)
+        joined = zip(*(points[method] for method in line), strict=True)
+        axis.plot(*joined, "k--", lw=1, zorder=0.5, label=f"{line[0]} to {line[-1]}")
     for k, (method, (x, y)) in enumerate(points.items()):
         shape, colour, size = ("*", "black", 9) if method in line else ("osD^v"[k % 5], METHOD_COLOURS[2], 5)
         axis.plot(x, y, shape, color=colour, ms=size)
@@ -182,7 +186,8 @@ def paired_curve(rows: list[dict], direction: str, methods: dict[str, dict[int, 
         ticks = sorted({k for points in methods.values() for k in points})
         axis.set_xscale("symlog", linthresh=1)  # 0 has a place
         axis.set(xlabel=f"{direction}: paired patients to learn from", ylabel=name)
-        axis.set_xticks(ticks, [str(k) for k in ticks])
+        room = [following > 1.2 * k for k, following in zip(ticks, [*ticks[1:], math.inf], strict=True)]
+        axis.set_xticks(ticks, [str(k) if has else "" for k, has in zip(ticks, room, strict=True)])
         axis.minorticks_off()
     title = f"mean and each of\n{len(_values(mine, beside, 'mae'))} test patients"
     fig.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8, title=title, title_fontsize=8)
