@@ -174,8 +174,7 @@ def _networks(
     run_dir: Path, direction: str, of: Sequence[Variant], refiner: Refiner
 ) -> tuple[dict[str, Refiner | Prior], dict[str, int]]:
     """By method: its network, and how many of its samples are averaged; the run's refiner (α = 1) and the variants."""
-    several = SAMPLES if refiner.settings.sigma else ()
-    samples = {f"refiner_gan_samples{n}": n for n in several}
+    samples = {f"refiner_gan_samples{n}": n for n in SAMPLES if refiner.settings.sigma}
     networks = {"refiner_gan": refiner, **dict.fromkeys(samples, refiner)}
     for v in of:
         network = load_refiner(run_dir / "checkpoints" / f"{v.name}_{direction}.pt")
