@@ -48,6 +48,7 @@ class RefinerSettings:
     residual: bool = True  # the denoiser adds to c; False: it sees c, but draws the whole image itself
     lambda_l1: float = 10.0
     l1_power: float = 0.0  # L1 at time t counts as t ** l1_power, in relation to the others of the grid
+    lambda_features: float = 0.0  # L1 between what D's layers make of refined and real image (pix2pixHD, Wang 2018)
     lambda_consistent: float = 0.0  # L1 to the ŷ of the time before
     lambda_adversarial: float = 1.0  # 0: no discriminator
     lambda_spectrum: float = 0.0  # of `spectrum_loss`
@@ -79,7 +80,15 @@ class RefinerSettings:
 
     def regression(self) -> "RefinerSettings":
         """The same network as a plain regression: one step of L1 alone, without noise and judge."""
-        return replace(self, steps=1, sigma=0.0, lambda_adversarial=0.0, lambda_spectrum=0.0, lambda_consistent=0.0)
+        return replace(
+            self,
+            steps=1,
+            sigma=0.0,
+            lambda_adversarial=0.0,
+            lambda_spectrum=0.0,
+            lambda_features=0.0,
+            lambda_consistent=0.0,
+        )
 
     def direct(self) -> "RefinerSettings":
         """The same network from the source alone, as pix2pix has it: no coarse image, no noise, one step."""
@@ -161,6 +170,9 @@ class Refiner:
             losses["spectrum"] = s.lambda_spectrum * spectrum_loss(refined, y)
         if s.lambda_adversarial:
             losses["adversarial"] = s.lambda_adversarial * adversarial_loss(self._judge(batch, refined), "lsgan")
+        if s.lambda_features:
+            made, real = (self.nets["D"].features(self._to_judge(batch, image)) for image in (refined, y))
+            losses["features"] = s.lambda_features * sum((a - b).abs().mean() for a, b in zip(made, real, strict=True))
         return losses, {"refined": refined}
 
     def discriminator_losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -235,11 +247,14 @@ class Refiner:
         return net(torch.cat([z, *extra, *seen], dim=1), times)
 
     def _judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
-        """D's scores of an image beside its source; on a grid of several times, beside z_t and t, too."""
+        return self.nets["D"](self._to_judge(batch, image))
+
+    def _to_judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
+        """What D sees: an image beside its source; on a grid of several times, beside z_t and t, too."""
         seen = [middle(batch["source"])] if self.settings.sees_source else []
         if self.settings.steps > 1:
             seen += [batch["z"], batch["t"].view(-1, 1, 1, 1).expand_as(image)]
-        return self.nets["D"](torch.cat([*seen, image], dim=1))
+        return torch.cat([*seen, image], dim=1)
 
     @property
     def device(self) -> torch.device:

@@ -383,6 +383,18 @@ def test_the_image_of_the_time_before_is_seen_and_held_to():
     assert losses["consistent"].item() == pytest.approx(2 * apart.item())
 
 
+def test_feature_matching_is_weighted_and_zero_for_the_real_image():
+    stage, batch = Refiner(replace(FULL, lambda_features=3.0)), batch_of()
+    batch |= {"z": batch["coarse"], "t": torch.ones(4), "before": batch["coarse"]}
+    losses, made = stage.denoiser_losses(batch)
+    pairs = [stage.nets["D"].features(stage._to_judge(batch, i)) for i in (made["refined"], batch["target"])]
+    assert len(pairs[0]) == 2, "a layer, and the first"
+    expected = 3 * sum((a - b).abs().mean().item() for a, b in zip(*pairs, strict=True))
+    assert losses["features"].item() == pytest.approx(expected)
+    perfect, _ = stage.denoiser_losses({**batch, "target": made["refined"].detach()})
+    assert perfect["features"].item() == pytest.approx(0)
+
+
 def test_a_student_learns_what_its_teachers_walk_comes_to():
     teacher, batch = Refiner(replace(PLAIN, steps=4, sigma=0.1)), batch_of()
     torch.nn.init.normal_(teacher.ema["denoiser"].module.tail[-1].weight, std=0.1)

@@ -9,8 +9,11 @@ from petct_lib.prior import PriorSettings
 from petct_lib.refiner import RefinerSettings
 from petct_lib.variants import MEANS, Variant, check_names, chosen, variants
 
-LOSSES = {"lambda_adversarial": 0.0, "lambda_spectrum": 0.0, "error_width": 0, "sigma": 0.0, "steps": 1,
-          "sampler": "renoised", "predicts": "image", "l1_power": 0.0, "lambda_consistent": 0.0, "grid_power": 1.0}  # fmt: skip
+LOSSES = {
+    "lambda_adversarial": 0.0, "lambda_spectrum": 0.0, "lambda_features": 0.0, "lambda_consistent": 0.0,
+    "l1_power": 0.0, "error_width": 0, "sigma": 0.0, "steps": 1, "sampler": "renoised", "predicts": "image",
+    "grid_power": 1.0,
+}  # fmt: skip
 
 
 def test_variants_differ_from_the_refiner_in_what_they_are_named_for():
