@@ -105,7 +105,7 @@ def _tried(base: RefinerSettings) -> list[Variant]:
         of("refined_steps4_grid2", replace(four, grid_power=2.0)),
         *([] if base.sigma else [of("refined_steps4_sigma0.1", noisy)]),
         *_begun("refined_steps4_self", replace(noisy, self_conditioned=True), "refiner_l1_self"),
-        of("refined_steps4_consistent", replace(four, lambda_consistent=base.lambda_l1)),
+        of("refined_steps4_consistent", replace(four, lambda_consistent=base.lambda_l1 / 5)),
         of("refined_features", replace(base, lambda_features=base.lambda_l1)),
         Variant("refined_longer", base, start="refiner"),
         Variant("refined_again", base, start="refiner", again=True),
