@@ -22,7 +22,7 @@ from petct_lib.augment import Augmentation
 from petct_lib.bridge import interpolated
 from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import DIRECTIONS
-from petct_lib.data import SOURCE, TARGET, read_splits, refiner_patients
+from petct_lib.data import TARGET, read_splits, refiner_patients
 from petct_lib.files import read_json, replacing, write_json
 from petct_lib.intensity import read_window
 from petct_lib.parallel import each, whole
@@ -33,7 +33,7 @@ from petct_lib.refiner import Refiner, RefinerSettings
 from petct_lib.run import parameters_of, record, run_all
 from petct_lib.train import FitSettings, steps_of
 from petct_lib.train_refiner import Pairs, Plan, gains_of, held_out, held_out_slices, pairs_of, plans, train_refiner
-from petct_lib.translate import Translator, decoded, encoded, load_cyclegan, load_refiner, refine, translate_coarse
+from petct_lib.translate import Translator, decoded, load_cyclegan, load_refiner, translate_coarse
 from petct_lib.variants import MEANS, SAMPLES, Variant, check_names, chosen, fewer, variants
 
 ALPHAS = (0.25, 0.5, 0.75, 1.25)  # of the run's own refiner; 0 is `pix2pix`, 1 `refiner_gan`, 1.25 beyond it
@@ -76,7 +76,7 @@ def train_variants(run_dir: Path, direction: str, plan: Plan, warmup: float, of:
     pairs = {whom: _pairs(run_dir, direction, *whom) for whom in {_of_whom(v) for v in of}}
     at_once, shown = 1 if torch.cuda.is_available() else None, partial(bar, desc=f"variants trained, {direction}")
     of_run = plans(plan, warmup, direction)
-    for ready in _in_order(of):
+    for ready in ([v for v in of if not v.start], [v for v in of if v.start]):
         jobs = [(f"{v.name}_{direction}", pairs[_of_whom(v)], _plan(v, of_run, plan, direction)) for v in ready]
         seconds = whole(each(partial(_train, run_dir), jobs, jobs=at_once, progress=shown))
         record(run_dir, variant_seconds={name: of for (name, *_), of in zip(jobs, seconds, strict=True) if of})
@@ -88,42 +88,23 @@ def _plan(variant: Variant, of_run: dict[str, Plan], whole_plan: Plan, direction
         return replace(whole_plan, stage=variant.settings)
     plan = of_run["refiner" if variant.start else "refiner_l1"]
     plan = replace(plan, stage=variant.settings, seed=plan.seed + variant.seed)
-    return replace(plan, start=f"{variant.start}_{direction}", distilled=variant.distilled) if variant.start else plan
+    return replace(plan, start=f"{variant.start}_{direction}") if variant.start else plan
 
 
-def _in_order(of: Sequence[Variant]) -> list[list[Variant]]:
-    """Groups of which each goes on from the run's own, or from those before it."""
-    groups, left = [], list(of)
-    while left:
-        names = {v.name for v in left}
-        groups.append([v for v in left if v.start not in names])
-        left = [v for v in left if v.start in names]
-    return groups
-
-
-def _of_whom(variant: Variant) -> tuple[int | None, bool, int, bool]:
-    """What its pairs depend on: how many patients, in-fold or not, neighbours, refined already or not."""
-    return variant.patients, variant.in_fold, _neighbours(variant), variant.again
+def _of_whom(variant: Variant) -> tuple[int | None, bool, int]:
+    """What its pairs depend on: how many patients, in-fold or not, neighbours."""
+    return variant.patients, variant.in_fold, _neighbours(variant)
 
 
 def _neighbours(variant: Variant) -> int:
     return variant.settings.neighbours if isinstance(variant.settings, RefinerSettings) else 1
 
 
-def _pairs(run_dir: Path, direction: str, k: int | None, in_fold: bool, neighbours: int, again: bool) -> Pairs:
-    """Of the first k patients of the run's refiner, or of `held_out` ones; their coarse images under a name of both.
-
-    again: what the run's refiner makes of them stands for the coarse images.
-    """
+def _pairs(run_dir: Path, direction: str, k: int | None, in_fold: bool, neighbours: int) -> Pairs:
+    """Of the first k patients of the run's refiner, or of `held_out` ones; their coarse images under a name of both."""
     patients = (held_out if in_fold else refiner_patients)(read_splits(run_dir), direction)
     name = "_".join([direction, *(["in_fold"] if in_fold else []), *([str(k)] if k else [])])
-    pairs = pairs_of(run_dir, direction, patients[:k], name, neighbours)
-    if not again:
-        return pairs
-    x = torch.stack([pairs.slices[i][SOURCE[direction]] for i in range(len(pairs.slices))])
-    refiner = load_refiner(run_dir / "checkpoints" / f"refiner_{direction}.pt")
-    refined = refine(refiner, x, torch.from_numpy(np.array(pairs.coarse)), samples=1, seed=0)[0]
-    return replace(pairs, coarse=refined.cpu().numpy())
+    return pairs_of(run_dir, direction, patients[:k], name, neighbours)
 
 
 def _train(run_dir: Path, job: tuple[str, Pairs, Plan]) -> float:
@@ -174,8 +155,6 @@ def _score(
     images["refiner_gan"] = ends[1]
     networks, samples = _networks(run_dir, direction, of, translator.refiners[direction])
     images |= {method: given(networks[method], samples=n) for method, n in samples.items()}
-    once = encoded(images["refiner_gan"], TARGET[direction], translator.window)
-    images |= {v.name: given(networks[v.name], samples=1, coarse=once) for v in of if v.again}
     images |= _means({**images, "pix2pix": ends[0]})
     plain = _plain(translator, x, coarse, direction, ends)
     images |= {f"{name}_matched": translator.matched(plain[name], of, direction) for name, of in gains.items()}

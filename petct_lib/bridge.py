@@ -18,33 +18,15 @@ Predict = Callable[[Tensor, float], Tensor]
 Draw = Callable[[], Tensor]
 
 
-def time_grid(steps: int, power: float = 1.0) -> tuple[float, ...]:
-    """Times from 1 downwards, without 0: evenly spaced, raised to `power`. ValueError for no steps.
-
-    A power above 1 has more of them near the real image, one below 1 near the coarse one (Karras 2022, eq. 5).
+def time_grid(steps: int) -> tuple[float, ...]:
+    """Evenly spaced times from 1 downwards, without 0. ValueError for no steps.
 
     >>> time_grid(4)
     (1.0, 0.75, 0.5, 0.25)
-    >>> time_grid(4, power=2)
-    (1.0, 0.5625, 0.25, 0.0625)
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    return tuple((1 - k / steps) ** power for k in range(steps))
-
-
-def edm_scalings(t: Tensor, sigma: float, std: float, correlation: float) -> tuple[Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in of ŷ = c_skip·z_t + c_out·F(c_in·z_t, …): Karras 2022, table 1, as a bridge has them.
-
-    After Zhou 2024 (DDBM, eq. 13 f.) with a_t = t, b_t = 1 − t, c_t = t²·σ²: c_skip·z_t is the best linear guess of y
-    from z_t, c_out the standard deviation of what it misses, c_in makes z_t's 1. std: of y and of c, both;
-    correlation: of the two.
-    """
-    covariance = correlation * std**2
-    of_z = (1 - t) ** 2 * std**2 + t**2 * (std**2 + sigma**2) + 2 * t * (1 - t) * covariance
-    c_skip = ((1 - t) * std**2 + t * covariance) / of_z
-    missed = t**2 * (std**4 - covariance**2 + std**2 * sigma**2)
-    return c_skip, (missed / of_z).sqrt(), of_z.rsqrt()
+    return tuple(1 - k / steps for k in range(steps))
 
 
 def bridge(y: Tensor, start: Tensor, t: float | Tensor) -> Tensor:

@@ -124,15 +124,6 @@ class PatchDiscriminator(nn.Module):
         """(B, in, H, W) → a score for each patch, (B, 1, h, w) float32, of no fixed range."""
         return self.net(x).float()
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """What each layer but the last makes of (B, in, H, W), for feature matching (pix2pixHD, Wang 2018)."""
-        found = []
-        for layer in self.net:
-            x = layer(x)
-            if isinstance(layer, nn.LeakyReLU):
-                found.append(x)
-        return found
-
 
 def init_gan(module: nn.Module) -> None:
     """Weights from N(0, 0.02), biases 0 (Zhu et al. 2017, appendix 7.1).

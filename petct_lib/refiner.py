@@ -8,7 +8,6 @@ regression `refiner_l1`, without the coarse image `unet_l1` and, with them, `pix
 A second, smaller network predicts the absolute error of the refined image, for the uncertainty map.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -17,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from petct_lib import InputError
-from petct_lib.bridge import SAMPLERS, edm_scalings, time_grid
+from petct_lib.bridge import SAMPLERS, time_grid
 from petct_lib.cyclegan import Update, adversarial_loss, discriminator_accuracy, discriminator_loss
 from petct_lib.nets import Denoiser, PatchDiscriminator, averaged, frozen, middle, tile
 
 FIRST_LOG_ERROR = -3.0  # what the error network says untrained: e⁻³ of the network's range, about 60 HU
-PREDICTIONS = ("image", "velocity", "edm")  # what a denoiser's output stands for
-EDM_STD, EDM_CORRELATION = 0.3, 0.95  # of real and coarse training images of the phantom, about, in both directions
 POWER_FLOOR = 1e-6  # noise of 0.1 % of the network's range: less power than that is none
 
 
@@ -39,17 +36,11 @@ class RefinerSettings:
     steps: int = 1  # denoiser evaluations a sample: the times of its grid
     sigma: float = 0.1  # noise at t = 1, in network units
     sampler: str = "renoised"
-    grid_power: float = 1.0  # of `bridge.time_grid`
-    predicts: str = "image"  # "velocity": ŷ = z_t + t·F; "edm": `bridge.edm_scalings`
-    self_conditioned: bool = False  # the denoiser sees its ŷ of the time before, too (Chen 2023)
     sees_source: bool = True
     neighbours: int = 1  # 3 or 5: slices of the source around the one to refine, and itself (2.5-D)
     sees_coarse: bool = True  # False: no c anywhere, and the bridge starts at σ·ε
     residual: bool = True  # the denoiser adds to c; False: it sees c, but draws the whole image itself
     lambda_l1: float = 10.0
-    l1_power: float = 0.0  # L1 at time t counts as t ** l1_power, in relation to the others of the grid
-    lambda_features: float = 0.0  # L1 between what D's layers make of refined and real image (pix2pixHD, Wang 2018)
-    lambda_consistent: float = 0.0  # L1 to the ŷ of the time before
     lambda_adversarial: float = 1.0  # 0: no discriminator
     lambda_spectrum: float = 0.0  # of `spectrum_loss`
     patch_width: int = 64  # the discriminator's first layer
@@ -66,29 +57,14 @@ class RefinerSettings:
             raise InputError(f"refiner: steps must be 1 or more, sigma, weights, error_width 0 or more: {self}")
         if self.sampler not in SAMPLERS:
             raise InputError(f"refiner: sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
-        if self.predicts not in PREDICTIONS:
-            raise InputError(f"refiner: predicts {self.predicts!r} is not one of {', '.join(PREDICTIONS)}")
         if self.neighbours not in (1, 3, 5):
             raise InputError(f"refiner: neighbours {self.neighbours} is not 1, 3 or 5")
         if not (self.sees_source or self.sees_coarse):
             raise InputError("refiner: it must see the source, the coarse image, or both")
 
-    @property
-    def times(self) -> tuple[float, ...]:
-        """Of a walk, from 1 downwards."""
-        return time_grid(self.steps, self.grid_power)
-
     def regression(self) -> "RefinerSettings":
         """The same network as a plain regression: one step of L1 alone, without noise and judge."""
-        return replace(
-            self,
-            steps=1,
-            sigma=0.0,
-            lambda_adversarial=0.0,
-            lambda_spectrum=0.0,
-            lambda_features=0.0,
-            lambda_consistent=0.0,
-        )
+        return replace(self, steps=1, sigma=0.0, lambda_adversarial=0.0, lambda_spectrum=0.0)
 
     def direct(self) -> "RefinerSettings":
         """The same network from the source alone, as pix2pix has it: no coarse image, no noise, one step."""
@@ -103,12 +79,8 @@ class Refiner:
         s = self.settings = settings
         images = 1 + s.sees_source * s.neighbours + s.sees_coarse  # z_t, x, c
         self.nets: dict[str, nn.Module] = {
-            "denoiser": Denoiser(
-                images + s.self_conditioned, s.width, tuple(s.multipliers),
-                residual=s.sees_coarse and s.residual and s.predicts == "image",
-            )
-        }  # fmt: skip
-        self.teacher: Refiner | None = None
+            "denoiser": Denoiser(images, s.width, tuple(s.multipliers), residual=s.sees_coarse and s.residual)
+        }
         if s.lambda_adversarial:
             of_state = 2 if s.steps > 1 else 0  # z_t and t: at t = 1 alone they tell nothing that x does not
             self.nets["D"] = PatchDiscriminator(1 + s.sees_source + of_state, s.patch_width, s.patch_layers)
@@ -144,8 +116,6 @@ class Refiner:
         copy y, and err when the ŷ of sampling is wrong (exposure bias, Ning 2023).
         """
         batch = {**batch, **self._state(batch, rng, update)}
-        if self.teacher:
-            batch["taught"] = self.teacher.walked(batch, batch["z"])
         with frozen([net for name, net in self.nets.items() if name == "D"]):
             losses, images = update("denoiser", self.denoiser_losses, batch)
         if "D" in self.nets:
@@ -160,19 +130,12 @@ class Refiner:
     def denoiser_losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """λ · L1, the least-squares adversarial loss (Isola 2017, eq. 4) and the spectrum's; "refined"."""
         s, y = self.settings, batch["target"]
-        refined = self._denoise(self.nets["denoiser"], batch, batch["z"], batch["t"], batch["before"])
-        weights = self._l1_weights(batch["t"])
-        losses = {"l1": s.lambda_l1 * (weights * (refined - batch.get("taught", y)).abs()).mean()}
-        if s.lambda_consistent:
-            known = (batch["t"] < 1).view(-1, 1, 1, 1)  # at the first time there is none before
-            losses["consistent"] = s.lambda_consistent * (known * (refined - batch["before"]).abs()).mean()
+        refined = self._predict(self.nets["denoiser"], batch, batch["z"], batch["t"])
+        losses = {"l1": s.lambda_l1 * (refined - y).abs().mean()}
         if s.lambda_spectrum:
             losses["spectrum"] = s.lambda_spectrum * spectrum_loss(refined, y)
         if s.lambda_adversarial:
             losses["adversarial"] = s.lambda_adversarial * adversarial_loss(self._judge(batch, refined), "lsgan")
-        if s.lambda_features:
-            made, real = (self.nets["D"].features(self._to_judge(batch, image)) for image in (refined, y))
-            losses["features"] = s.lambda_features * sum((a - b).abs().mean() for a, b in zip(made, real, strict=True))
         return losses, {"refined": refined}
 
     def discriminator_losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -194,67 +157,39 @@ class Refiner:
     def _state(self, batch: dict[str, Tensor], rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
         """z_t and t of each image: the state in which the sampler itself comes to the image's own time."""
         s, c = self.settings, self._coarse(batch["coarse"])
-        n, times = len(c) * update.processes, s.times
+        n, times = len(c) * update.processes, time_grid(s.steps)
         everyone = rng.integers(len(times), size=n)  # drawn for the whole batch, whoever has the slices
         k, deepest = update.own(everyone), everyone.max()  # all processes walk, and draw, as far as the deepest image
         states: list[Tensor] = []
-        before = [c]
 
         def predict(z: Tensor, t: float) -> Tensor:
             states.append(z)
             is_last = len(states) > deepest  # nobody goes on from there
-            before.append(z if is_last else self._denoise(self.nets["denoiser"], batch, z, t, before[-1]))
-            return before[-1]
+            return z if is_last else self._predict(self.nets["denoiser"], batch, z, t)
 
         with torch.no_grad():
             draw = partial(_noise, c, rng, update)
             SAMPLERS[s.sampler](predict, c, times[: deepest + 1], sigma=s.sigma, draw=draw)
         t = torch.tensor([times[i] for i in k], dtype=c.dtype, device=c.device)
-        z, known = (torch.stack([of[i][j] for j, i in enumerate(k)]) for of in (states, before))
-        return {"z": z, "t": t, "before": known}
+        return {"z": torch.stack([states[i][j] for j, i in enumerate(k)]), "t": t}
 
     def _coarse(self, c: Tensor) -> Tensor:
         return c if self.settings.sees_coarse else torch.zeros_like(c)
 
-    def _l1_weights(self, t: Tensor) -> Tensor:
-        """(B, 1, 1, 1), 1 in the mean over the grid."""
-        p = self.settings.l1_power
-        mean = sum(time**p for time in self.settings.times) / self.settings.steps
-        return (t**p / mean).view(-1, 1, 1, 1)
-
-    def _denoise(
-        self, net: nn.Module, batch: dict[str, Tensor], z: Tensor, t: float | Tensor, before: Tensor
-    ) -> Tensor:
-        """ŷ of the denoiser at one time, or (B,) of them; before: ŷ of the time before, at the first one c."""
-        s, times = self.settings, torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(len(z))
-        extra = [before] if s.self_conditioned else []
-        if s.predicts == "image":
-            return self._predict(net, batch, z, times, extra)
-        t = times.view(-1, 1, 1, 1)
-        if s.predicts == "velocity":
-            return z + t * self._predict(net, batch, z, times, extra)
-        c_skip, c_out, c_in = edm_scalings(t, s.sigma, EDM_STD, EDM_CORRELATION)
-        return c_skip * z + c_out * self._predict(net, batch, c_in * z, times, extra)
-
-    def _predict(
-        self, net: nn.Module, batch: dict[str, Tensor], z: Tensor, t: float | Tensor, extra: Sequence[Tensor] = ()
-    ) -> Tensor:
+    def _predict(self, net: nn.Module, batch: dict[str, Tensor], z: Tensor, t: float | Tensor) -> Tensor:
         """t: one time, or (B,)."""
         s = self.settings
         seen = [middle(batch["source"], s.neighbours)] if s.sees_source else []
         seen += [batch["coarse"]] if s.sees_coarse else []
         times = torch.as_tensor(t, dtype=z.dtype, device=z.device).expand(len(z))
-        return net(torch.cat([z, *extra, *seen], dim=1), times)
+        return net(torch.cat([z, *seen], dim=1), times)
 
     def _judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
-        return self.nets["D"](self._to_judge(batch, image))
-
-    def _to_judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
-        """What D sees: an image beside its source; on a grid of several times, beside z_t and t, too."""
+        """D's scores of an image beside its source; on a grid of several times, beside z_t and t, too."""
         seen = [middle(batch["source"])] if self.settings.sees_source else []
         if self.settings.steps > 1:
             seen += [batch["z"], batch["t"].view(-1, 1, 1, 1).expand_as(image)]
-        return torch.cat([*seen, image], dim=1)
+        return self.nets["D"](torch.cat([*seen, image], dim=1))
 
     @property
     def device(self) -> torch.device:
@@ -273,28 +208,12 @@ class Refiner:
         generator: on the CPU, so that every device draws the same noise: one ε (1, 1, H, W) a time for all slices.
         """
         s, x, c = self.settings, x.to(self.device), self._coarse(c.to(self.device))
-        before = [c]
-
-        def predict(z: Tensor, t: float) -> Tensor:
-            net = self.ema["denoiser"].module.eval()
-            before.append(self._denoise(net, {"source": x, "coarse": c}, z, t, before[-1]))
-            return before[-1]
+        predict = partial(self._predict, self.ema["denoiser"].module.eval(), {"source": x, "coarse": c})
 
         def draw() -> Tensor:
             return torch.randn((1, *c.shape[1:]), generator=generator).to(c).expand_as(c)
 
-        return SAMPLERS[s.sampler](predict, c, s.times, sigma=s.sigma, draw=draw)
-
-    @torch.no_grad()
-    def walked(self, batch: dict[str, Tensor], start: Tensor) -> Tensor:
-        """The end of the walk from z_1 = `start` without other noise, (B, 1, H, W): what a student is to do at once."""
-        before = [start]
-
-        def predict(z: Tensor, t: float) -> Tensor:
-            before.append(self._denoise(self.ema["denoiser"].module.eval(), batch, z, t, before[-1]))
-            return before[-1]
-
-        return SAMPLERS["renoised"](predict, start, self.settings.times, sigma=0.0, draw=lambda: start)[-1]
+        return SAMPLERS[s.sampler](predict, c, time_grid(s.steps), sigma=s.sigma, draw=draw)
 
     @torch.no_grad()
     def expected_error(self, x: Tensor, c: Tensor, refined: Tensor) -> Tensor:

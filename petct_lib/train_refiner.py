@@ -43,7 +43,6 @@ class Plan:
     batch_size: int
     seed: int
     start: str | None = None  # a finished refiner of the run, `checkpoints/<start>.pt`, whose denoiser it begins with
-    distilled: bool = False  # that one's walk is what L1 holds it to
 
     @property
     def draws(self) -> int:
@@ -145,9 +144,7 @@ def train_refiner(
     fixed = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, PREVIEWED).fixed()
     stage = (Refiner if isinstance(plan.stage, RefinerSettings) else Prior)(plan.stage, plan.seed)
     if plan.start:
-        other = load_refiner(run_dir / "checkpoints" / f"{plan.start}.pt")
-        stage.start_from(other)
-        stage.teacher = other if plan.distilled else None
+        stage.start_from(load_refiner(run_dir / "checkpoints" / f"{plan.start}.pt"))
     known = set(pairs.slices.studies)
     unseen = [patient for patient in held_out(splits, pairs.direction) if not known & set(prepared.studies([patient]))]
     return fit(

@@ -31,8 +31,6 @@ class Variant:
     in_fold: bool = False  # learns from patients whose source the CycleGAN was fitted on: `train_refiner.held_out`
     uses: tuple[tuple[str, int, float | None], ...] = ()  # (method, samples, t0); none: its name, one sample
     start: str | None = None  # the regression, one of the run's or another variant, that it goes on from
-    distilled: bool = False  # learns what the walk of the one that it goes on from comes to, in one step
-    again: bool = False  # begins where the run's refiner (one sample, α = 1) ended, not at the coarse image
     seed: int = 0  # added to the run's: another training of the same
 
 
@@ -64,7 +62,6 @@ def variants(base: RefinerSettings, patients: int, in_fold: int) -> list[Variant
         Variant("diffusion_no_coarse", no_coarse, start="diffusion_l1_no_coarse"),
         Variant("unpaired", prior, uses=tuple((f"unpaired_t{t0:g}", 1, t0) for t0 in T0)),
         *_walks(base),
-        *_tried(base),
         *_few_pairs(base, fewer(patients)),
         *_in_fold(base, [k for k in fewer(patients) if k <= in_fold]),
         *_begun("refined_neighbours3", replace(base, neighbours=3), "refiner_l1_neighbours3"),
@@ -89,33 +86,6 @@ def _walks(base: RefinerSettings) -> list[Variant]:
     others = [name for name in SAMPLERS if name != base.sampler and (base.sigma or name == "euler")]
     samplers = [of(f"refined_steps4_{name}", replace(base, steps=4, sampler=name)) for name in others]
     return [*noises, *steps, *samplers]
-
-
-def _tried(base: RefinerSettings) -> list[Variant]:
-    """Ways to make a walk of four steps pay, and to have it at the price of one."""
-    of, four = partial(Variant, start="refiner_l1"), replace(base, steps=4)
-    noisy = replace(four, sigma=base.sigma or 0.1)
-    teacher = "refined_steps4_anchored" if base.sigma else "refined_steps4"  # its end is a function of its start alone
-    return [
-        of("refined_steps4_velocity", replace(four, predicts="velocity")),
-        *_begun("refined_steps4_edm", replace(four, predicts="edm"), "refiner_l1_edm"),
-        of("refined_steps4_early", replace(four, l1_power=1.0)),
-        of("refined_steps4_late", replace(four, l1_power=-1.0)),
-        of("refined_steps4_grid0.5", replace(four, grid_power=0.5)),
-        of("refined_steps4_grid2", replace(four, grid_power=2.0)),
-        *([] if base.sigma else [of("refined_steps4_sigma0.1", noisy)]),
-        *_begun("refined_steps4_self", replace(noisy, self_conditioned=True), "refiner_l1_self"),
-        of("refined_steps4_consistent", replace(four, lambda_consistent=base.lambda_l1 / 5)),
-        of("refined_features", replace(base, lambda_features=base.lambda_l1)),
-        Variant("refined_longer", base, start="refiner"),
-        Variant("refined_again", base, start="refiner", again=True),
-        Variant("refined_steps4_longer", four, start="refined_steps4"),
-        Variant("refined_distilled", base, start=teacher, distilled=True),
-        Variant(
-            "refined_distilled_l1", replace(base, lambda_adversarial=0.0, lambda_spectrum=0.0),
-            start=teacher, distilled=True,
-        ),
-    ]  # fmt: skip
 
 
 def _few_pairs(base: RefinerSettings, patients: Sequence[int]) -> list[Variant]:
@@ -143,9 +113,8 @@ def chosen(of: Sequence[Variant], only: str) -> list[Variant]:
         asked = [v for v in of if not only or re.fullmatch(only, v.name)]
     except re.error as error:
         raise InputError(f"--only {only}: is not a regular expression ({error})") from None
-    while more := [v for v in of if v not in asked and v.name in {one.start for one in asked}]:
-        asked += more
-    return [v for v in of if v in asked]
+    starts = {v.start for v in asked}
+    return [v for v in of if v in asked or v.name in starts]
 
 
 def check_names(only: str) -> None:

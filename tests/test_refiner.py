@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from petct_lib import InputError
-from petct_lib.bridge import SAMPLERS, bridge, edm_scalings, time_grid
+from petct_lib.bridge import SAMPLERS, bridge, time_grid
 from petct_lib.cyclegan import adversarial_loss, discriminator_loss
 from petct_lib.refiner import Refiner, RefinerSettings, spectrum_loss
 from petct_lib.updates import Updates
@@ -145,7 +145,7 @@ def test_an_untrained_denoisers_loss_is_the_coarse_images_error():
 def test_losses_by_name_and_by_hand():
     stage, batch = Refiner(FULL), batch_of()
     assert set(step(stage, batch, 0)) == {"l1", "adversarial", "D_patch", "accuracy_patch", "error"}
-    batch |= {"z": batch["coarse"], "t": torch.full((4,), 0.5), "before": batch["coarse"]}
+    batch |= {"z": batch["coarse"], "t": torch.full((4,), 0.5)}
     losses, made = stage.denoiser_losses(batch)
     refined, plane = made["refined"], torch.full_like(batch["z"], 0.5)
     real, fake = (
@@ -169,7 +169,7 @@ def test_spectrum_loss_knows_strength_and_not_place():
 
 def test_spectrum_loss_is_weighted():
     stage, batch = Refiner(replace(FULL, lambda_spectrum=0.5, lambda_adversarial=0.0)), batch_of()
-    batch |= {"z": batch["coarse"], "t": torch.ones(4), "before": batch["coarse"]}
+    batch |= {"z": batch["coarse"], "t": torch.ones(4)}
     losses, made = stage.denoiser_losses(batch)
     assert losses["spectrum"].item() == pytest.approx(0.5 * spectrum_loss(made["refined"], batch["target"]).item())
 
@@ -300,7 +300,6 @@ def test_sampling_takes_its_inputs_to_the_networks_device():
         {"sigma": -0.1},
         {"lambda_spectrum": -1},
         {"sampler": "ddim"},
-        {"predicts": "noise"},
         {"sees_source": False, "sees_coarse": False},
     ],
 )
@@ -336,77 +335,6 @@ def test_a_refiner_looks_at_as_many_neighbours_as_it_was_trained_with():
         a, b = (stage.sample(x, batch["coarse"], torch.Generator().manual_seed(0))[-1] for x in (five["source"], other))
         assert torch.equal(a, b) != changes, neighbours
         assert stage.preview(five).shape == stage.preview({**five, "source": batch["source"].repeat(1, 5, 1, 1)}).shape
-
-
-@pytest.mark.parametrize("predicts", ["velocity", "edm"])
-def test_what_the_output_stands_for(predicts):
-    s = replace(PLAIN, steps=4, sigma=0.1, predicts=predicts)
-    stage, (_, x, c) = Refiner(s), images()
-    torch.nn.init.normal_(stage.nets["denoiser"].tail[-1].weight, std=0.1)
-    z, t = c + 0.3, torch.tensor([1.0, 0.75, 0.5, 0.25])
-    c_skip, c_out, c_in = edm_scalings(t.view(-1, 1, 1, 1), 0.1, 0.3, 0.95)
-    with torch.no_grad():
-        given = stage.nets["denoiser"](torch.cat([z if predicts == "velocity" else c_in * z, x, c], 1), t)
-        image = stage._denoise(stage.nets["denoiser"], {"source": x, "coarse": c}, z, t, c)
-    expected = z + t.view(-1, 1, 1, 1) * given if predicts == "velocity" else c_skip * z + c_out * given
-    assert torch.allclose(image, expected)
-
-
-def test_velocity_begins_as_the_regression_of_the_image():
-    regression, (_, x, c) = Refiner(PLAIN.regression()), images()
-    torch.nn.init.normal_(regression.ema["denoiser"].module.tail[-1].weight, std=0.1)
-    stage = Refiner(replace(PLAIN, steps=1, sigma=0.0, predicts="velocity"))
-    stage.start_from(regression)
-    assert torch.allclose(*(of.sample(x, c, torch.Generator())[-1] for of in (regression, stage)), atol=1e-6)
-
-
-@pytest.mark.parametrize(("power", "weights"), [(0.0, (1, 1)), (1.0, (2 / 3, 4 / 3)), (-1.0, (4 / 3, 2 / 3))])
-def test_l1_counts_by_time(power, weights):
-    stage = Refiner(replace(PLAIN, l1_power=power))
-    assert stage._l1_weights(torch.tensor([0.5, 1.0])).ravel().tolist() == pytest.approx(weights)
-
-
-def test_the_image_of_the_time_before_is_seen_and_held_to():
-    stage, batch = Refiner(replace(PLAIN, self_conditioned=True, lambda_consistent=2.0)), batch_of()
-    torch.nn.init.normal_(stage.nets["denoiser"].tail[-1].weight, std=0.1)
-    state = stage._state(batch, np.random.default_rng(1), Updates(stage.optimisers))
-    first = state["t"] == 1
-    assert set(first.tolist()) == {True, False}
-    assert torch.equal(state["before"][first], batch["coarse"][first])
-    assert not torch.equal(state["before"][~first], batch["coarse"][~first])
-    one, other = (
-        stage.denoiser_losses({**batch, **state, "before": state["before"] + off})[1]["refined"] for off in (0, 1)
-    )
-    assert not torch.allclose(one, other)
-    losses, made = stage.denoiser_losses({**batch, **state})
-    apart = (made["refined"] - state["before"])[~first].abs().sum() / batch["target"].numel()
-    assert losses["consistent"].item() == pytest.approx(2 * apart.item())
-
-
-def test_feature_matching_is_weighted_and_zero_for_the_real_image():
-    stage, batch = Refiner(replace(FULL, lambda_features=3.0)), batch_of()
-    batch |= {"z": batch["coarse"], "t": torch.ones(4), "before": batch["coarse"]}
-    losses, made = stage.denoiser_losses(batch)
-    pairs = [stage.nets["D"].features(stage._to_judge(batch, i)) for i in (made["refined"], batch["target"])]
-    assert len(pairs[0]) == 2, "a layer, and the first"
-    expected = 3 * sum((a - b).abs().mean().item() for a, b in zip(*pairs, strict=True))
-    assert losses["features"].item() == pytest.approx(expected)
-    perfect, _ = stage.denoiser_losses({**batch, "target": made["refined"].detach()})
-    assert perfect["features"].item() == pytest.approx(0)
-
-
-def test_a_student_learns_what_its_teachers_walk_comes_to():
-    teacher, batch = Refiner(replace(PLAIN, steps=4, sigma=0.1)), batch_of()
-    torch.nn.init.normal_(teacher.ema["denoiser"].module.tail[-1].weight, std=0.1)
-    c = batch["coarse"]
-    walked = teacher.walked(batch, c)
-    without_noise = replace(teacher.settings, sigma=0.0)
-    teacher.settings = without_noise
-    assert torch.equal(walked, teacher.sample(batch["source"], c, torch.Generator())[-1])
-    student = Refiner(replace(PLAIN, steps=1, sigma=0.0))
-    student.teacher = teacher
-    losses = step(student, batch, 0)
-    assert losses["l1"].item() == pytest.approx((c - walked).abs().mean().item()), "untrained, it returns c"
 
 
 def test_neighbours_that_are_no_odd_few():
