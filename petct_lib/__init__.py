@@ -37,12 +37,12 @@ Slices that networks learn from
     data            splits by patient, unpaired and paired batches, controls without a network
 
 Networks and training
-    nets            generator, discriminator, denoiser
+    nets            generator, discriminator, U-Net
     cyclegan        losses, image pool, and one training step
-    bridge          from the coarse image to the real one: the path and its samplers
-    refiner         the denoiser of one direction, its losses and its training step
-    spectrum_matching  fine structure that blur took, given back by a filter
-    prior           unpaired refinement by a diffusion prior of the target images
+    diffusion       rectified flow: path, velocity, samplers
+    regression      stage 2, first part: a U-Net, and pix2pix
+    residual_flow   stage 2, second part: diffusion of what the regression could not know
+    cycle_pairs     pairs for stage 2 without a real one
     updates         one optimiser step: precision, accumulation, clipping, averaging
     train           the loop: devices, schedule, watchers, exact resume
     checkpoints     states on disk, whole or absent
@@ -51,8 +51,8 @@ Networks and training
     collapse        early signs that a GAN collapses or invents
     validation      scores of a stage under training
     train_cyclegan  stage 1 of a run folder
-    train_refiner   stage 2 of a run folder, its controls and its calibration
-    translate       slices and volumes through both stages, with uncertainty; a run applied to a study
+    train_refiner   stage 2 of a run folder: pairs, regression, pix2pix, flow
+    translate       slices and volumes through all stages, with spread; a run applied to a study
     dicom_write     volumes to DICOM series, derived ones marked as synthetic
 
 Scores
@@ -62,7 +62,7 @@ Scores
     realism         a classifier's verdict on slices, and change from slice to slice
     perceptual      LPIPS on the pretrained AlexNet
     synthrad        the scores of the SynthRAD2025 challenge
-    calibration     whether an uncertainty map knows the error
+    distribution    scores of samples: CRPS, coverage, spread and skill
     evaluate        every method on every test patient: the rows of `scores.csv`
     scores          rows to files, means over patients, and tables
     statistics      intervals, tests, effect sizes and agreement over patients
@@ -80,7 +80,7 @@ Shown and run
     report          a run as one HTML page, model card and data card
     run             profiles, the four notebooks in order, and the manifest
     variants        what the ablation trains, by name
-    ablation        what each part of the refiner buys
+    ablation        what each part of stage 2 contributes
     files           files that are the old ones or the new ones, never half of one
     parallel        one function over many items, in processes or on hosts
     progress        bars that suit a notebook, a terminal, or a headless run

@@ -98,14 +98,14 @@ def _add_phantom(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_ablation(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser("ablation", help="several seeds, and every variant and control of the refiner: scores.csv")
+    p = commands.add_parser("ablation", help="several seeds, and every variant and control of stage 2: scores.csv")
     p.add_argument("--profile", default="quick", help="smoke, quick, gpu, full, or a .yaml file (%(default)s)")
     p.add_argument("--data", default="phantom", help="folder or zip of DICOM (%(default)s)")
     p.add_argument("--out", type=Path, default=Path("runs/ablation"), help="what is there goes on (%(default)s)")
     p.add_argument("--seeds", type=_positive, default=3, help="trainings of the main methods (%(default)s)")
     p.add_argument(
         "--only", default="", metavar="PATTERN",
-        help="the variants of these names alone, a regular expression as 'unet_l1|pix2pix|.*_k[0-9]+' (default: all)",
+        help="the variants of these names alone, a regular expression as 'steps.*|.*_k[0-9]+' (default: all)",
     )  # fmt: skip
     _add_set(p)
     p.set_defaults(command=_ablation)
@@ -118,7 +118,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     p.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, of the same data and split")
     p.add_argument("--metric", default="mae", help="as in scores.csv (%(default)s)")
     p.add_argument("--region", default="body", help="as in scores.csv (%(default)s)")
-    p.add_argument("--reference", default="refined", help="the method that all others are tested against (%(default)s)")
+    p.add_argument("--reference", default="mean", help="the method that all others are tested against (%(default)s)")
     p.set_defaults(command=_compare)
 
 
@@ -161,19 +161,14 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     p.add_argument("--direction", choices=("pet2ct", "ct2pet"), required=True)
     p.add_argument("--out", type=Path, required=True, help="new or empty folder for the results")
-    p.add_argument("--samples", type=_positive, default=2, help="samples averaged (%(default)s)")
-    p.add_argument("--seed", type=int, default=0)
-    end = p.add_mutually_exclusive_group()
-    end.add_argument(
-        "--mode", choices=("default", "distortion"), default="default",
-        help="the error of a plain regression with texture, or the least error (%(default)s)",
+    p.add_argument(
+        "--mode", choices=("mean", "sample"), default="mean",
+        help="mean: of the samples, the least error; sample: one of them, which looks real (%(default)s)",
     )  # fmt: skip
-    end.add_argument(
-        "--alpha",
-        type=float,
-        help="0 is a network from the source alone, 1 the refiner's own image, up to 1.5 more texture, at more "
-        "error, as the networks made it; without it the mode decides, and `default` matches the power spectrum, too",
-    )
+    p.add_argument("--samples", type=_positive, help="samples drawn (default: 8 for mean, 1 for sample)")
+    p.add_argument("--steps", type=_positive, default=4, help="steps of Heun's method from noise (%(default)s)")
+    p.add_argument("--without-coarse", action="store_true", help="stage 2 does not see the CycleGAN output")
+    p.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     p.set_defaults(command=_translate)
 
 
@@ -322,15 +317,15 @@ def _translate(args: argparse.Namespace) -> int:
     from petct_lib.data import SOURCE, TARGET
     from petct_lib.translate import UNIT, translate_study
 
-    alpha = args.mode if args.alpha is None else args.alpha
     source, result = translate_study(
-        args.path, args.run, args.direction, args.out, samples=args.samples, seed=args.seed, alpha=alpha
-    )
+        args.path, args.run, args.direction, args.out, mode=args.mode, samples=args.samples, steps=args.steps,
+        seed=args.seed, without_coarse=args.without_coarse, progress=partial(bar, desc="samples", file=sys.stderr),
+    )  # fmt: skip
     k = len(source) // 2
     units = UNIT[SOURCE[args.direction]], UNIT[TARGET[args.direction]]
-    fig = view.preview(source[k], result.refined[k], result.uncertainty[k], *units)
-    view.save(fig, args.out, "preview", "source, translation and uncertainty of the middle slice")
-    print(f"{len(source)} slices in {args.out}: refined/, uncertainty/, figures/preview.png. {WARNING}")
+    fig = view.preview(source[k], result.image[k], result.spread[k], *units)
+    view.save(fig, args.out, "preview", "source, translation and spread of the middle slice")
+    print(f"{len(source)} slices in {args.out}: image/, spread/, figures/preview.png. {WARNING}")
     return 0
 
 

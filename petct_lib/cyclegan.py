@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from petct_lib import InputError
-from petct_lib.nets import NORMS, UPSAMPLINGS, PatchDiscriminator, ResnetGenerator, averaged, frozen, tile
+from petct_lib.nets import (
+    NORMS,
+    UPSAMPLINGS,
+    PatchDiscriminator,
+    ResnetGenerator,
+    averaged,
+    enlarge,
+    frozen,
+    middle,
+    shrink,
+    tile,
+)
 
 DIRECTIONS = ("pet2ct", "ct2pet")
 LOSSES = ("lsgan", "hinge")
@@ -30,6 +41,7 @@ class CycleGANSettings:
     width: int = 64  # first layer's channels of generator and discriminator
     blocks: int = 9  # residual blocks, for 256×256 images
     patch_layers: int = 3  # 3: 70×70 patches; 2: 34×34, for small images
+    coarse_size: int | None = None  # pixels along x and y of the grid that it works on; None: the slices' own
     neighbours: int = 1  # 3 or 5: 2.5-D, so many slices in and out; the middle one is the translation
     upsampling: str = "resize"  # "transposed" is the paper's, and leaves a checkerboard (Odena 2016); or "separable"
     norm: str = "instance"  # or "group"
@@ -170,6 +182,7 @@ class CycleGAN:
 
         batch: unpaired "pet" and "ct", (B, C, H, W) in [−1, 1], C slices (`neighbours`).
         """
+        batch = {kind: shrink(images, self.settings.coarse_size) for kind, images in batch.items()}
         generator_losses = partial(self.generator_losses, identity=step % self.settings.identity_every == 0)
         with frozen(net for name, net in self.nets.items() if name[0] == "D"):
             losses, fakes = update("G", generator_losses, batch)
@@ -206,17 +219,25 @@ class CycleGAN:
         return losses, accuracy
 
     def generator(self, direction: str) -> nn.Module:
-        """The averaged generator of a direction, for translating."""
+        """The averaged generator of a direction, on the coarse grid: for training. `translate` is for all else."""
         return self.ema[f"G_{direction}"].module.eval()
+
+    @torch.no_grad()
+    def translate(self, x: Tensor, direction: str) -> Tensor:
+        """Slices (B, C, H, W) in [−1, 1] to coarse images of the middle ones, (B, 1, H, W), on the networks' device.
+
+        The generator sees them on its coarse grid, and its image is brought up to theirs.
+        """
+        generator = self.generator(direction)
+        size, device = x.shape[-2:], next(generator.parameters()).device
+        return enlarge(middle(generator(shrink(x.to(device), self.settings.coarse_size))), size)
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Tensor]) -> Tensor:
         """Rows: PET, CT made of it, CT, PET made of it; (1, 4 · H, B · W) in [0, 1]."""
-        device = next(self.generator("pet2ct").parameters()).device
-        pet, ct = batch["pet"].to(device), batch["ct"].to(device)
-        rows = [pet, self.generator("pet2ct")(pet), ct, self.generator("ct2pet")(ct)]
-        middle = self.settings.neighbours // 2
-        return tile([row[:, middle : middle + 1] for row in rows])
+        pet, ct = batch["pet"], batch["ct"]
+        rows = [middle(pet), self.translate(pet, "pet2ct"), middle(ct), self.translate(ct, "ct2pet")]
+        return tile(rows)
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: settings and image pools."""

@@ -1,7 +1,7 @@
 """Patient splits, unpaired and paired datasets of prepared slices, and the controls that need no network."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -179,16 +179,18 @@ class UnpairedBatches:
 
 
 class PairedBatches:
-    """Batches of aligned source, coarse and target slices of the same patients; coarse: (n, 1, H, W), encoded.
+    """Batches of aligned source, coarse and target slices; coarse: (n, variants, H, W), encoded, one of which is drawn.
 
+    sources: (n, 1, H, W), in place of the slices' own, as cycle pairs have them; the slices then need the target only.
     Where the slices come with neighbours, the source does; coarse and target are of the middle one. ValueError where
     there are more or fewer coarse images than slices, InputError for an augmentation that scales the SUV.
     """
 
     def __init__(
-        self, slices: Slices, coarse: np.ndarray, direction: str, size: int, augmentation: Augmentation | None = None
-    ) -> None:
-        self.slices, self.coarse, self.direction, self.size = slices, coarse, direction, size
+        self, slices: Slices, coarse: np.ndarray, direction: str, size: int, augmentation: Augmentation | None = None,
+        sources: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.slices, self.coarse, self.direction, self.size, self.sources = slices, coarse, direction, size, sources
         self.augmentation = augmentation or Augmentation()
         if len(coarse) != len(slices):
             raise ValueError(f"{len(coarse)} coarse images for {len(slices)} slices")
@@ -204,14 +206,20 @@ class PairedBatches:
         Of a batch drawn by `rng`, the share of process `rank` of `world`.
         """
         own = _share(self.size, rank, world)
-        items = []
-        for i, change in _draw(len(self.slices), self.size, self.augmentation, rng)[own]:
-            images = {**self.slices[i], "coarse": torch.from_numpy(np.array(self.coarse[i]))}
-            target = TARGET[self.direction]
-            images[target] = middle(images[target][None])[0]
-            items.append({key: move(image, change) for key, image in images.items()})
-        names = {"source": SOURCE[self.direction], "coarse": "coarse", "target": TARGET[self.direction]}
-        return {name: torch.stack([item[key] for item in items]) for name, key in names.items()}
+        drawn = _draw(len(self.slices), self.size, self.augmentation, rng)
+        variants = rng.integers(self.coarse.shape[1], size=self.size)
+        items = [
+            {name: move(image, change) for name, image in self._images(i, variant).items()}
+            for (i, change), variant in zip(drawn[own], variants[own], strict=True)
+        ]
+        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+    def _images(self, i: int, variant: int) -> dict[str, Tensor]:
+        images = self.slices[i]
+        target = middle(images[TARGET[self.direction]][None])[0]
+        own = images[SOURCE[self.direction]] if self.sources is None else torch.from_numpy(np.array(self.sources[i]))
+        coarse = torch.from_numpy(np.array(self.coarse[i, variant : variant + 1]))
+        return {"source": own, "coarse": coarse, "target": target}
 
     def names(self, rng: np.random.Generator) -> list[str]:
         """Which slices the batch of an equal generator holds."""
@@ -228,6 +236,30 @@ class PairedBatches:
             "direction": self.direction, "window": asdict(self.slices.window),
             "coarse": hashlib.sha256(self.coarse).hexdigest(),
         }  # fmt: skip
+
+
+class MixedBatches:
+    """Batches of which each part comes from other pairs, of the same shapes."""
+
+    def __init__(self, parts: Sequence[PairedBatches]) -> None:
+        self.parts = list(parts)
+
+    def __call__(self, rng: np.random.Generator, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """The parts' batches, one after the other; see `PairedBatches`."""
+        batches = [part(rng, rank, world) for part in self.parts]
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+    def names(self, rng: np.random.Generator) -> list[str]:
+        """Which slices the batch of an equal generator holds, as far as the first part; the others draw after it."""
+        return self.parts[0].names(rng)
+
+    def fixed(self) -> dict[str, Tensor]:
+        """A batch that never changes, for previews."""
+        return self(np.random.default_rng(0))
+
+    def describe(self) -> dict:
+        """What would change the batches; see `train.Batches`."""
+        return {"parts": [part.describe() for part in self.parts]}
 
 
 def _draw(count: int, size: int, augmentation: Augmentation, rng: np.random.Generator) -> list[tuple[int, Change]]:

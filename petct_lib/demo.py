@@ -17,11 +17,10 @@ from petct_lib.data import read_splits
 from petct_lib.files import read_json, replacing, write_json
 from petct_lib.phantom import phantom_settings, write_phantom
 from petct_lib.prepare import Prepared, SliceSettings, prepare
-from petct_lib.translate import FITTED
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "demo"
 SEED = 1000  # of the new patient: the run that is shipped learned from seed 0
-NETWORKS = ("cyclegan", *(f"{kind}_{d}" for kind in ("refiner", "pix2pix") for d in DIRECTIONS))
+NETWORKS = ("cyclegan", *(f"{kind}_{d}" for kind in ("regression", "flow") for d in DIRECTIONS))
 KEPT_STAGES = ("grid", "seed", "data_source", "data_fingerprint", "patients")
 CARD = "model_card.md"
 
@@ -44,7 +43,7 @@ def slim(run_dir: Path, out: Path) -> int:
     ninth of the size. A training cannot go on from it. InputError where the run is not finished or `out` exists.
     """
     run_dir, out = Path(run_dir), Path(out)
-    needed = [run_dir / "intensity.json", run_dir / FITTED, run_dir / CARD, run_dir / "stages.json"]
+    needed = [run_dir / "intensity.json", run_dir / CARD, run_dir / "stages.json"]
     if missing := [path.name for path in needed if not path.exists()]:
         raise InputError(f"{run_dir}: is not a finished run, {', '.join(missing)} is missing; finish it with --resume")
     if out.exists():
@@ -55,7 +54,7 @@ def slim(run_dir: Path, out: Path) -> int:
             save_checkpoint(_slim_state(state), temporary / "checkpoints" / f"{name}.pt")
         stages = read_json(run_dir / "stages.json")
         write_json({key: stages[key] for key in KEPT_STAGES}, temporary / "stages.json")
-        for path in needed[:3]:
+        for path in needed[:2]:
             shutil.copyfile(path, temporary / path.name)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 

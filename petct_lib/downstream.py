@@ -41,11 +41,11 @@ def attenuation_errors(real_hu: np.ndarray, synthetic_hu: np.ndarray, body: np.n
     counts more than the error. ValueError as for `metrics.mae`, and where the body does not attenuate.
     """
     real, synthetic, body = metrics.checked(real_hu, synthetic_hu, body)
-    mu_real, mu_synthetic = mu_map(real, kvp), mu_map(synthetic, kvp)
-    mean = float(mu_real[body].mean())
+    mu_real, mu_synthetic = mu_map(real[body], kvp), mu_map(synthetic[body], kvp)
+    mean = float(mu_real.mean())
     if mean == 0:
         raise ValueError("the body's real attenuation is 0: nothing to be relative to")
-    difference = (mu_synthetic - mu_real)[body]
+    difference = mu_synthetic - mu_real
     return {"mu_error": float(100 * np.abs(difference).mean() / mean), "mu_bias": float(100 * difference.mean() / mean)}
 
 
@@ -58,7 +58,8 @@ def lung_dice(
     """
     real, synthetic, body = metrics.checked(real_hu, synthetic_hu, body)
     affine = axial_affine(voxel_mm[::-1], np.zeros(3))
-    outline = Volume(body, affine, "1")
-    a, b = (lungs(Volume(hu, affine, "HU"), outline).array for hu in (real, synthetic))
+    near = metrics.box(body, 1)  # one voxel around it: there, an erosion knows where the body ends
+    outline = Volume(body[near], affine, "1")
+    a, b = (lungs(Volume(hu[near], affine, "HU"), outline).array for hu in (real, synthetic))
     total = int(a.sum()) + int(b.sum())
     return 2 * float((a & b).sum()) / total if total else None

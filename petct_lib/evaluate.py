@@ -1,27 +1,44 @@
 """Every method on every test patient: the rows of `scores.csv`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from petct_lib import InputError, calibration, downstream, lesion_scores, metrics, perceptual, realism, synthrad
-from petct_lib.bridge import interpolated
-from petct_lib.data import SOURCE, TARGET, copied, mean_atlas
+from petct_lib import InputError, distribution, downstream, lesion_scores, metrics, perceptual, realism, synthrad
+from petct_lib.data import SOURCE, TARGET, copied, mean_atlas, read_splits
 from petct_lib.intensity import ENCODE, Intensity
 from petct_lib.parallel import each, whole
 from petct_lib.prepare import Prepared
 from petct_lib.regions import FROM_HU
-from petct_lib.translate import UNIT, Translator, load_refiner
+from petct_lib.translate import UNIT, Translator, batched, load_regression
 
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
 DIAPHRAGM_MM = 30.0  # chosen: domes move by 10 to 20 mm in quiet breathing, and are not flat
-REGRESSIONS = ("unet_l1", "refiner_l1")  # controls that nothing but the score needs
 LPIPS_WINDOW = {"ct": (-1000.0, 400.0), "pet": (0.0, 10.0)}  # display windows, HU and SUV
+
+
+METHODS = {  # by name in `scores.csv`: what it is, and the question that it is there to answer
+    "copy": ("the source, shown through the target's range", "Is the task trivial?"),
+    "atlas": ("the mean of all training targets", "Does a network look at the patient at all?"),
+    "cyclegan": ("stage 1 alone: the coarse image", "What does unpaired training reach?"),
+    "regression": ("a U-Net from source and coarse image, L1 loss", "What does the diffusion add?"),
+    "regression_without_coarse": (
+        "the same network, its coarse image replaced by zeros", "What is the coarse image worth?",
+    ),
+    "pix2pix": (
+        "the regression without coarse image, trained on with a discriminator", "Is a discriminator enough?",
+    ),
+    "sample": ("one sample of the residual flow", "Mode `sample`: looks real."),
+    "mean": ("the mean of the samples", "Mode `mean`: the least error."),
+    "unpaired_sample": ("one sample of a flow trained on cycle pairs", "What is possible without any real pair?"),
+    "unpaired_mean": ("the mean of such samples", "What is possible without any real pair?"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,10 @@ class Case:
     masks: dict[str, np.ndarray]  # bool by region, for scoring only
     sources: dict[str, str]  # where each mask comes from: SEG or HU threshold
     images: dict[str, np.ndarray]  # translations by method
-    uncertainty: np.ndarray | None = None  # the absolute error to be expected of `refined`
+    samples: dict[str, np.ndarray] = field(default_factory=dict)  # (N, n, H, W), by the method that is their mean
+    scales: dict[str, np.ndarray] = field(default_factory=dict)  # Laplace scale of the error, by method
+    spread: np.ndarray | None = None  # standard deviation of the samples of `mean`
+    ranks: np.ndarray | None = None  # histogram of the real image's rank among them, (N + 1,)
     lengths: tuple[int, ...] | None = None  # slices of each study, one after the other; None: one study
     voxel_mm: tuple[float, float, float] | None = None  # z, y, x; None: no lesions are counted
     kvp: float | None = None  # the real CT's tube voltage; None: not known, and no attenuation is scored
@@ -94,47 +114,88 @@ def _around_lung_bases(case: Case) -> np.ndarray:
 
 
 def translate_patient(
-    prepared: Prepared, splits: dict, patient: str, direction: str, translator: Translator, *, samples: int, seed: int
-) -> Case:
-    """Every method on one patient, by its name in `scores.csv`.
+    prepared: Prepared, splits: dict, patient: str, direction: str, translator: Translator, *, samples: int, steps: int,
+    seed: int, atlas: np.ndarray, methods: Collection[str] = METHODS,
+) -> Case:  # fmt: skip
+    """Those of `methods` that the run has on one patient, by their names in `scores.csv`.
 
-    The controls: `copy` is the source shown through the target's range, `atlas` the mean of the training targets,
-    `unet_l1` the refiner's network trained on the same pairs as a plain regression from the source alone, `pix2pix` the
-    same gone on with the refiner's losses; `refiner_l1` the regression from source and coarse image, with whose weights
-    the refiner began; `blend` half `refiner_l1` and half `cyclegan`. Ours: `cyclegan_tta`, averaged over shifts, which
-    no pair has gone into; `refined_distortion` and `refined`, the modes `distortion` and `default`. InputError for a
-    patient who is not of the role `test`: something has learned from all others, or was chosen by them.
+    atlas: `data.mean_atlas` of the training targets. InputError for a patient who is not of the role `test`: something
+    has learned from all others, or was chosen by them.
     """
     if patient not in splits["test"]:
         raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
-    case, kind = load_case(prepared, patient, direction), TARGET[direction]
-    atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
+    case = load_case(prepared, patient, direction)
     x, coarse = translator.start(case.source, direction, case.lengths)
-    of_regressions = regressions(translator, x, coarse, direction)
-    ends = translator.ends(x, coarse, direction, samples=samples, seed=seed)
-    refined = translator.at("default", ends, x, coarse, direction)
-    images = {
-        "copy": copied(case.source, direction, translator.window),
-        "atlas": np.broadcast_to(atlas, case.source.shape),
-        "cyclegan": refined.coarse,
-        "cyclegan_tta": translator.unpaired(x, coarse, direction),
-        "unet_l1": of_regressions["unet_l1"],
-        "pix2pix": ends[0],
-        "refiner_l1": of_regressions["refiner_l1"],
-        "blend": interpolated(of_regressions["refiner_l1"], refined.coarse, 0.5),
-        "refined_distortion": translator.between(*ends, "distortion", direction),
-        "refined": refined.refined,
+    images = _controls(case, x, coarse, direction, translator, atlas, methods)
+    given, stacks, scales = {"samples": samples, "steps": steps, "seed": seed}, {}, {}
+    for prefix in ("", "unpaired_"):
+        refiner = translator.refiner(direction, prefix)
+        if refiner and {f"{prefix}sample", f"{prefix}mean"} & set(methods):
+            stack = translator.decoded(torch.stack(list(refiner.samples(x, coarse, **given))), direction)
+            images |= {f"{prefix}sample": stack[0], f"{prefix}mean": stack.mean(axis=0)}
+            stacks[f"{prefix}mean"] = stack
+    if "regression" in images and translator.refiners[direction].regression.settings.laplace:
+        scales["regression"] = translator.error_scale(x, coarse, images["regression"], direction)
+    images = {method: image for method, image in images.items() if method in methods}
+    return replace(case, images=images, samples=stacks, scales=scales)
+
+
+def _controls(
+    case: Case, x: Tensor, coarse: Tensor, direction: str, translator: Translator, atlas: np.ndarray,
+    methods: Collection[str],
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The images of those of `methods` that need no sampling."""
+    without = torch.zeros_like(coarse)
+    pix2pix = translator.checkpoints / f"pix2pix_{direction}.pt"
+    make = {
+        "copy": lambda: copied(case.source, direction, translator.window),
+        "atlas": lambda: np.broadcast_to(atlas, case.source.shape),
+        "cyclegan": lambda: translator.decoded(coarse, direction),
+        "regression": lambda: translator.regression(x, coarse, direction),
+        "regression_without_coarse": lambda: translator.regression(x, without, direction),
+        "pix2pix": lambda: translator.decoded(batched(load_regression(pix2pix).predict, x, without), direction),
     }
-    return replace(case, images=images, uncertainty=refined.uncertainty)
+    there = {
+        "regression_without_coarse": translator.refiners[direction].regression.settings.coarse_dropout > 0,
+        "pix2pix": pix2pix.exists(),
+    }
+    return {name: image() for name, image in make.items() if name in methods and there.get(name, True)}
 
 
-def regressions(translator: Translator, x: Tensor, coarse: Tensor, direction: str) -> dict[str, np.ndarray]:
-    """The images of REGRESSIONS by name, (n, H, W) each in the target's unit. x, coarse: as `Translator.start` gives.
+def score_patients(
+    run_dir: Path, direction: str, *, samples: int, steps: int, seed: int, methods: Collection[str] = METHODS,
+    lpips_model: torch.nn.Module | None = None, progress: Callable = iter,
+) -> tuple[list[dict], list[Case]]:  # fmt: skip
+    """Rows of `methods` on all test patients of a run, and the cases without their samples: one patient a core.
 
-    They have no noise, and so no seed. InputError where the run has no checkpoint of one.
+    On a GPU one after the other. samples, steps, seed: as for `translate.Refiner.samples`. Errors as for its parts.
     """
-    networks = {name: load_refiner(translator.checkpoints / f"{name}_{direction}.pt") for name in REGRESSIONS}
-    return {name: translator.image(of, x, coarse, direction, samples=1, seed=0) for name, of in networks.items()}
+    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
+    kind = TARGET[direction]
+    atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
+    given = {"samples": samples, "steps": steps, "seed": seed, "atlas": atlas, "methods": tuple(methods)}
+    work = partial(_score_patient, Path(run_dir), direction, lpips_model, given)
+    found = whole(each(work, splits["test"], jobs=1 if torch.cuda.is_available() else None, progress=progress))
+    return [row for rows, _ in found for row in rows], [case for _, case in found]
+
+
+def _score_patient(
+    run_dir: Path, direction: str, lpips_model: torch.nn.Module | None, given: dict, patient: str
+) -> tuple[list[dict], Case]:
+    prepared, splits, translator = Prepared(run_dir / "prepared"), read_splits(run_dir), Translator(run_dir)
+    case = translate_patient(prepared, splits, patient, direction, translator, **given)
+    rows = score_case(case, direction, translator.window, lpips_model)
+    return rows, summarised(case)
+
+
+def summarised(case: Case) -> Case:
+    """The case with the spread and the ranks of its samples in their place: they are many times the rest."""
+    stack = case.samples.get("mean")
+    if stack is None or len(stack) < 2:
+        return replace(case, samples={})
+    body = case.body
+    ranks = distribution.rank_histogram(stack[:, body], case.real[body], np.random.default_rng(0))
+    return replace(case, samples={}, spread=stack.std(axis=0, ddof=1), ranks=ranks)
 
 
 def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch.nn.Module | None = None) -> list[dict]:
@@ -159,6 +220,11 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
                 case.real, image, case.masks[region], region=region, source=case.sources[region], **fixed
             )
         scores += _further_scores(case, image, kind, (low, high))
+        if len(stack := case.samples.get(method, ())) > 1:
+            scores += distribution.score_samples(case.real, stack, case.masks, unit=UNIT[kind], sources=case.sources)
+        if method in case.scales:
+            given = case.real, image, case.scales[method], case.masks
+            scores += distribution.score_error_map(*given, unit=UNIT[kind], sources=case.sources)
         rows.extend({"direction": direction, "method": method, "patient": case.patient, **row} for row in scores)
     return rows
 
@@ -201,7 +267,12 @@ def studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]:
     """The patient's studies, each as a case of its own, and their parts of the image."""
     for part in _parts(case):
         masks = {name: mask[part] for name, mask in case.masks.items()}
-        yield replace(case, source=None, real=case.real[part], masks=masks, images={}, lengths=None), image[part]
+        yield (
+            replace(
+                case, source=None, real=case.real[part], masks=masks, images={}, samples={}, spread=None, lengths=None
+            ),
+            image[part],
+        )
 
 
 def _parts(case: Case) -> list[slice]:
@@ -237,7 +308,7 @@ def few_slices(case: Case) -> Case:
     chosen = realism.spread(len(case.real))
     images = {method: image[chosen] for method, image in case.images.items()}
     masks, real = {"body": case.body[chosen]}, case.real[chosen]
-    return replace(case, source=None, real=real, masks=masks, images=images, uncertainty=None, lengths=None)
+    return replace(case, source=None, real=real, masks=masks, images=images, samples={}, spread=None, lengths=None)
 
 
 def _two_sample_accuracy(cases: list[Case], direction: str, window: Intensity, seed: int, method: str) -> float | None:
@@ -253,21 +324,23 @@ def _two_sample_accuracy(cases: list[Case], direction: str, window: Intensity, s
 
 def middle_slice(case: Case) -> dict[str, np.ndarray]:
     """The middle slice of a patient, whatever it shows, for `view.translations`: its images by name, (H, W) each."""
-    k = len(case.real) // 2
-    images = {"coarse": case.images["cyclegan"], "refined": case.images["refined"]}
-    if case.uncertainty is not None:
-        images["uncertainty"] = case.uncertainty
-    return {"source": case.source[k], "real": case.real[k], **{name: image[k] for name, image in images.items()}}
+    return slice_of(case, len(case.real) // 2)
 
 
-def uncertainty_scores(case: Case, method: str = "refined") -> dict[str, float]:
-    """Does the uncertainty map know a method's error, over the body? See `calibration`; NaN for a constant map.
+def slice_of(case: Case, k: int) -> dict[str, np.ndarray]:
+    """Slice k of a case, for `view.translations`: source, coarse, regression, sample, mean, spread, real."""
+    names = {"coarse": "cyclegan", "regression": "regression", "sample": "sample", "mean": "mean"}
+    images = {name: case.images[method] for name, method in names.items() if method in case.images}
+    images |= {"spread": case.spread} if case.spread is not None else {}
+    images = {"source": case.source, **images, "real": case.real}
+    return {name: image[k] for name, image in images.items()}
 
-    {"rank_correlation", "calibration_error"}; ValueError as there.
-    """
-    given = case.uncertainty, np.abs(case.images[method] - case.real), case.body
-    correlation = calibration.rank_correlation(*given)
-    return {
-        "rank_correlation": np.nan if correlation is None else correlation,
-        "calibration_error": calibration.calibration_error(*given),
-    }
+
+def two_sample_rows(accuracies: dict[str, float | None], direction: str) -> list[dict]:
+    """Two-sample accuracies by method as rows of `scores.csv`: one for all patients together, patient "all"."""
+    where = {"patient": "all", "region": "body", "metric": "two_sample_accuracy", "unit": "1", "mask": FROM_HU}
+    return [
+        {"direction": direction, "method": method, **where, "value": value}
+        for method, value in accuracies.items()
+        if value is not None
+    ]

@@ -55,14 +55,10 @@ def check_suv_max(answer: float | None, pet_suv: np.ndarray, body: np.ndarray) -
     return _number(answer, float(pet_suv[body].max()), hint)
 
 
-def check_gain(
-    answer: float | None, real: np.ndarray, coarse: np.ndarray, refined: np.ndarray, body: np.ndarray
-) -> bool:
-    """By how many per cent the MAE over the body is less for `refined` than for `coarse`; arrays (n, H, W)."""
-    before, after = (metrics.mae(real, image, body) for image in (coarse, refined))
-    return _number(
-        answer, 100 * (1 - after / before), "100 · (1 − MAE of refined / MAE of coarse), over the body alone."
-    )
+def check_gain(answer: float | None, real: np.ndarray, coarse: np.ndarray, image: np.ndarray, body: np.ndarray) -> bool:
+    """By how many per cent the MAE over the body is less for `image` than for `coarse`; arrays (n, H, W)."""
+    before, after = (metrics.mae(real, one, body) for one in (coarse, image))
+    return _number(answer, 100 * (1 - after / before), "100 · (1 − MAE after / MAE of coarse), over the body alone.")
 
 
 def check_suv(
@@ -106,22 +102,23 @@ def check_worst_slice(answer: int | None, marked: np.ndarray) -> bool:
 
 
 def check_budget(answer: Collection[tuple[int, int]] | None, budget: int) -> bool:
-    """All (steps, samples) with at most `budget` evaluations a slice.
+    """All (steps, samples) of Heun's method with at most `budget` evaluations a slice.
 
-    The generator, `pix2pix` and the error network count, and steps × samples of the refiner.
+    Generator and regression take one each, a sample of n steps 2·n − 1 of the flow.
     """
-    left = budget - 3
-    expected = {(n, m) for n in range(1, left + 1) for m in range(1, left + 1) if n * m <= left}
-    hint = "Generator, pix2pix and error network take one each; the refiner steps × samples."
+    left = budget - 2
+    expected = {(n, m) for n in range(1, left + 1) for m in range(1, left + 1) if (2 * n - 1) * m <= left}
+    hint = "Generator and regression take one each; each sample 2 · steps − 1, for the last step is Euler's."
     return _set(answer, expected, hint)
 
 
-def check_alpha(answer: float | None, mae_by_alpha: dict[str, float], margin: float) -> bool:
-    """The largest α whose MAE is at most (1 + margin) times the least."""
-    least = min(mae_by_alpha.values())
-    expected = max(float(a) for a, mae in mae_by_alpha.items() if mae <= (1 + margin) * least)
-    hint = f"The least MAE, and {100 * margin:g} % more: which is the last α below that?"
-    return _number(answer, expected, hint, 0.001)
+def check_sample_error(answer: float | None, error_of_mean: float, samples: int) -> bool:
+    """RMSE of the mean of N samples of a perfect posterior, from that of the mean of very many: √(1 + 1/N) times it.
+
+    The real image and each sample are then draws of one distribution (Fortin 2014, eq. 15).
+    """
+    hint = "The mean of N samples has 1/N of their variance, and that is added to the variance of the real image."
+    return _number(answer, error_of_mean * math.sqrt(1 + 1 / samples), hint)
 
 
 def check_psnr(answer: float | None, rmse: float, data_range: float) -> bool:

@@ -24,7 +24,7 @@ SHOWN_AS = ("fused", "CT", "PET")
 PLANES = ("axial", "coronal", "sagittal")
 CROSSHAIR = np.array((0, 158, 115), np.uint8)  # green of Okabe and Ito: seen by the colour-blind on grey and on hot
 SIDE_PX = 288  # of the longest side of a plane
-ERRORS = ("error", "uncertainty")  # pictures by these names are drawn as errors
+ERRORS = ("error", "spread")  # pictures by these names are drawn as errors
 
 
 def colours(image: np.ndarray, low: float, high: float, cmap: str = "gray") -> np.ndarray:
@@ -190,8 +190,8 @@ class VolumeViewer(_Viewer):
 class CompareViewer(_Viewer):
     """Two pictures of one slice under a wiping edge; `box` is the widget.
 
-    images: (n, H, W) each by name, such as real, coarse, refined, error, uncertainty; unit: "HU" or "SUV".
-    `error` and `uncertainty` are drawn in magma up to 400 HU or 2 SUV.
+    images: (n, H, W) each by name, such as real, coarse, mean, error, spread; unit: "HU" or "SUV".
+    `error` and `spread` are drawn in magma up to 400 HU or 2 SUV.
     """
 
     def __init__(self, images: dict[str, np.ndarray], unit: str) -> None:
@@ -246,7 +246,7 @@ def drawn(image: np.ndarray, name: str, unit: str) -> np.ndarray:
 
 
 def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: str) -> ipywidgets.VBox:
-    """A slider a name over synthetic images (H, W), by the values of all: (t0, steps), (α, slice).
+    """A slider a name over synthetic images (H, W), by the values of all, such as (steps, sample).
 
     Raises ValueError where the images of some values are missing.
     """

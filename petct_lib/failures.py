@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 
 from petct_lib import lesion_scores
-from petct_lib.evaluate import Case, studies
+from petct_lib.evaluate import Case, slice_of, studies
 
 APART = 3  # slices: neighbours of a bad slice are as bad, and show nothing new
 
 
-def worst_slices(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict]:
+def worst_slices(cases: Sequence[Case], n: int, method: str = "mean") -> list[dict]:
     """The n slices of all patients with the largest mean absolute error over the body, for `view.translations`.
 
     Of the images as they are, not clipped to the scores' range. At least APART slices from a worse one of the same
@@ -27,10 +27,10 @@ def worst_slices(cases: Sequence[Case], n: int, method: str = "refined") -> list
             k = int(mean.argmax())
             found.append((float(mean[k]), case, k))
             mean[max(0, k - APART) : k + APART + 1] = -1
-    return [_shown(case, k, method) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
+    return [slice_of(case, k) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
 
 
-def worst_misses(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict]:
+def worst_misses(cases: Sequence[Case], n: int, method: str = "mean") -> list[dict]:
     """The n lesions that lost most of their SUVmax, each in the slice of its maximum; fewer where there are fewer.
 
     "place": row and column of the maximum, for `view.translations` to ring.
@@ -42,10 +42,10 @@ def worst_misses(cases: Sequence[Case], n: int, method: str = "refined") -> list
         for spot in _spots(case, method, lesion_scores.lesions, "lesion")
         if spot.synthetic < spot.real
     ]
-    return _ringed(found, n, method)
+    return _ringed(found, n)
 
 
-def worst_inventions(cases: Sequence[Case], n: int, method: str = "refined") -> list[dict]:
+def worst_inventions(cases: Sequence[Case], n: int, method: str = "mean") -> list[dict]:
     """The n invented hot regions that are furthest above the real SUV there, each in the slice of its maximum.
 
     "place" as for `worst_misses`.
@@ -55,7 +55,7 @@ def worst_inventions(cases: Sequence[Case], n: int, method: str = "refined") -> 
         for case in cases
         for spot in _spots(case, method, partial(lesion_scores.invented, voxel_mm=case.voxel_mm), "body")
     ]
-    return _ringed(found, n, method)
+    return _ringed(found, n)
 
 
 def _spots(case: Case, method: str, find: Callable, region: str) -> list[lesion_scores.Spot]:
@@ -68,11 +68,6 @@ def _spots(case: Case, method: str, find: Callable, region: str) -> list[lesion_
     return found
 
 
-def _ringed(found: list[tuple[float, Case, lesion_scores.Spot]], n: int, method: str) -> list[dict]:
+def _ringed(found: list[tuple[float, Case, lesion_scores.Spot]], n: int) -> list[dict]:
     worst = sorted(found, key=lambda one: -one[0])[:n]
-    return [{**_shown(case, spot.place[0], method), "place": spot.place[1:]} for _, case, spot in worst]
-
-
-def _shown(case: Case, k: int, method: str) -> dict:
-    images = {"coarse": case.images["cyclegan"], "refined": case.images[method]}
-    return {"source": case.source[k], "real": case.real[k], **{name: image[k] for name, image in images.items()}}
+    return [{**slice_of(case, spot.place[0]), "place": spot.place[1:]} for _, case, spot in worst]

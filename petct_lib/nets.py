@@ -1,4 +1,4 @@
-"""The networks: ResNet generator and PatchGAN (Zhu et al. 2017), and the time-conditioned U-Net of the refiner."""
+"""The networks: ResNet generator and PatchGAN (Zhu et al. 2017), and the U-Net of regression and diffusion."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
+
+from petct_lib import InputError
 
 UPSAMPLINGS = ("resize", "transposed", "separable")
 NORMS = ("instance", "group")
@@ -137,21 +139,23 @@ def init_gan(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class Denoiser(nn.Module):
-    """Predicts the clean target from (z_t, source, coarse) and t: a small U-Net, (B, in, H, W), (B,) → (B, 1, H, W).
+class UNet(nn.Module):
+    """Images and a time t to images, (B, in, H, W), (B,) → (B, out, H, W): regression and diffusion have this one.
 
-    H and W divisible by 2 ** (len(multipliers) - 1). `residual`: the output is added to the last input channel, the
-    coarse image, so that an untrained denoiser returns the coarse image.
+    It works on a space-to-depth grid: `patch`×`patch` pixels become channels before and pixels again after (Shi et al.
+    2016), so that an image of 256×256 with patch 4 costs little more than one of 64×64. H and W divisible by
+    patch · 2 ** (len(multipliers) − 1).
     """
 
     def __init__(
-        self, in_channels: int = 3, width: int = 64, multipliers: tuple[int, ...] = (1, 2, 4, 4), residual: bool = True
-    ) -> None:
+        self, in_channels: int, out_channels: int = 1, *, width: int = 64, multipliers: tuple[int, ...] = (1, 2, 4, 4),
+        patch: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         widths = [width * m for m in multipliers]
-        self.width, self.residual = width, residual
+        self.width, self.patch = width, patch
         self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
-        self.head = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.head = nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
             TimeBlock(a, b, 4 * width) for a, b in zip([widths[0], *widths[:-1]], widths, strict=True)
         )
@@ -159,22 +163,22 @@ class Denoiser(nn.Module):
         self.up = nn.ModuleList(
             TimeBlock(a + b, b, 4 * width) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
-        self.tail = nn.Sequential(norm_layer("group", widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 1, 3, padding=1))
-        nn.init.zeros_(self.tail[-1].weight)
-        nn.init.zeros_(self.tail[-1].bias)
+        out = nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1)
+        self.tail = nn.Sequential(norm_layer("group", widths[0]), nn.SiLU(), out)
+        nn.init.zeros_(out.weight)
+        nn.init.zeros_(out.bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Images (B, in, H, W), where `residual` the coarse one last, and t (B,) in [0, 1] → (B, 1, H, W) float32."""
+        """Images (B, in, H, W) and t (B,) in [0, 1] → (B, out, H, W) float32."""
         emb = self.time(time_embedding(t, self.width))  # (B, 4 · width)
-        h, skips = self.head(x), []
+        h, skips = self.head(F.pixel_unshuffle(x, self.patch)), []
         for i, block in enumerate(self.down):
             h = block(F.avg_pool2d(h, 2) if i else h, emb)
             skips.append(h)
         h = self.middle(skips.pop(), emb)
         for block in self.up:
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0), skips.pop()], dim=1), emb)
-        out = self.tail(h).float()
-        return x[:, -1:] + out if self.residual else out
+        return F.pixel_shuffle(self.tail(h), self.patch).float()
 
 
 class TimeBlock(nn.Module):
@@ -237,6 +241,26 @@ def middle(images: Tensor, neighbours: int = 1) -> Tensor:
     """The slice itself, (n, 1, H, W), of slices among their neighbours, (n, more, H, W); or it among fewer of them."""
     first = (images.shape[1] - neighbours) // 2
     return images[:, first : first + neighbours]
+
+
+def shrink(images: Tensor, size: int | None) -> Tensor:
+    """(B, C, H, W) → (B, C, size, size), means over squares of pixels; None: as they are. H = W, a multiple of size.
+
+    InputError where it is none.
+    """
+    if size is None or images.shape[-1] == size:
+        return images
+    height, width = images.shape[-2:]
+    if height != width or width % size:
+        raise InputError(f"coarse_size {size}: slices of {height}×{width} pixels are not a multiple of it")
+    return F.avg_pool2d(images, width // size)
+
+
+def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) → (B, C, *size), bilinear; as they are where they have the size."""
+    if images.shape[-2:] == tuple(size):
+        return images
+    return F.interpolate(images, tuple(size), mode="bilinear", align_corners=False)
 
 
 def tile(rows: list[Tensor]) -> Tensor:

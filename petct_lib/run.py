@@ -21,7 +21,7 @@ import yaml
 from petct_lib import InputError, __version__
 from petct_lib.data import ROLES
 from petct_lib.dicom import find_pairs, reasons
-from petct_lib.files import read_json, write_json
+from petct_lib.files import read_json, replacing, write_json
 from petct_lib.prepare import Prepared, input_key
 from petct_lib.progress import PLAIN, bar
 from petct_lib.report import write_report
@@ -33,7 +33,7 @@ DEFAULT_RUN = NOTEBOOK_DIR.parent / "runs" / "notebooks"  # the `run_dir` that t
 MAKES = {  # what each notebook leaves in the run folder for the next ones
     "01_data_exploration": "splits.json",
     "02_cyclegan_training": "checkpoints/cyclegan.pt",
-    "03_diffusion_refinement": "refiner.json",  # written last, when both directions are trained
+    "03_diffusion_refinement": "checkpoints/flow_ct2pet.pt",  # trained last
 }
 CELL_TIMEOUT_S = 14 * 24 * 3600  # a full training is one cell
 PACKAGES = ("torch", "numpy", "pydicom", "SimpleITK", "scikit-image", "accelerate", "lpips", "papermill")
@@ -134,6 +134,35 @@ def run_all(
     if manifest["finished"]:
         write_report(out)
     print(summary(out) if manifest["finished"] else f"ran until {until}; --resume goes on: {out}")
+
+
+def fork(
+    source: Path, out: Path, profile: str, data: str, overrides: Sequence[str], *, until: str
+) -> None:  # fmt: skip
+    """A new run folder with other settings that shares what the notebooks up to `until` made in a finished run.
+
+    Files are hard links where the file system has them. `run_all` with the same settings and `resume` goes on with it.
+    The caller sees to it that those notebooks have the same settings.
+    """
+    shared = NOTEBOOKS[: NOTEBOOKS.index(until) + 1]
+    networks = "cyclegan*" if until == NOTEBOOKS[1] else "*"
+    manifest = read_json(source / "manifest.json")
+    with replacing(out) as temporary:
+        (temporary / "checkpoints").mkdir(parents=True)
+        shutil.copytree(source / "prepared", temporary / "prepared", copy_function=_link)
+        for path in (*source.glob("*.json"), *source.glob(f"checkpoints/{networks}")):
+            _link(path, temporary / path.relative_to(source))
+        asked = {"profile": profile, "parameters": load_params(profile, overrides)}
+        write_json(
+            {**manifest, **asked, "finished": False, "done": list(shared), "seconds": {}}, temporary / "manifest.json"
+        )
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def check_input(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Statistics over patients: intervals, paired tests, effect sizes, agreement. A value is a patient's, not a slice's."""
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,11 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.
     (nan, nan) for fewer than 2 patients or non-finite values. Values that differ by rounding give intervals that do:
     a resample's sum does not depend on its order, on which BCa's ties with the mean would hang.
     """
+    return _bootstrap_interval(tuple(map(float, values)), seed, level)
+
+
+@functools.lru_cache(maxsize=2**14)  # a run's tables ask for the same 1000 intervals again and again
+def _bootstrap_interval(values: tuple[float, ...], seed: int, level: float) -> tuple[float, float]:
     if len(values) < 2 or not np.isfinite(values).all():
         return math.nan, math.nan
     for method in ("BCa", "percentile"):

@@ -16,6 +16,7 @@ RANGE_HU = (-1024.0, 3071.0)
 WINDOW = 7  # voxels, a box: skimage's default
 K1, K2 = 0.01, 0.03  # Wang 2004
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, section 3.2
+INNER = (slice(WINDOW // 2, -(WINDOW // 2)),) * 3  # where the window lies within the volume
 MIN_SIDE = 97  # five scales of a window of 7: smaller volumes are padded with their edges
 
 
@@ -50,26 +51,44 @@ def ms_ssim(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, *, clip: 
     x, y, mask = (np.pad(image, pad, mode="edge") for image in (x, y, mask))
     product = 1.0
     for weight in SCALE_WEIGHTS:
-        inner = (slice(WINDOW // 2, -(WINDOW // 2)),) * 3  # where the window lies within the volume
-        if not mask[inner].any():
+        scored = np.zeros_like(mask)
+        scored[INNER] = mask[INNER]
+        if not scored.any():
             return math.nan
-        similarity = _similarity(x, y, high - low, weight)[inner][mask[inner]].mean()
-        product *= min(max(similarity, 0.0), 1.0)
-        x, y = (uniform_filter(image, 2, mode="constant")[::2, ::2, ::2] for image in (x, y))
-        mask = mask[::2, ::2, ::2]
+        near = metrics.box(scored, WINDOW // 2)  # no window reaches further
+        similarity = _similarity(x[near], y[near], scored[near][INNER], high - low) ** weight
+        product *= min(similarity.mean(), 1.0)
+        x, y, mask = _halved(x), _halved(y), mask[::2, ::2, ::2]
     return float(product)
 
 
-def _similarity(x: np.ndarray, y: np.ndarray, data_range: float, weight: float) -> np.ndarray:
-    """Luminance, contrast and structure (Wang 2004, eq. 6, 9 and 10), each to the power of the weight; (n, H, W)."""
+def _halved(image: np.ndarray) -> np.ndarray:
+    """Every second voxel's mean with those before it, (n, H, W) → half of it; half of one at the border is nothing."""
+    for axis in range(3):
+        image = np.moveaxis(image, axis, 0)
+        half = image[::2] / 2
+        half[1:] += image[1:-1:2] / 2
+        image = np.moveaxis(half, 0, axis)
+    return image
+
+
+def _similarity(x: np.ndarray, y: np.ndarray, mask: np.ndarray, data_range: float) -> np.ndarray:
+    """Luminance, contrast and structure (Wang 2004, eq. 6, 9 and 10), multiplied, none below 0; (voxels,).
+
+    x, y: (n, H, W); mask: of the voxels as far from the border as the window reaches, less by that on each side.
+    """
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (_box_mean(image)[mask] for image in (x, y, x * x, y * y, x * y))
     unbiased = WINDOW**3 / (WINDOW**3 - 1)
-    mean_x, mean_y = uniform_filter(x, WINDOW), uniform_filter(y, WINDOW)
-    var_x = unbiased * (uniform_filter(x * x, WINDOW) - mean_x * mean_x)
-    var_y = unbiased * (uniform_filter(y * y, WINDOW) - mean_y * mean_y)
-    covariance = unbiased * (uniform_filter(x * y, WINDOW) - mean_x * mean_y)
+    var_x, var_y = unbiased * (mean_xx - mean_x * mean_x), unbiased * (mean_yy - mean_y * mean_y)
+    covariance = unbiased * (mean_xy - mean_x * mean_y)
     deviations = np.sqrt(var_x.clip(0)) * np.sqrt(var_y.clip(0))
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
     contrast = (2 * deviations + c2) / (var_x + var_y + c2)
     structure = (covariance + c2 / 2) / (deviations + c2 / 2)
-    return luminance.clip(0) ** weight * contrast.clip(0) ** weight * structure.clip(0) ** weight
+    return luminance.clip(0) * contrast.clip(0) * structure.clip(0)
+
+
+def _box_mean(image: np.ndarray) -> np.ndarray:
+    """Mean of the window of WINDOW³ voxels around each voxel of (n, H, W) that has all of it."""
+    return uniform_filter(image, WINDOW)[INNER]

@@ -1,240 +1,222 @@
-"""Stage 2 of a run folder: the refiner of a direction, its controls, and the unpaired prior.
+"""Stage 2 of a run folder: pairs, regression, pix2pix and residual flow of a direction.
 
-What notebook 03 and `make ablation` train: one function for all of them, which differ in their settings alone.
+What notebook 03 and `make ablation` train: the same functions for both, which differ in their settings alone.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+import torch
 
-from petct_lib import InputError, metrics
+from petct_lib import InputError
 from petct_lib.augment import Augmentation
-from petct_lib.calibration import scale_to_fit
-from petct_lib.data import SOURCE, TARGET, PairedBatches, Slices, read_splits, refiner_patients
-from petct_lib.files import read_json, write_json
-from petct_lib.intensity import ENCODE, read_window
+from petct_lib.cycle_pairs import Perturbation, cycle_pair
+from petct_lib.data import SOURCE, TARGET, MixedBatches, PairedBatches, Slices, read_splits, refiner_patients
+from petct_lib.files import replacing
+from petct_lib.intensity import read_window
 from petct_lib.logs import TensorBoardLog
-from petct_lib.prepare import FILL, Prepared
-from petct_lib.prior import Prior, PriorSettings
-from petct_lib.realism import spread
-from petct_lib.refiner import Refiner, RefinerSettings
-from petct_lib.spectrum_matching import fit_gains
+from petct_lib.prepare import Prepared
+from petct_lib.regression import Regression, RegressionSettings
+from petct_lib.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.train import FitSettings, Watcher, fit
 from petct_lib.train_cyclegan import checkpoint_of
-from petct_lib.translate import FITTED, Translator, coarse_for, load_cyclegan, load_refiner
+from petct_lib.translate import BATCH, coarse_for, load_cyclegan, load_regression
 from petct_lib.validation import RefinerValidation
 
+KINDS = ("real", "cycle", "both")  # of pairs
+GRID = 64  # pixels along x and y of the space-to-depth grid
+VARIANTS = 4  # perturbed images of each slice that cycle pairs draw from
 PREVIEWED = 4  # slices of the sample panel
-ALPHAS = tuple(k / 10 for k in range(16))  # that the mode `default` chooses from
-CALIBRATED = 24  # slices of a validation patient that α and the error's scale are fitted on: neighbours are alike
-MARGIN = 1.02  # how much error, as a multiple of `refiner_l1`'s, the mode `default` may pay for texture
+MEASURED = 32  # batches that the residual's standard deviation is measured on
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a refiner's result, beside the data and the CycleGAN."""
+    """Everything that decides a network's result, beside the data and the CycleGAN."""
 
-    stage: RefinerSettings | PriorSettings
+    stage: RegressionSettings | FlowSettings
     fit: FitSettings
     augmentation: Augmentation
     batch_size: int
     seed: int
-    start: str | None = None  # a finished refiner of the run, `checkpoints/<start>.pt`, whose denoiser it begins with
+    start: str | None = None  # the run's regression of this name, with whose weights this one begins
+    regression: str | None = None  # of a flow: the run's regression of this name, whose residual it learns
 
     @property
     def draws(self) -> int:
-        """The seed of the batches: one that goes on from another sees others than that began with."""
-        return self.seed + (self.start is not None)
-
-
-def plans(plan: Plan, warmup: float, direction: str) -> dict[str, Plan]:
-    """The trainings of a direction in their order, by the method's name, from the plan of its whole refiner.
-
-    For the share `warmup` of the steps, two regressions: `unet_l1` from the source alone, and `refiner_l1` from source
-    and coarse image, with an error network. For the other steps, with the refiner's losses, from the weights of the
-    first `pix2pix`, the line's end at α = 0, and from those of the second `refiner`, its end at α = 1. InputError for a
-    share that leaves one of them no step.
-    """
-    steps = int(warmup * plan.fit.steps)
-    if not 0 < steps < plan.fit.steps:
-        raise InputError(f"warmup {warmup}: of {plan.fit.steps} steps it must leave some to regression and refiner")
-    first = replace(plan, fit=replace(plan.fit, steps=steps))
-    rest = replace(plan, fit=replace(plan.fit, steps=plan.fit.steps - steps))
-    regression = plan.stage.regression()
-    return {
-        "unet_l1": replace(first, stage=replace(regression.direct(), error_width=0)),
-        "pix2pix": replace(rest, stage=plan.stage.direct(), start=f"unet_l1_{direction}"),
-        "refiner_l1": replace(first, stage=regression),
-        "refiner": replace(rest, start=f"refiner_l1_{direction}"),
-    }
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Slices of a validation patient: x and coarse as `Translator.start` gives them, real and body (n, H, W)."""
-
-    x: Tensor
-    coarse: Tensor
-    real: np.ndarray
-    body: np.ndarray
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of the line and its mean scores over the validation patients: body MAE in the target's unit, spectrum."""
-
-    alpha: float
-    gains: list[float] | None  # by ring; None: its spectrum is not matched
-    mae: float
-    spectrum: float
+        """The seed of the batches: what begins with another's weights sees other batches than that one did."""
+        return self.seed + (self.start is not None) + (self.regression is not None)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The slices that refiners of a direction learn from, and their coarse images, (n, 1, H, W), encoded."""
+    """The slices that stage 2 of a direction learns from; see `data.PairedBatches`."""
 
     slices: Slices
-    coarse: np.ndarray
+    coarse: np.ndarray  # (n, variants, H, W), encoded
     direction: str
+    sources: np.ndarray | None = None  # (n, 1, H, W), encoded; None: the slices' own
+
+
+def plans(
+    size: int, *, seed: int, batch_size: int, regression_steps: int, pix2pix_steps: int, flow_steps: int,
+    prefix: str = "", **settings: object,
+) -> dict[str, Plan]:  # fmt: skip
+    """The trainings of a direction in their order, by the method's name, from the parameters of notebook 03.
+
+    `regression`; `pix2pix`, which begins with its weights, sees no coarse image, and is left out for no steps; `flow`,
+    which learns the regression's residual. size: of the slices, in pixels. prefix: of the names, such as "unpaired_".
+    settings: fields of RegressionSettings, FlowSettings, FitSettings and Augmentation by name. InputError for a name
+    that none of them has, and for a size that the space-to-depth grid does not divide.
+    """
+    kinds = (RegressionSettings, FlowSettings, FitSettings, Augmentation)
+    names = [{field.name for field in fields(kind)} for kind in kinds]
+    if unknown := sorted(set(settings) - set().union(*names)):
+        raise InputError(
+            f"stage 2 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
+        )
+    of_regression, of_flow, of_fit, of_change = ({k: v for k, v in settings.items() if k in of} for of in names)
+    patch = {"patch": max(1, size // GRID)}
+    regression = RegressionSettings(**{**of_regression, **patch, "lambda_adversarial": 0.0})
+    augmentation = Augmentation(**of_change)
+
+    def plan(stage: RegressionSettings | FlowSettings, steps: int, **more: str) -> Plan:
+        return Plan(stage, FitSettings(steps, **of_fit), augmentation, batch_size, seed, **more)
+
+    found = {"regression": plan(regression, regression_steps)}
+    if pix2pix_steps:
+        pix2pix = RegressionSettings(**{**of_regression, **patch, "coarse_dropout": 1.0, "laplace": False})
+        found["pix2pix"] = plan(pix2pix, pix2pix_steps, start=f"{prefix}regression")
+    found["flow"] = plan(FlowSettings(**{**of_flow, **patch}), flow_steps, regression=f"{prefix}regression")
+    return {prefix + name: of for name, of in found.items()}
 
 
 def held_out(splits: dict[str, list[str]], direction: str) -> list[str]:
-    """Who validates the refiner of a direction: the patients whose source the CycleGAN was fitted on.
+    """Who validates stage 2 of a direction: the patients whose source the CycleGAN was trained on.
 
-    No refiner of this direction learns from them. Their coarse images are in-fold, and so a little better than a new
-    patient's. The test patients stay for notebook 04.
+    Stage 2 of this direction does not learn from them. Their coarse images are in-fold, and so a little better than a
+    new patient's. The test patients stay for notebook 04.
     """
     return splits["train_" + SOURCE[direction]]
 
 
-def pairs_of(
+def real_pairs(
     run_dir: Path, direction: str, patients: Sequence[str] | None = None, name: str | None = None, neighbours: int = 1
 ) -> Pairs:
-    """The pairs of a direction; their coarse images are made and kept in the run's `coarse/<name>.npy`.
+    """Aligned slices of a direction; their coarse images are made and kept in the run's `coarse/<name>.npy`.
 
     patients: by default `data.refiner_patients`; name: by default the direction. neighbours: of the source's slices.
     InputError where notebook 01 has not prepared the run folder, or stage 1 has no checkpoint.
     """
     run_dir = Path(run_dir)
-    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
-    window = read_window(run_dir)
+    prepared, splits, window = Prepared(run_dir / "prepared"), read_splits(run_dir), read_window(run_dir)
     patients = list(refiner_patients(splits, direction) if patients is None else patients)
     cyclegan, kind = load_cyclegan(checkpoint_of(run_dir)), SOURCE[direction]
     around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
-    path = run_dir / "coarse" / f"{name or direction}.npy"
-    coarse = coarse_for(around, cyclegan.generator(direction), kind, path)
+    coarse = coarse_for(around, cyclegan, direction, run_dir / "coarse" / f"{name or direction}.npy")
     return Pairs(Slices(prepared, patients, ("pet", "ct"), window, neighbours), coarse, direction)
 
 
-def train_refiner(
-    run_dir: Path, name: str, pairs: Pairs, plan: Plan, *, resume: bool, watchers: Sequence[Watcher] = ()
-) -> list[dict]:
-    """Trains a refiner, a control or the prior, as `plan.stage` says, into `checkpoints/<name>.pt`; the rows logged.
+def cycle_pairs(
+    run_dir: Path, direction: str, *, seed: int, perturbation: Perturbation | None = None,
+    patients: Sequence[str] | None = None, name: str | None = None,
+) -> Pairs:  # fmt: skip
+    """Cycle pairs of a direction from the target images alone of the same patients as `real_pairs`.
 
-    A prior reads the targets of the pairs alone. Validated on the `held_out` patients of whom there are no pairs, if
-    there are such. InputError and FloatingPointError as for `train.fit`, and InputError
-    where `plan.start` is missing or another network.
+    F(y) and VARIANTS of c' are made and kept in the run's `coarse/<name>_….npy`. Errors as for `real_pairs`.
+    """
+    run_dir = Path(run_dir)
+    prepared, splits, window = Prepared(run_dir / "prepared"), read_splits(run_dir), read_window(run_dir)
+    patients = list(refiner_patients(splits, direction) if patients is None else patients)
+    cyclegan, kind, rng = load_cyclegan(checkpoint_of(run_dir)), TARGET[direction], np.random.default_rng(seed)
+    slices = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
+    folder, name = run_dir / "coarse", name or f"cycle_{direction}"
+    shape = slices[0][kind].shape[1:]
+    with replacing(folder / f"{name}_x.npy") as x_path, replacing(folder / f"{name}_c.npy") as c_path:
+        x = np.lib.format.open_memmap(x_path, "w+", np.float32, (len(slices), 1, *shape))
+        c = np.lib.format.open_memmap(c_path, "w+", np.float32, (len(slices), VARIANTS, *shape))
+        for first in range(0, len(slices), BATCH):
+            part = slice(first, min(first + BATCH, len(slices)))
+            y = torch.stack([slices[i][kind] for i in range(part.start, part.stop)])
+            for k in range(VARIANTS):
+                made = cycle_pair(cyclegan, y, direction, perturbation or Perturbation(), rng)
+                x[part], c[part, k : k + 1] = (image.numpy() for image in made)
+        x.flush()
+        c.flush()
+    held = [np.load(folder / f"{name}_{which}.npy", mmap_mode="r") for which in "cx"]
+    return Pairs(Slices(prepared, patients, (kind,), window), held[0], direction, sources=held[1])
+
+
+def pairs_of(
+    run_dir: Path, direction: str, kind: str, *, seed: int, patients: Sequence[str] | None = None, name: str = "",
+    neighbours: int = 1,
+) -> list[Pairs]:  # fmt: skip
+    """The pairs of KINDS; see `real_pairs` and `cycle_pairs`. InputError for another kind."""
+    if kind not in KINDS:
+        raise InputError(f"pairs {kind!r}: must be one of {', '.join(KINDS)}")
+    found = []
+    if kind != "cycle":
+        found.append(real_pairs(run_dir, direction, patients, f"{direction}{name}", neighbours))
+    if kind != "real":
+        found.append(cycle_pairs(run_dir, direction, seed=seed, patients=None, name=f"cycle_{direction}{name}"))
+    return found
+
+
+def train_stage(
+    run_dir: Path, name: str, pairs: Sequence[Pairs], plan: Plan, *, resume: bool, watchers: Sequence[Watcher] = ()
+) -> list[dict]:
+    """Trains a regression, pix2pix or a flow, as `plan.stage` says; the rows logged.
+
+    Into `checkpoints/<name>_<direction>.pt`. pairs: of one kind, or of several, which share each batch. Validated on
+    the `held_out` patients of whom there are no pairs, if there are such. InputError and FloatingPointError as for
+    `train.fit`, and InputError where `plan.start` or `plan.regression` is missing, or `start` another network.
     """
     run_dir = Path(run_dir)
     prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
-    batches = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, plan.batch_size, plan.augmentation)
-    fixed = PairedBatches(pairs.slices, pairs.coarse, pairs.direction, PREVIEWED).fixed()
-    stage = (Refiner if isinstance(plan.stage, RefinerSettings) else Prior)(plan.stage, plan.seed)
-    if plan.start:
-        stage.start_from(load_refiner(run_dir / "checkpoints" / f"{plan.start}.pt"))
-    known = set(pairs.slices.studies)
-    unseen = [patient for patient in held_out(splits, pairs.direction) if not known & set(prepared.studies([patient]))]
+    direction, known = pairs[0].direction, {study for part in pairs for study in part.slices.studies}
+    name = f"{name}_{direction}"
+    batches = _batches(pairs, plan.batch_size, plan.augmentation)
+    stage = _stage(run_dir, direction, plan, batches)
+    unseen = [patient for patient in held_out(splits, direction) if not known & set(prepared.studies([patient]))]
+    neighbours = pairs[0].slices.neighbours
     return fit(
-        stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt",
-        fingerprint=prepared.fingerprint, seed=plan.draws, resume=resume, name=name, preview=fixed,
+        stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt", fingerprint=prepared.fingerprint,
+        seed=plan.draws, resume=resume, name=name, preview=_batches(pairs, PREVIEWED, None).fixed(),
         watchers=[TensorBoardLog(run_dir / "logs" / name), *watchers],
-        validate=unseen and RefinerValidation(run_dir, unseen, pairs.direction, neighbours=pairs.slices.neighbours),
+        validate=unseen and RefinerValidation(run_dir, unseen, direction, neighbours=neighbours),
     )  # fmt: skip
 
 
-def calibrate(run_dir: Path, direction: str, *, samples: int, seed: int, margin: float = MARGIN) -> dict:
-    """What the modes of `translate` need for a direction, fitted on `held_out` patients and kept in the run's folder.
-
-    "alpha_distortion": the α of ALPHAS with the least mean body MAE. "alpha" and "gains": of all points of the line, as
-    they are (gains: None) and with their spectrum matched (gains by ring), the one with the least mean distance of the
-    body's spectrum whose mean body MAE is at most `margin` times that of the control `refiner_l1`, whose network the
-    refiner began with; where none is, that of "alpha_distortion". "error_scale": the factor on the uncertainty map of
-    that image, the mean over patients: the error network learned the errors of single samples at α = 1 on its own
-    training patients, and is used on averaged weights and samples, at α, on new patients, with the distance between the
-    line's ends added. These have in-fold coarse images, see `held_out`. By α: "mae", "mae_matched" in the target's
-    unit, "spectrum", "spectrum_matched"; and "mae_refiner_l1".
-    """
-    run_dir, translator = Path(run_dir), Translator(run_dir)
-    given, translator.fitted = {"samples": samples, "seed": seed}, {}
-    patients = list(held_out_slices(translator, run_dir, direction))
-    ends = [translator.ends(of.x, of.coarse, direction, **given) for of in patients]
-    control = load_refiner(run_dir / "checkpoints" / f"refiner_l1_{direction}.pt")
-    of_control = [translator.image(control, of.x, of.coarse, direction, **given) for of in patients]
-    mae_control, _ = _scores(patients, of_control, FILL[TARGET[direction]])
-    plain, matched = _line(translator, direction, patients, ends)
-    least = min(plain.values(), key=lambda point: point.mae)
-    within = [point for point in (*plain.values(), *matched.values()) if point.mae <= margin * mae_control]
-    best = min(within, key=lambda point: point.spectrum, default=least)
-    fitted = {
-        "alpha": best.alpha, "alpha_distortion": least.alpha, "gains": best.gains,
-        "mae": {str(alpha): round(of.mae, 4) for alpha, of in plain.items()},
-        "mae_matched": {str(alpha): round(of.mae, 4) for alpha, of in matched.items()},
-        "spectrum": {str(alpha): round(of.spectrum, 4) for alpha, of in plain.items()},
-        "spectrum_matched": {str(alpha): round(of.spectrum, 4) for alpha, of in matched.items()},
-        "mae_refiner_l1": round(mae_control, 4),
-    }  # fmt: skip
-    translator.fitted = {direction: fitted}
-    scales = []
-    for of, pair in zip(patients, ends, strict=True):
-        result = translator.at("default", pair, of.x, of.coarse, direction)
-        scales.append(scale_to_fit(result.uncertainty, np.abs(result.refined - of.real), of.body))
-    fitted["error_scale"] = float(np.mean(scales))
-    path = run_dir / FITTED
-    write_json({**(read_json(path) if path.exists() else {}), direction: fitted}, path)
-    return fitted
+def _batches(pairs: Sequence[Pairs], size: int, augmentation: Augmentation | None) -> PairedBatches | MixedBatches:
+    if size % len(pairs):
+        raise InputError(f"a batch of {size} cannot be shared by {len(pairs)} kinds of pairs; take a multiple")
+    parts = [
+        PairedBatches(of.slices, of.coarse, of.direction, size // len(pairs), augmentation, of.sources) for of in pairs
+    ]
+    return parts[0] if len(parts) == 1 else MixedBatches(parts)
 
 
-def _line(
-    translator: Translator, direction: str, patients: Sequence[HeldOut], ends: Sequence[Sequence[np.ndarray]]
-) -> tuple[dict[float, Point], dict[float, Point]]:
-    """The points of ALPHAS by α: as they are, and matched."""
-    plain, matched, air = {}, {}, FILL[TARGET[direction]]
-    for alpha in ALPHAS:
-        images = [translator.between(*pair, alpha, direction) for pair in ends]
-        found = gains_of(translator, direction, [of.real for of in patients], images)
-        gains = [round(float(gain), 4) for gain in found]
-        sharp = [translator.matched(image, gains, direction) for image in images]
-        plain[alpha] = Point(alpha, None, *_scores(patients, images, air))
-        matched[alpha] = Point(alpha, gains, *_scores(patients, sharp, air))
-    return plain, matched
+def _stage(
+    run_dir: Path, direction: str, plan: Plan, batches: PairedBatches | MixedBatches
+) -> Regression | ResidualFlow:
+    """The stage before its first step; a flow's scale is measured on the training's own batches."""
+    if isinstance(plan.stage, RegressionSettings):
+        stage = Regression(plan.stage, plan.seed)
+        if plan.start:
+            stage.start_from(load_regression(run_dir / "checkpoints" / f"{plan.start}_{direction}.pt"))
+        return stage
+    regression = load_regression(run_dir / "checkpoints" / f"{plan.regression}_{direction}.pt")
+    scale = residual_std(regression, batches, plan.seed)
+    return ResidualFlow(replace(plan.stage, scale=scale), regression, plan.seed)
 
 
-def _scores(patients: Sequence[HeldOut], images: Sequence[np.ndarray], air: float) -> tuple[float, float]:
-    """Means over patients: body MAE, and distance of the body's spectrum."""
-    maes, distances = [], []
-    for of, image in zip(patients, images, strict=True):
-        maes.append(metrics.mae(of.real, image, of.body))
-        distances.append(metrics.spectrum_distance(*(metrics.inside(i, of.body, air) for i in (of.real, image))))
-    return float(np.mean(maes)), float(np.mean(distances))
-
-
-def gains_of(
-    translator: Translator, direction: str, real: Sequence[np.ndarray], made: Sequence[np.ndarray]
-) -> np.ndarray:
-    """`spectrum_matching.fit_gains` from patients' stacks (n, H, W) in the target's unit."""
-    encode, window = ENCODE[TARGET[direction]], translator.window
-    return fit_gains(*([encode(image, window) for image in images] for images in (real, made)))
-
-
-def held_out_slices(translator: Translator, run_dir: Path, direction: str) -> Iterator[HeldOut]:
-    """Of each validation patient, CALIBRATED slices."""
-    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
-    for patient in held_out(splits, direction):
-        kinds = (SOURCE[direction], TARGET[direction], "body")
-        source, real, body = (np.array(prepared.of_patient(patient, kind)) for kind in kinds)
-        chosen = spread(len(source), CALIBRATED)
-        x, coarse = translator.start(source, direction, prepared.lengths(patient))
-        yield HeldOut(x[chosen], coarse[chosen], real[chosen], body[chosen])
+def residual_std(regression: Regression, batches: PairedBatches | MixedBatches, seed: int) -> float:
+    """Root mean square of y − m(x, c) over MEASURED batches, in network units."""
+    squares = []
+    for k in range(MEASURED):
+        batch = batches(np.random.default_rng([seed, k]))
+        error = batch["target"] - regression.predict(batch["source"], batch["coarse"]).cpu()
+        squares.append(error.square().mean().item())
+    return float(np.sqrt(np.mean(squares)))

@@ -1,19 +1,16 @@
-"""Slices and volumes through generator and refiner, with uncertainty; a trained run applied to a DICOM study."""
+"""Slices and volumes through all stages, with samples, mean and spread; a trained run applied to a DICOM study."""
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 
 from petct_lib import InputError, dicom, dicom_write
 from petct_lib.archives import list_files
-from petct_lib.bridge import interpolated
 from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
 from petct_lib.data import SOURCE, TARGET, Slices, neighbours_of
@@ -22,9 +19,8 @@ from petct_lib.files import read_json, replacing
 from petct_lib.intensity import DECODE, ENCODE, Intensity, read_window
 from petct_lib.nets import middle
 from petct_lib.prepare import FILL, Prepared
-from petct_lib.prior import Prior, PriorSettings
-from petct_lib.refiner import Refiner, RefinerSettings
-from petct_lib.spectrum_matching import matched
+from petct_lib.regression import Regression, RegressionSettings
+from petct_lib.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.suv import suv_factor
 from petct_lib.train import restore
 from petct_lib.volume import Volume, axial_grid, resample
@@ -32,100 +28,101 @@ from petct_lib.volume import Volume, axial_grid, resample
 BATCH = 16  # slices at a time: bounds the memory
 UNIT = {"pet": "SUV", "ct": "HU"}
 MODALITY = {"pet": "PT", "ct": "CT"}  # DICOM's
-MODES = {  # by mode: what `train_refiner.calibrate` calls its α, and the α where it fitted none
-    "default": ("alpha", 1.0), "distortion": ("alpha_distortion", 0.0),
-}  # fmt: skip
-ALPHA_LIMIT = 1.5  # beyond 1 the line goes on: more texture than the refiner's own, at more error
-FITTED = "refiner.json"  # in a run's folder, by direction: α of the modes, gains, factor on the uncertainty map
-HALF_STRIDE = 2  # pixels: the generator halves its images twice
+MODES = ("mean", "sample")
+SAMPLES = {"mean": 8, "sample": 1}  # of a mode, where no number is given
+STEPS = 4  # of Heun's method, 7 evaluations a sample
 
 
 @dataclass(frozen=True)
 class Translation:
     """One volume translated, in the target's unit, each (n, H, W)."""
 
-    coarse: np.ndarray  # the GAN's image
-    refined: np.ndarray  # mean of the samples
-    uncertainty: np.ndarray  # the absolute error to be expected of `refined`
+    coarse: np.ndarray  # the CycleGAN output
+    image: np.ndarray  # mean of the samples, or the one sample
+    spread: np.ndarray  # standard deviation over the samples; 0 for one
 
 
 def load_cyclegan(path: Path) -> CycleGAN:
     """A trained CycleGAN from its checkpoint, on `best_device`. InputError as for `checkpoints.load_checkpoint`."""
     state = load_checkpoint(path)
-    stage = CycleGAN(CycleGANSettings(**state["settings"]))
-    restore(stage, state)
-    for ema in stage.ema.values():
-        ema.to(best_device())
-    return stage
+    return _placed(CycleGAN(CycleGANSettings(**state["settings"])), state)
 
 
-def load_refiner(path: Path) -> Refiner | Prior:
-    """A trained refiner, a control of the same network, or a prior, from its checkpoint, on `best_device`.
+def load_regression(path: Path) -> Regression:
+    """A trained regression or pix2pix from its checkpoint, on `best_device`.
 
     InputError as for `checkpoints.load_checkpoint`, and for one whose training has not come to its end.
     """
+    state = _finished(path)
+    return _placed(Regression(RegressionSettings(**_settings(state))), state)
+
+
+def load_flow(path: Path, regression: Regression) -> ResidualFlow:
+    """A trained residual flow from its checkpoint, on `best_device`, beside its regression. Errors as above."""
+    state = _finished(path)
+    return _placed(ResidualFlow(FlowSettings(**_settings(state)), regression), state)
+
+
+def _finished(path: Path) -> dict:
     state = load_checkpoint(path)
     if (done := state["step"]) < (asked := state["origin"]["steps"]):
-        raise InputError(f"{path}: its training stopped after step {done} of {asked}; go on with it (--resume) first")
-    settings = {**state["settings"], "multipliers": tuple(state["settings"]["multipliers"])}
-    stage = Prior(PriorSettings(**settings)) if "t0" in settings else Refiner(RefinerSettings(**settings))
+        raise InputError(f"{path}: its training stopped after step {done} of {asked}; resume it (--resume) first")
+    return state
+
+
+def _settings(state: dict) -> dict:
+    return {**state["settings"], "multipliers": tuple(state["settings"]["multipliers"])}
+
+
+def _placed(stage: CycleGAN | Regression | ResidualFlow, state: dict) -> CycleGAN | Regression | ResidualFlow:
+    """The stage with a checkpoint's weights, its averaged networks on the device and in the layout of inference."""
     restore(stage, state)
     for ema in stage.ema.values():
-        ema.to(best_device())
+        ema.to(best_device(), memory_format=torch.channels_last)  # a third faster, on a CPU, too
     return stage
 
 
-@torch.no_grad()
-def coarse_images(generator: nn.Module, source: Tensor) -> Tensor:
-    """The generator on (n, neighbours, H, W) encoded slices, a batch at a time, on its device; (n, 1, H, W)."""
-    device = next(generator.parameters()).device
-    generator.eval()
-    return torch.cat([middle(generator(part.to(device))).cpu() for part in source.split(BATCH)])
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def shift_averaged(generator: nn.Module, source: Tensor, coarse: Tensor) -> Tensor:
-    """`coarse`, averaged with the generator's image of the slices moved by half of its stride, moved back.
-
-    Test-time augmentation: what depends on where a pixel lies on the generator's strides is averaged away. The last two
-    rows and columns, which leave the moved slice, stay as they are. Shapes as for `coarse_images`, which made `coarse`.
-    """
-    height, width = source.shape[-2:]
-    moved = nn.functional.pad(source, (HALF_STRIDE, 0, HALF_STRIDE, 0), mode="reflect")[..., :height, :width]
-    back = coarse_images(generator, moved)[..., HALF_STRIDE:, HALF_STRIDE:]
-    averaged = coarse.clone()
-    averaged[..., :-HALF_STRIDE, :-HALF_STRIDE] = (coarse[..., :-HALF_STRIDE, :-HALF_STRIDE] + back) / 2
-    return averaged
+def batched(function: Callable[..., Tensor], *images: Tensor) -> Tensor:
+    """`function` on BATCH images at a time, (n, …) each, joined on the CPU."""
+    return torch.cat([function(*parts).cpu() for parts in zip(*(i.split(BATCH) for i in images), strict=True)])
 
 
-def coarse_for(slices: Slices, generator: nn.Module, kind: str, path: Path) -> np.ndarray:
-    """Coarse images (n, 1, H, W) of all slices of a dataset, from its `kind` ("pet" or "ct"), written to `path` (.npy).
+def coarse_images(cyclegan: CycleGAN, source: Tensor, direction: str) -> Tensor:
+    """Coarse images (n, 1, H, W) of encoded slices (n, neighbours, H, W), a batch at a time, on the CPU."""
+    return batched(lambda x: cyclegan.translate(x, direction), source)
+
+
+def coarse_for(slices: Slices, cyclegan: CycleGAN, direction: str, path: Path) -> np.ndarray:
+    """Coarse images (n, 1, H, W) of all slices of a dataset, written to `path` (.npy).
 
     Memory-mapped, encoded, float32: what a training holds in memory does not grow with its patients.
     """
+    kind = SOURCE[direction]
     with replacing(path) as temporary:
         shape = (len(slices), 1, *slices[0][kind].shape[1:])
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         for first in range(0, len(slices), BATCH):
             part = range(first, min(first + BATCH, len(slices)))
-            out[part.start : part.stop] = coarse_images(generator, torch.stack([slices[i][kind] for i in part])).numpy()
+            source = torch.stack([slices[i][kind] for i in part])
+            out[part.start : part.stop] = coarse_images(cyclegan, source, direction).numpy()
         out.flush()
     return np.load(path, mmap_mode="r")
 
 
-def refine(refiner: Refiner | Prior, source: Tensor, coarse: Tensor, samples: int, seed: int) -> Tensor:
-    """Samples of the refiner, (samples, n, 1, H, W), encoded. Sample k depends on seed and k, not on the batch.
+def noise_like(images: Tensor, seed: int, sample: int, *, shared: bool = True) -> Tensor:
+    """The noise that sample number `sample` starts from, of the images' shape (n, 1, H, W), on the CPU.
 
-    All slices of a sample share their noise, so that neighbours differ as the patient does and not as noise does.
-    source: (n, neighbours, H, W); coarse: (n, 1, H, W). InputError for no samples.
+    shared: all slices have the same noise, so that neighbours differ as the patient does and not as noise does;
+    False: each slice has its own. Neither depends on the device or the batch.
     """
-    if samples < 1:
-        raise InputError(f"samples {samples}: at least 1 is needed")
-    out = []
-    for k in range(samples):
-        noise = [torch.Generator().manual_seed(seed * 1000 + k) for _ in source.split(BATCH)]
-        parts = zip(source.split(BATCH), coarse.split(BATCH), noise, strict=True)
-        out.append(torch.cat([refiner.sample(x, c, generator)[-1].clamp(-1, 1).cpu() for x, c, generator in parts]))
-    return torch.stack(out)
+    generator = torch.Generator().manual_seed(seed * 1000 + sample)
+    n = 1 if shared else len(images)
+    return torch.randn((n, *images.shape[1:]), generator=generator).expand_as(images)
 
 
 def encoded(
@@ -146,23 +143,45 @@ def decoded(image: Tensor, kind: str, window: Intensity) -> np.ndarray:
 
 
 def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
-    """The generator alone on a study, (n, H, W) in SUV or HU; the result in the target's unit."""
+    """The CycleGAN alone on a study, (n, H, W) in SUV or HU; the result in the target's unit."""
     x = encoded(source, SOURCE[direction], window, cyclegan.settings.neighbours)
-    return decoded(coarse_images(cyclegan.generator(direction), x), TARGET[direction], window)
+    return decoded(coarse_images(cyclegan, x, direction), TARGET[direction], window)
 
 
-def disagreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """|one − other| of two networks' images, (n, H, W), smoothed within each slice by a Gaussian of σ = 1 pixel.
+class Refiner:
+    """Regression and residual flow of one direction, stage 2, on encoded slices.
 
-    After deep ensembles (Lakshminarayanan 2017): where networks differ, one of them is wrong at least. Smoothed,
-    because both may be wrong alike at a pixel beside.
+    x: (n, neighbours, H, W), c: (n, 1, H, W); c of zeros is "without the coarse image".
     """
-    return ndimage.gaussian_filter(np.abs(one - other), (0, 1, 1))
 
+    def __init__(self, checkpoints: Path, direction: str, prefix: str = "") -> None:
+        self.regression = load_regression(Path(checkpoints) / f"{prefix}regression_{direction}.pt")
+        self.flow = load_flow(Path(checkpoints) / f"{prefix}flow_{direction}.pt", self.regression)
 
-def best_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    @property
+    def neighbours(self) -> int:
+        """How many slices of the source it looks at."""
+        return max(self.regression.settings.neighbours, self.flow.settings.neighbours)
+
+    def predict(self, x: Tensor, c: Tensor) -> Tensor:
+        """The regression's image, (n, 1, H, W)."""
+        return batched(self.regression.predict, x, c)
+
+    def samples(
+        self, x: Tensor, c: Tensor, *, samples: int, steps: int, seed: int, sampler: str = "heun", shared: bool = True,
+        progress: Callable[[Iterable], Iterable] = iter,
+    ) -> Iterable[Tensor]:  # fmt: skip
+        """Sample after sample, each (n, 1, H, W) in [−1, 1]. shared: see `noise_like`. InputError for no samples."""
+        if min(samples, steps) < 1:
+            raise InputError(f"samples {samples}, steps {steps}: at least 1 of each is needed")
+        mean = self.predict(x, c)
+        for k in progress(range(samples)):
+            noise = noise_like(c, seed, k, shared=shared)
+
+            def last(*images: Tensor) -> Tensor:
+                return self.flow.sample(*images, steps=steps, sampler=sampler)[-1]
+
+            yield batched(last, x, c, mean, noise).clamp(-1, 1)
 
 
 class Translator:
@@ -175,132 +194,77 @@ class Translator:
         run_dir = Path(run_dir)
         self.checkpoints = run_dir / "checkpoints"
         self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
-        self.refiners = {d: load_refiner(self.checkpoints / f"refiner_{d}.pt") for d in DIRECTIONS}
-        self.direct = {d: load_refiner(self.checkpoints / f"pix2pix_{d}.pt") for d in DIRECTIONS}
+        self.refiners = {d: Refiner(self.checkpoints, d) for d in DIRECTIONS}
         self.window = read_window(run_dir)
         self.grid = read_json(run_dir / "stages.json")["grid"]
-        self.fitted = read_json(run_dir / FITTED) if (run_dir / FITTED).exists() else {}
 
     def __call__(
-        self, source: np.ndarray, direction: str, *, samples: int, seed: int, lengths: Sequence[int] | None = None,
-        alpha: float | str = "default",
+        self, source: np.ndarray, direction: str, *, mode: str = "mean", samples: int | None = None, steps: int = STEPS,
+        seed: int = 0, lengths: Sequence[int] | None = None, without_coarse: bool = False,
+        progress: Callable[[Iterable], Iterable] = iter,
     ) -> Translation:  # fmt: skip
         """A stack of slices (n, H, W) in SUV or HU, on the run's pixel size, to its translation in the target's unit.
 
-        lengths: slices of its studies, where there are several. samples: of which `refined` is the mean. alpha: one of
-        MODES, or a number from 0, the network from the source alone, over 1, the refiner's image, to ALPHA_LIMIT.
-        InputError for another alpha, and for no samples.
-        Network evaluations a slice: 1 for the generator, samples × steps for the refiner, 1 for the direct network, and
-        1 of the error network, which is smaller.
+        mode: "mean" of the samples, which has the least error, or "sample", the first of them, which looks real; the
+        spread is that of all samples in either. samples: None takes SAMPLES. steps: of Heun's method, 2 · steps − 1
+        evaluations of the network a sample. lengths: slices of its studies, where there are several. without_coarse:
+        regression and flow do not see the CycleGAN output. InputError for another mode, and for no samples or steps.
         """
+        if mode not in MODES:
+            raise InputError(f"mode {mode!r}: it must be {' or '.join(MODES)}")
         x, coarse = self.start(source, direction, lengths)
-        return self.refined(x, coarse, direction, samples=samples, seed=seed, alpha=alpha)
+        given = {"samples": samples or SAMPLES[mode], "steps": steps, "seed": seed, "progress": progress}
+        stack = self.samples(x, torch.zeros_like(coarse) if without_coarse else coarse, direction, **given)
+        image = stack[0] if mode == "sample" else stack.mean(axis=0)
+        spread = stack.std(axis=0, ddof=1) if len(stack) > 1 else np.zeros_like(image)
+        return Translation(decoded(coarse, TARGET[direction], self.window), image, spread)
 
     def start(
         self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None, neighbours: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Source (n, H, W) in SUV or HU → source and coarse image as the refiner takes them.
+        """Source (n, H, W) in SUV or HU → encoded source (n, neighbours, H, W) and coarse image (n, 1, H, W).
 
-        The source comes with as many neighbours, (n, neighbours, H, W), as any network of the direction looks at, or
-        with `neighbours` if those are more: a refiner that looks at fewer takes the middle ones.
+        The source comes with as many neighbours as any network of the direction looks at, or with `neighbours` if those
+        are more: a network that looks at fewer takes the middle ones.
         """
         of_generator = self.cyclegan.settings.neighbours
-        refiners = self.refiners[direction], self.direct[direction]
-        seen = max(of_generator, neighbours, *(refiner.settings.neighbours for refiner in refiners))
+        seen = max(of_generator, neighbours, self.refiners[direction].neighbours)
         x = encoded(source, SOURCE[direction], self.window, seen, lengths)
-        return x, coarse_images(self.cyclegan.generator(direction), middle(x, of_generator))
+        return x, coarse_images(self.cyclegan, middle(x, of_generator), direction)
 
-    def refined(
-        self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int, alpha: float | str = "default"
-    ) -> Translation:
-        """From source and coarse image on. alpha: as for the call; see `between`.
+    def refiner(self, direction: str, prefix: str = "") -> Refiner | None:
+        """The run's own, or the one of another prefix, such as "unpaired_", where the run has it."""
+        if not prefix:
+            return self.refiners[direction]
+        there = (self.checkpoints / f"{prefix}flow_{direction}.pt").exists()
+        return Refiner(self.checkpoints, direction, prefix) if there else None
 
-        The uncertainty is calibrated for the mode `default`; elsewhere its size is that of there. x, coarse: as `start`
-        gives them. InputError as for the call.
+    def samples(self, x: Tensor, coarse: Tensor, direction: str, **given: object) -> np.ndarray:
+        """All samples, (samples, n, H, W) in the target's unit; arguments as for `Refiner.samples`."""
+        return self.decoded(torch.stack(list(self.refiners[direction].samples(x, coarse, **given))), direction)
+
+    def regression(self, x: Tensor, coarse: Tensor, direction: str) -> np.ndarray:
+        """The regression's image, (n, H, W) in the target's unit."""
+        return self.decoded(self.refiners[direction].predict(x, coarse), direction)
+
+    def error_scale(self, x: Tensor, coarse: Tensor, image: np.ndarray, direction: str) -> np.ndarray:
+        """The Laplace scale of the regression's error, (n, H, W) in the target's unit; `image`: what it predicts.
+
+        Half of the way between what image − b and image + b decode to, b being the network's answer in its own range.
+        InputError where it was trained without.
         """
-        ends = self.ends(x, coarse, direction, samples=samples, seed=seed)
-        return self.at(alpha, ends, x, coarse, direction)
+        y = encoded(image, TARGET[direction], self.window)
+        b = batched(self.refiners[direction].regression.scale, x, coarse)
+        return (self.decoded(y + b, direction) - self.decoded(y - b, direction)) / 2
 
-    def at(
-        self, alpha: float | str, ends: Sequence[np.ndarray], x: Tensor, coarse: Tensor, direction: str
-    ) -> Translation:  # fmt: skip
-        """The translation at a point of the line between the two `ends`; as `refined`.
-
-        Its uncertainty is what the error network expects and how far the ends are apart, added up: the network learned
-        the errors of patients whom the refiner knew, and two networks agree less about one that is new to both. Of a
-        refiner that was trained without error network (error_width 0), it is the distance of the ends alone.
-        """
-        image, refiner = self.between(*ends, alpha, direction), self.refiners[direction]
-        expected = disagreement(*ends)
-        if "error" in refiner.nets:
-            expected = self.expected_error(refiner, x, coarse, image, direction) + expected
-        scale = self.fitted.get(direction, {}).get("error_scale", 1.0)
-        return Translation(decoded(coarse, TARGET[direction], self.window), image, scale * expected)
-
-    def ends(self, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int) -> list[np.ndarray]:
-        """The images of the direct network and of the refiner, (n, H, W) each, in the target's unit."""
-        networks = self.direct[direction], self.refiners[direction]
-        return [self.image(network, x, coarse, direction, samples=samples, seed=seed) for network in networks]
-
-    def between(self, distortion: np.ndarray, perceptual: np.ndarray, alpha: float | str, direction: str) -> np.ndarray:
-        """`bridge.interpolated` of the two `ends`, kept in the networks' range: beyond 1 the line may leave it.
-
-        In the mode `default` its spectrum is then matched with the gains that `train_refiner.calibrate` fitted; a
-        number, and the mode `distortion`, is the line's point as it is. InputError as for the call.
-        """
-        low, high = decoded(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1), TARGET[direction], self.window).ravel()
-        image = interpolated(distortion, perceptual, self.alpha_of(direction, alpha)).clip(low, high)
-        gains = self.fitted.get(direction, {}).get("gains") if alpha == "default" else None
-        return image if gains is None else self.matched(image, gains, direction)
-
-    def matched(self, image: np.ndarray, gains: np.ndarray, direction: str) -> np.ndarray:
-        """`spectrum_matching.matched` of an image in the target's unit, (n, H, W), which it keeps."""
-        kind = TARGET[direction]
-        return DECODE[kind](matched(np.asarray(ENCODE[kind](image, self.window), np.float32), gains), self.window)
-
-    def unpaired(self, x: Tensor, coarse: Tensor, direction: str) -> np.ndarray:
-        """`shift_averaged`, (n, H, W) in the target's unit: the best that no pair goes into. x, coarse: see `start`."""
-        source, generator = middle(x, self.cyclegan.settings.neighbours), self.cyclegan.generator(direction)
-        return decoded(shift_averaged(generator, source, coarse), TARGET[direction], self.window)
-
-    def alpha_of(self, direction: str, alpha: float | str = "default") -> float:
-        """The α of a mode, as `train_refiner.calibrate` fitted it, or the number given. InputError for another."""
-        if alpha in MODES:
-            name, unfitted = MODES[alpha]
-            return self.fitted.get(direction, {}).get(name, unfitted)
-        if isinstance(alpha, str) or not 0 <= alpha <= ALPHA_LIMIT:
-            raise InputError(
-                f"alpha {alpha}: must be {' or '.join(MODES)}, or lie between 0 (the direct network) and {ALPHA_LIMIT} "
-                "(1 is the refiner's)"
-            )
-        return alpha
-
-    def image(
-        self, refiner: Refiner | Prior, x: Tensor, coarse: Tensor, direction: str, *, samples: int, seed: int
-    ) -> np.ndarray:
-        """The mean of one network's samples, (n, H, W) in the target's unit; of a network without noise, of one."""
-        samples = samples if getattr(refiner.settings, "sigma", 1) else 1
-        return decoded(refine(refiner, x, coarse, samples, seed), TARGET[direction], self.window).mean(axis=0)
-
-    def expected_error(
-        self, refiner: Refiner, x: Tensor, coarse: Tensor, image: np.ndarray, direction: str
-    ) -> np.ndarray:
-        """What a refiner's error network says of an image, (n, H, W) both, in the target's unit; not yet calibrated.
-
-        Half of the way between what x − e and x + e decode to, e being the network's answer in its own range.
-        InputError where the refiner has no error network.
-        """
-        kind = TARGET[direction]
-        again = ENCODE[kind](torch.from_numpy(image), self.window)[:, None].float()
-        parts = zip(x.split(BATCH), coarse.split(BATCH), again.split(BATCH), strict=True)
-        error = torch.cat([refiner.expected_error(*part).cpu() for part in parts])
-        high, low = decoded(again + error, kind, self.window), decoded(again - error, kind, self.window)
-        return (high - low) / 2
+    def decoded(self, image: Tensor, direction: str) -> np.ndarray:
+        """(…, 1, H, W) of a direction's networks → (…, H, W) in the target's unit."""
+        return decoded(image, TARGET[direction], self.window)
 
     def identity(self, direction: str) -> str:
-        """SHA-256 over checkpoints and calibration of a direction: what differs has another identity (and UIDs)."""
-        digest = hashlib.sha256(json.dumps(self.fitted.get(direction), sort_keys=True).encode())
-        for name in ("cyclegan.pt", f"refiner_{direction}.pt", f"pix2pix_{direction}.pt"):
+        """SHA-256 over the checkpoints of a direction: what differs has another identity (and UIDs)."""
+        digest = hashlib.sha256()
+        for name in ("cyclegan.pt", f"regression_{direction}.pt", f"flow_{direction}.pt"):
             digest.update((self.checkpoints / name).read_bytes())
         return digest.hexdigest()
 
@@ -309,11 +273,11 @@ def export(
     translation: Translation, affine: np.ndarray, direction: str, folder: Path, subject: dicom_write.Subject, seed: str,
     suv_kind: str,
 ) -> None:  # fmt: skip
-    """Writes `refined/` and `uncertainty/` as derived DICOM series under `folder`, marked as synthetic."""
+    """Writes `image/` and `spread/` as derived DICOM series under `folder`, marked as synthetic."""
     kind = TARGET[direction]
     name = f"{kind.upper()} from {SOURCE[direction].upper()}"
     for number, (part, array, what) in enumerate(
-        (("refined", translation.refined, name), ("uncertainty", translation.uncertainty, f"error of {name}")), start=1
+        (("image", translation.image, name), ("spread", translation.spread, f"spread of {name}")), start=1
     ):
         volume = Volume(array, affine, UNIT[kind])
         dicom_write.write_derived(
@@ -333,7 +297,7 @@ def export_patient(
     for study in studies:
         row = prepared.row(study)
         part = slice(first, first + row["slices"])
-        one = Translation(result.coarse[part], result.refined[part], result.uncertainty[part])
+        one = Translation(result.coarse[part], result.image[part], result.spread[part])
         seed = f"{prepared.fingerprint}|{study}|{direction}|{made_by}"
         subject = dicom_write.Subject(patient, dicom_write.make_uid("study", seed), row["frame_of_reference_uid"])
         place = folder / study if len(studies) > 1 else folder
@@ -365,14 +329,14 @@ def read_source(path: Path, direction: str, suv_kind: str = "bw") -> tuple[Volum
 
 
 def translate_study(
-    path: Path, run_dir: Path, direction: str, out: Path, *, samples: int = 2, seed: int = 0,
-    alpha: float | str = "default",
+    path: Path, run_dir: Path, direction: str, out: Path, *, mode: str = "mean", samples: int | None = None,
+    steps: int = STEPS, seed: int = 0, without_coarse: bool = False, progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[np.ndarray, Translation]:  # fmt: skip
     """A trained run applied to a DICOM study: derived series under `out`; returns the source and the translation.
 
     The study is resampled to the run's grid, on which both come back, (n, H, W) in SUV and HU (its pixel size stays in
-    the files). samples, alpha: see `Translator`. Raises InputError for unusable input, a missing run, or an `out` that
-    is not empty.
+    the files). All else as for `Translator`. Raises InputError for unusable input, a missing run, or an `out` that is
+    not empty.
     """
     if direction not in DIRECTIONS:
         raise InputError(f"direction {direction!r}: it must be one of {', '.join(DIRECTIONS)}")
@@ -384,8 +348,9 @@ def translate_study(
     corners = volume.corners_mm()
     grid = axial_grid(corners.min(axis=0), corners.max(axis=0), g["size"], g["fov_mm"], g["slice_mm"])
     source = resample(volume, grid, FILL[SOURCE[direction]]).array
-    translation = translator(source, direction, samples=samples, seed=seed, alpha=alpha)
-    made_from = f"{series.uid}|{translator.identity(direction)}|{samples}|{seed}|{alpha}"  # a mode's is in the identity
+    settings = {"mode": mode, "samples": samples, "steps": steps, "seed": seed, "without_coarse": without_coarse}
+    translation = translator(source, direction, **settings, progress=progress)
+    made_from = f"{series.uid}|{translator.identity(direction)}|{settings}"
     patient = dicom.pseudonym(dicom.study_patient([series]), series.uid)
     frame = str(series.get("FrameOfReferenceUID"))
     subject = dicom_write.Subject(patient, dicom_write.make_uid("study", made_from), frame)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from petct_lib import InputError, collapse, metrics
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN
@@ -11,11 +12,21 @@ from petct_lib.data import SOURCE, TARGET
 from petct_lib.intensity import ENCODE, Intensity, read_window
 from petct_lib.nets import middle
 from petct_lib.prepare import Prepared
-from petct_lib.prior import Prior
-from petct_lib.refiner import Refiner
-from petct_lib.translate import UNIT, coarse_images, decoded, encoded, load_cyclegan, refine, translate_coarse
+from petct_lib.regression import Regression
+from petct_lib.residual_flow import ResidualFlow
+from petct_lib.translate import (
+    UNIT,
+    batched,
+    coarse_images,
+    decoded,
+    encoded,
+    load_cyclegan,
+    noise_like,
+    translate_coarse,
+)
 
 KINDS = ("ct", "pet")
+SAMPLED = 2  # steps of the sample that a flow is validated by
 
 
 @dataclass(frozen=True)
@@ -87,39 +98,50 @@ class Validation:
 
 
 class RefinerValidation:
-    """Scores of a refiner of one direction, or of a prior; `validation_score` is its body MAE in the network's range.
+    """Scores of a regression, pix2pix or flow of one direction, on a few slices; lower `validation_score` is better.
 
     The patients must be neither trained on, as pairs, nor tested: see `train_refiner.held_out`.
     """
 
     def __init__(
-        self, run_dir: Path, patients: list[str], direction: str, slices: int = 16, neighbours: int = 1
+        self, run_dir: Path, patients: list[str], direction: str, slices: int = 8, neighbours: int = 1
     ) -> None:
         prepared = Prepared(Path(run_dir) / "prepared")
         self.window = read_window(run_dir)
         self.kind, source = TARGET[direction], SOURCE[direction]
         cyclegan = load_cyclegan(Path(run_dir) / "checkpoints" / "cyclegan.pt")
-        self.patients = []  # (source, coarse) as the refiner takes them, and the real image and body, by patient
+        self.patients = []  # (source, coarse) as the networks take them, and the real image and body, by patient
         for one in (_read(prepared, patient, slices) for patient in patients):
             study = np.array(prepared.array(one.study, source))
             of_generator = cyclegan.settings.neighbours
             x = encoded(study, source, self.window, max(of_generator, neighbours))[one.chosen]
-            coarse = coarse_images(cyclegan.generator(direction), middle(x, of_generator))
+            coarse = coarse_images(cyclegan, middle(x, of_generator), direction)
             self.patients.append((x, coarse, one.real[self.kind], one.body))
 
-    def __call__(self, stage: Refiner | Prior) -> dict[str, float]:
-        """Means over the patients, keys `validation_…`: mae_hu or mae_suv, score, and spectrum (realism)."""
-        maes, encoded_maes, spectra = [], [], []
+    def __call__(self, stage: Regression | ResidualFlow) -> dict[str, float]:
+        """Means over the patients, keys `validation_…`: mae_hu or mae_suv of the body, spectrum, score.
+
+        Of a regression's image, or a flow's sample of SAMPLED steps. score: a regression's body MAE in the network's
+        range; a flow's loss with fixed noise, for the error of a sample does not say how good it is.
+        """
+        maes, scores, spectra = [], [], []
         for x, c, real, body in self.patients:
-            image = decoded(refine(stage, x, c, samples=1, seed=0)[0], self.kind, self.window)
-            encode = ENCODE[self.kind]
+            y = encoded(real, self.kind, self.window)
+            if isinstance(stage, ResidualFlow):
+                m, noise = batched(stage.regression.predict, x, c), noise_like(c, seed=0, sample=0)
+                image = batched(lambda *images: stage.sample(*images, steps=SAMPLED)[-1], x, c, m, noise)
+                score = stage.loss_on(x, c, y, torch.Generator().manual_seed(0))
+            else:
+                image = batched(stage.predict, x, c)
+                score = float((image - y).abs().numpy()[:, 0][body].mean())
+            image = decoded(image, self.kind, self.window)
             maes.append(metrics.mae(real, image, body))
-            encoded_maes.append(metrics.mae(encode(real, self.window), encode(image, self.window), body))
             outside = real.min()
             spectra.append(metrics.spectrum_distance(*(np.where(body, stack, outside) for stack in (real, image))))
+            scores.append(score)
         unit = UNIT[self.kind].lower()
-        scores = {f"mae_{unit}": _mean(maes), "score": _mean(encoded_maes), "spectrum": _mean(spectra)}
-        return {f"validation_{name}": value for name, value in scores.items()}
+        found = {f"mae_{unit}": _mean(maes), "score": _mean(scores), "spectrum": _mean(spectra)}
+        return {f"validation_{name}": value for name, value in found.items()}
 
 
 def _read(prepared: Prepared, patient: str, slices: int) -> _Patient:

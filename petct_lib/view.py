@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from petct_lib import WARNING, calibration
-from petct_lib.charts import METHOD_COLOURS
+from petct_lib import WARNING
 from petct_lib.files import replacing
 from petct_lib.tissues import FIRST_LESION
 from petct_lib.volume import Volume
@@ -117,9 +116,11 @@ def truth(ct_hu: np.ndarray, pet_suv: np.ndarray, labels: np.ndarray) -> Figure:
     return fig
 
 
-def montage(images: Sequence[np.ndarray], unit: str, titles: Sequence[str], synthetic: bool = False) -> Figure:
-    """Slices of one unit side by side, each (H, W)."""
-    fig, axes = _panels(1, len(images), synthetic=synthetic)
+def montage(
+    images: Sequence[np.ndarray], unit: str, titles: Sequence[str], synthetic: bool = False, side: float = 1.9
+) -> Figure:
+    """Slices of one unit side by side, each (H, W). side: inches of one."""
+    fig, axes = _panels(1, len(images), side=side, synthetic=synthetic)
     for axis, image, title in zip(axes[0], images, titles, strict=True):
         _show(axis, image, unit, title)
     return fig
@@ -152,30 +153,32 @@ def invented(real_hu: np.ndarray, fake_hu: np.ndarray, marked: np.ndarray) -> Fi
     return fig
 
 
-def translations(rows: Sequence[dict], source_unit: str, target_unit: str) -> Figure:
-    """One row a slice: source → coarse → refined → real → |refined − real|. Each dict holds (H, W) images by name.
+def translations(rows: Sequence[dict], source_unit: str, target_unit: str, error_of: str = "mean") -> Figure:
+    """One row a slice: source, synthetic images, real, spread, |error_of − real|. Dicts of (H, W) images by name.
 
-    "uncertainty", where the dicts have it, comes last, in the colours of the error; "place" is the row and column to
-    ring in all of them. Without rows the figure says so.
+    "spread", where the dicts have it, is drawn in the colours of the error; "place" is the row and column to ring in
+    all of them. Without rows the figure says so.
     """
     if not rows:
         fig = Figure(figsize=(4, 0.6))
         fig.text(0.5, 0.5, "none in this run", ha="center", va="center")
         return fig
     low, high = ERROR_WINDOW[target_unit]
-    heads = ("source", "coarse", "refined", "real", f"error, {low} to {high} {target_unit}", "expected error")
-    fig, axes = _panels(len(rows), 5 + ("uncertainty" in rows[0]), synthetic=True)
+    shown = [name for name in rows[0] if name not in ("source", "spread", "place")]
+    heads = ["source", *shown, *(["spread"] if "spread" in rows[0] else []), f"error of {error_of}"]
+    fig, axes = _panels(len(rows), len(heads), side=2.2, synthetic=True)
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.set_title(head, fontsize=9)
+    axes[0, -1].set_title(f"{heads[-1]}, {low} to {high} {target_unit}", fontsize=7)
     for k, row in enumerate(rows):
-        _show(axes[k, 0], row["source"], source_unit)
-        for column, name in enumerate(("coarse", "refined", "real"), start=1):
-            _show(axes[k, column], row[name], target_unit)
-        errors = [np.abs(row["refined"] - row["real"]), *([row["uncertainty"]] if "uncertainty" in row else [])]
-        for axis, error in zip(axes[k, 4:], errors, strict=True):
+        _show(axes[k, 0], row["source"], source_unit, heads[0] if k == 0 else "")
+        for column, name in enumerate(shown, start=1):
+            _show(axes[k, column], row[name], target_unit, name if k == 0 else "")
+        errors = [*([row["spread"]] if "spread" in row else []), np.abs(row[error_of] - row["real"])]
+        for axis, error in zip(axes[k, -len(errors) :], errors, strict=True):
             axis.imshow(error, cmap="magma", vmin=low, vmax=high, **PIXELS)
         for axis in axes[k] if "place" in row else ():
             _ring(axis, row["place"], row["real"].shape)
-    for axis, head in zip(axes[0], heads, strict=False):
-        axis.set_title(head, fontsize=9)
     return fig
 
 
@@ -184,37 +187,11 @@ def _ring(axis: Axes, place: tuple[int, int], shape: tuple[int, int]) -> None:
     axis.add_patch(Circle(place[::-1], max(shape) / 12, fill=False, edgecolor="#E69F00", lw=1.2))
 
 
-def preview(
-    source: np.ndarray, refined: np.ndarray, uncertainty: np.ndarray, source_unit: str, target_unit: str
-) -> Figure:
-    """One slice of a study that was translated: source, translation, and where it is unsure. All (H, W)."""
+def preview(source: np.ndarray, image: np.ndarray, spread: np.ndarray, source_unit: str, target_unit: str) -> Figure:
+    """One slice of a study that was translated: source, translation, and the spread of its samples. All (H, W)."""
     fig, axes = _panels(1, 3, side=2.6, synthetic=True)
     _show(axes[0, 0], source, source_unit, "source")
-    _show(axes[0, 1], refined, target_unit, "translation")
-    axes[0, 2].imshow(uncertainty, cmap="magma", vmin=0, **PIXELS)
-    axes[0, 2].set_title(f"expected error, 0 to {uncertainty.max():.2g} {target_unit}", fontsize=9)
-    return fig
-
-
-def denoising_strip(coarse: np.ndarray, predictions: Sequence[np.ndarray], real: np.ndarray, unit: str) -> Figure:
-    """The walk of one sample: coarse, the prediction after each step, and the real image, each (H, W)."""
-    titles = ["coarse", *[f"step {k + 1}" for k in range(len(predictions))], "real"]
-    return montage([coarse, *predictions, real], unit, titles, synthetic=True)
-
-
-def uncertainty(expected: np.ndarray, error: np.ndarray, body: np.ndarray, k: int, unit: str) -> Figure:
-    """Expected beside actual absolute error of slice k of (n, H, W) stacks, and both by decile of the expected one."""
-    fig = Figure(figsize=(8.4, 2.9), layout="constrained")
-    *images, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.3])
-    fig.supxlabel(WARNING, fontsize=7, color="#B00000")
-    low, high = ERROR_WINDOW[unit]
-    for axis, image, name in zip(images, (expected[k], error[k]), ("expected error", "|error|"), strict=True):
-        axis.imshow(image, cmap="magma", vmin=low, vmax=high, **PIXELS)
-        axis.set_title(f"{name}, {low} to {high} {unit}", fontsize=9)
-        axis.set_axis_off()
-    told, found = zip(*calibration.deciles(expected, error, body), strict=True)
-    right.bar(range(1, 11), found, color=METHOD_COLOURS[2], label="found")
-    right.plot(range(1, 11), told, "o-", color=METHOD_COLOURS[3], ms=4, label="expected")
-    right.set(xlabel="decile of the expected error", ylabel=f"mean |error|, {unit}")
-    right.legend(fontsize=8, frameon=False, loc="upper left")
+    _show(axes[0, 1], image, target_unit, "translation")
+    axes[0, 2].imshow(spread, cmap="magma", vmin=0, **PIXELS)
+    axes[0, 2].set_title(f"spread, 0 to {spread.max():.2g} {target_unit}", fontsize=9)
     return fig

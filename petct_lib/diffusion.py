@@ -1,0 +1,83 @@
+"""Rectified flow: the path from data to noise, its velocity, and samplers. Pure functions; no network in here.
+
+With r the data and ε from N(0, 1), both (B, 1, H, W), and t from 0 (data) to 1 (noise):
+    z_t = (1 − t)·r + t·ε,   v = dz/dt = ε − r        (Liu 2023, eq. 1; Lipman 2023, eq. 22; Esser 2024, eq. 13)
+A network learns E[v | z_t, t]. From noise at t = 1, a sampler integrates dz = v dt down to t = 0.
+
+The samplers share one signature, `(velocity, z, times)`: `velocity` is (z, t) → v, `z` the state at `times[0]`, `times`
+fall to their last one, which is 0. They return the state at each time after the first; the last one is the sample.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+def time_grid(steps: int) -> tuple[float, ...]:
+    """Steps + 1 evenly spaced times from 1 to 0. ValueError for no steps.
+
+    >>> time_grid(4)
+    (1.0, 0.75, 0.5, 0.25, 0.0)
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    return tuple(1 - k / steps for k in range(steps + 1))
+
+
+def path(r: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+    """z_t = (1 − t)·r + t·ε. t: one time, or (B, 1, 1, 1).
+
+    >>> path(torch.tensor(1.0), torch.tensor(-1.0), 0.25).item()  # a quarter of the way to noise
+    0.5
+    """
+    return (1 - t) * r + t * noise
+
+
+def clean(z: Tensor, v: Tensor, t: float) -> Tensor:
+    """The data that a velocity at z_t points to: r = z_t − t·v.
+
+    >>> z = path(torch.tensor(1.0), torch.tensor(-1.0), 0.25)
+    >>> clean(z, torch.tensor(-2.0), 0.25).item()  # with the true v = ε − r
+    1.0
+    """
+    return z - t * v
+
+
+def logit_normal(normal: Tensor) -> Tensor:
+    """Times in (0, 1) from standard normal numbers, of any shape: most are near 1/2 (Esser 2024, eq. 19).
+
+    >>> logit_normal(torch.zeros(1)).item()
+    0.5
+    """
+    return torch.sigmoid(normal)
+
+
+def euler(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tensor]:
+    """z_s = z_t + (s − t)·v(z_t, t): one evaluation a step, error of order 1 (Karras 2022, §3)."""
+    states = []
+    for t, s in pairwise(times):
+        z = z + (s - t) * velocity(z, t)
+        states.append(z)
+    return states
+
+
+def heun(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tensor]:
+    """Euler's step, then the mean of the velocities at both of its ends: error of order 2 (Karras 2022, algorithm 1).
+
+    Two evaluations a step; the last step, to t = 0, is Euler's, as there: N steps take 2·N − 1.
+    """
+    states = []
+    for t, s in pairwise(times):
+        v = velocity(z, t)
+        ahead = z + (s - t) * v
+        z = ahead if s == 0 else z + (s - t) * (v + velocity(ahead, s)) / 2
+        states.append(z)
+    return states
+
+
+SAMPLERS = {"euler": euler, "heun": heun}
+EVALUATIONS = {"euler": lambda steps: steps, "heun": lambda steps: 2 * steps - 1}  # of the network, a sample

@@ -1,0 +1,140 @@
+"""Residual flow: what the regression could not know, drawn by diffusion (stage 2, second part).
+
+With x the source, c the coarse image, m = m(x, c) the regression's and y the real target, all (B, 1, H, W): the flow
+of `diffusion.py` learns the residual r = (y − m)/s given x, c and m, s being the residual's standard deviation
+(CorrDiff, Mardani et al. 2023). A sample is m + s·r: one image that may be the real one. The mean of several has the
+least error, their spread is the uncertainty.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from petct_lib import InputError
+from petct_lib.cyclegan import Update
+from petct_lib.diffusion import SAMPLERS, logit_normal, path, time_grid
+from petct_lib.nets import UNet, averaged, middle, tile
+from petct_lib.regression import Regression, dropped
+
+PREVIEW_STEPS = 4
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """The sizes here are the profile `full`'s. InputError for settings out of their range."""
+
+    scale: float = 0.1  # s: standard deviation of y − m, in network units
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    patch: int = 4  # of the space-to-depth grid: size / 64
+    neighbours: int = 1  # 3 or 5: slices of the source around the one to translate, and itself (2.5-D)
+    sees_source: bool = True  # False: the coarse image and the regression's alone
+    coarse_dropout: float = 0.5  # as the regression's
+    lr: float = 4e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.neighbours not in (1, 3, 5):
+            raise InputError(f"flow: neighbours {self.neighbours} is not 1, 3 or 5")
+        if not 0 <= self.coarse_dropout <= 1 or self.scale <= 0 or min(self.width, self.patch) < 1:
+            raise InputError(
+                f"flow: coarse_dropout must lie between 0 and 1, scale be above 0, width and patch 1 or more: {self}"
+            )
+
+
+class ResidualFlow:
+    """The velocity network of one direction beside the regression that it builds on: a stage for `train.fit`.
+
+    The regression stays as it is; its image is made anew for each training batch, after augmentation.
+    """
+
+    def __init__(self, settings: FlowSettings, regression: Regression, seed: int = 0) -> None:
+        torch.manual_seed(seed)  # initial weights; everything later takes its randomness as an argument
+        s = self.settings = settings
+        self.regression = regression
+        images = 1 + s.sees_source * s.neighbours + 2  # z_t, x, c, m
+        unet = UNet(images, width=s.width, multipliers=tuple(s.multipliers), patch=s.patch)
+        self.nets: dict[str, nn.Module] = {"velocity": unet}
+        self.optimisers = {
+            "velocity": torch.optim.Adam(unet.parameters(), lr=s.lr, betas=(s.beta1, s.beta2), fused=True)
+        }
+        self.ema = {"velocity": averaged(unet, s.ema_decay)}
+
+    def step(self, batch: dict[str, Tensor], step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
+        """Training step number `step`; what it logs comes back.
+
+        batch: "source" (B, neighbours or more, H, W), "coarse", "target" (B, 1, H, W) in [−1, 1].
+        """
+        c = dropped(batch["coarse"], self.settings.coarse_dropout, rng, update)
+        m = self.regression.predict(batch["source"], c)
+        n = len(c) * update.processes
+        t = torch.from_numpy(update.own(rng.standard_normal(n, dtype=np.float32))).to(c)
+        noise = rng.standard_normal((n, *c.shape[1:]), dtype=np.float32)
+        more = {"coarse": c, "mean": m, "t": logit_normal(t), "noise": torch.from_numpy(update.own(noise)).to(c)}
+        losses, _ = update("velocity", self.losses, {**batch, **more})
+        self.ema["velocity"].update_parameters(self.nets["velocity"])
+        return losses
+
+    def losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean squared error of the velocity ε − r at z_t (conditional flow matching, Lipman 2023, eq. 9)."""
+        r = (batch["target"] - batch["mean"]) / self.settings.scale
+        z = path(r, batch["noise"], batch["t"][:, None, None, None])
+        v = self._forward(self.nets["velocity"], z, batch["source"], batch["coarse"], batch["mean"], batch["t"])
+        return {"mse": (v - (batch["noise"] - r)).square().mean()}, {}
+
+    def _forward(self, net: nn.Module, z: Tensor, x: Tensor, c: Tensor, m: Tensor, t: Tensor) -> Tensor:
+        seen = [middle(x, self.settings.neighbours)] if self.settings.sees_source else []
+        return net(torch.cat([z, *seen, c, m], dim=1), t)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the averaged network is."""
+        return next(self.ema["velocity"].parameters()).device
+
+    @torch.no_grad()
+    def sample(
+        self, source: Tensor, coarse: Tensor, mean: Tensor, noise: Tensor, *, steps: int, sampler: str = "heun"
+    ) -> list[Tensor]:
+        """The image m + s·r after each step from noise (B, 1, H, W), the last one being the sample; not clipped.
+
+        mean: the regression's image. A coarse image of zeros: without it. InputError for a sampler that there is not.
+        """
+        if sampler not in SAMPLERS:
+            raise InputError(f"sampler {sampler!r}: it must be one of {', '.join(SAMPLERS)}")
+        x, c, m, z = (image.to(self.device) for image in (source, coarse, mean, noise))
+        net = self.ema["velocity"].module.eval()
+
+        def velocity(z: Tensor, t: float) -> Tensor:
+            return self._forward(net, z, x, c, m, torch.full((len(z),), t, device=z.device))
+
+        return [m + self.settings.scale * r for r in SAMPLERS[sampler](velocity, z, time_grid(steps))]
+
+    @torch.no_grad()
+    def loss_on(self, source: Tensor, coarse: Tensor, target: Tensor, generator: torch.Generator) -> float:
+        """The training's loss of the averaged network on slices (n, …), times and noise from `generator` on the CPU."""
+        x, c, y = (image.to(self.device) for image in (source, coarse, target))
+        t = logit_normal(torch.randn(len(y), generator=generator)).to(y)
+        noise = torch.randn(y.shape, generator=generator).to(y)
+        m = self.regression.predict(x, c)
+        r = (y - m) / self.settings.scale
+        z = path(r, noise, t[:, None, None, None])
+        v = self._forward(self.ema["velocity"].module.eval(), z, x, c, m, t)
+        return (v - (noise - r)).square().mean().item()
+
+    def preview(self, batch: dict[str, Tensor]) -> Tensor:
+        """Rows: source, coarse, regression, sample, target; (1, 5 · H, B · W) in [0, 1]."""
+        x, c, y = (batch[key] for key in ("source", "coarse", "target"))
+        m = self.regression.predict(x, c)
+        noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+        return tile([middle(x), c, m, self.sample(x, c, m, noise, steps=PREVIEW_STEPS)[-1], y])
+
+    def extra_state(self) -> dict:
+        """What a checkpoint must hold beside weights and optimisers: the settings."""
+        return {"settings": {**asdict(self.settings), "multipliers": list(self.settings.multipliers)}}
+
+    def load_extra_state(self, state: dict) -> None:
+        """Nothing beside the settings, which `train.fit` has compared already."""
