@@ -66,6 +66,21 @@ def move(image: Tensor, change: Change) -> Tensor:
     return _moved(image, change.dy, change.dx)
 
 
+def crop(images: dict[str, Tensor], size: int, by: str, chance: float) -> dict[str, Tensor]:
+    """Squares of `size` pixels of aligned images (C, H, W), around a pixel where images[by] is above its mean.
+
+    So they show the patient and not the air; which pixel, `chance` in [0, 1) decides. ValueError for a larger square
+    than the images.
+    """
+    image = images[by][0]
+    if size > min(image.shape):
+        raise ValueError(f"crop {size}: the slices have {tuple(image.shape)} pixels")
+    places = torch.nonzero(image >= image.mean())
+    row, column = places[int(chance * len(places))].tolist()
+    top, left = (min(max(at - size // 2, 0), n - size) for at, n in zip((row, column), image.shape, strict=True))
+    return {name: of[:, top : top + size, left : left + size] for name, of in images.items()}
+
+
 def _turned(image: Tensor, angle_deg: float, zoom: float) -> Tensor:
     height, width = image.shape[-2:]
     c, s = math.cos(math.radians(angle_deg)) / zoom, math.sin(math.radians(angle_deg)) / zoom

@@ -92,12 +92,11 @@ def patient_scores(rows: list[dict], metric: str, unit: dict[str, str], region: 
     return fig
 
 
-def plane(rows: list[dict], direction: str, whose: str = "test", line: Sequence[str] = ()) -> Figure:
+def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
     """Every method of a direction by distortion (body MAE) and realism (spectrum distance), means over patients.
 
     Towards the lower left is better in both; the methods that no other beats in both are joined by a line, the front.
-    Where there are many, those near the least error have a panel of their own. line: methods of one knob in its order,
-    joined by a dashed line, and marked apart from all others.
+    Where there are many, those near the least error have a panel of their own.
     """
     mine = [row for row in rows if row["direction"] == direction and row["region"] == "body"]
     methods = dict.fromkeys(row["method"] for row in mine)
@@ -108,9 +107,7 @@ def plane(rows: list[dict], direction: str, whose: str = "test", line: Sequence[
     fig = Figure(figsize=(8.4 if not near else 11.2, 6), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     for axis, labelled in zip(axes, panels, strict=True):
-        _points(axis, points, labelled, [method for method in line if method in points])
-    if line:
-        axes[-1].legend(loc="upper right", fontsize=7)
+        _points(axis, points, labelled)
     if near:
         axes[1].set_xlim(0.98 * best, 1.01 * NEAR * best)
         axes[1].set_title(f"near the least error: up to {NEAR:g} times", fontsize=10)
@@ -136,18 +133,12 @@ def _plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(label)
 
 
-def _points(
-    axis: Axes, points: dict[str, tuple[float, float]], labelled: set[str], line: Sequence[str] = ()
-) -> None:  # fmt: skip
+def _points(axis: Axes, points: dict[str, tuple[float, float]], labelled: set[str]) -> None:
     """All points, the front, and names of some, moved apart upwards where they would cover each other."""
     front = sorted(p for p in points.values() if not any(q[0] < p[0] and q[1] < p[1] for q in points.values()))
-    axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0, label="front: beaten by none in both")
-    if line:
-        joined = zip(*(points[method] for method in line), strict=True)
-        axis.plot(*joined, "k--", lw=1, zorder=0.5, label=f"{line[0]} to {line[-1]}")
-    for k, (method, (x, y)) in enumerate(points.items()):
-        shape, colour, size = ("*", "black", 9) if method in line else ("osD^v"[k % 5], METHOD_COLOURS[2], 5)
-        axis.plot(x, y, shape, color=colour, ms=size)
+    axis.plot(*zip(*front, strict=True), color=METHOD_COLOURS[0], lw=1, zorder=0)
+    for k, (x, y) in enumerate(points.values()):
+        axis.plot(x, y, "osD^v"[k % 5], color=METHOD_COLOURS[2], ms=5)
     reached = 0.0
     for method in sorted(labelled, key=lambda name: points[name][1]):
         x, y = points[method]
@@ -191,6 +182,22 @@ def paired_curve(rows: list[dict], direction: str, methods: dict[str, dict[int, 
         axis.minorticks_off()
     title = f"mean and each of\n{len(_values(mine, beside, 'mae'))} test patients"
     fig.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8, title=title, title_fontsize=8)
+    return fig
+
+
+def rank_histogram(ranks: dict[str, np.ndarray], patients: int | None = None) -> Figure:
+    """How often the real voxel has each rank among its N samples, a panel a direction; flat: the spread is calibrated.
+
+    ranks: by direction, counts (N + 1,) of `distribution.rank_histogram`, summed over the patients. High at both ends:
+    the samples are too narrow; high at one end: they have a bias (Hamill 2001).
+    """
+    fig = Figure(figsize=(3.6 * len(ranks), 2.8), layout="constrained")
+    count = "" if patients is None else f" (n = {patients} patients)"
+    for axis, (direction, counts) in zip(fig.subplots(1, len(ranks), squeeze=False)[0], ranks.items(), strict=True):
+        axis.bar(range(len(counts)), 100 * counts / counts.sum(), color=METHOD_COLOURS[2], alpha=0.7)
+        axis.axhline(100 / len(counts), color="black", ls="--", lw=0.8)
+        axis.set(title=f"{direction}{count}", xlabel=f"rank of the real voxel among {len(counts) - 1} samples")
+        axis.set(xticks=range(len(counts)), ylabel="share of the voxels, %")
     return fig
 
 

@@ -5,6 +5,7 @@ for seeds are no patients and must not swell n; those of other settings stand be
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from petct_lib.files import read_json
 from petct_lib.scores import Row
 from petct_lib.statistics import bootstrap_interval, holm, rank_biserial, wilcoxon_p
 
+EVERYONE = "all"  # patient of a score of all test patients together, such as the two-sample accuracy
 TRAINED_BY = ("02_cyclegan_training", "03_diffusion_refinement", "04_evaluation")  # whose `seed` is no other setting
 
 
@@ -47,7 +49,7 @@ class Scored:
 
 
 def by_patient(rows: Sequence[Row], direction: str, metric: str, region: str = "body") -> dict[str, dict[str, float]]:
-    """{method: {patient: value}} of one score."""
+    """{method: {patient: value}} of one score; of a score of all patients together, the patient is EVERYONE."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         if (row["direction"], row["metric"], row["region"]) == (direction, metric, region):
@@ -85,11 +87,11 @@ def load_run(folder: Path) -> Scored:
             raise InputError(f"{folder}: has no {name}; it must be the folder of a finished run")
     manifest, index = read_json(folder / "manifest.json"), read_json(folder / "prepared" / "index.json")
     if not manifest["finished"]:
-        raise InputError(f"{folder}: the run is not finished; `python -m petct_lib run --resume` goes on with it")
+        raise InputError(f"{folder}: the run is not finished; `python -m petct_lib run --resume` resumes it")
     patients = list(dict.fromkeys(study["patient"] for study in index["studies"]))
-    number = {patient: str(k) for k, patient in enumerate(patients)}
+    number = {patient: str(k) for k, patient in enumerate(patients)} | {EVERYONE: EVERYONE}
     rows, test = scores.read_scores(folder / "scores.csv"), read_splits(folder)["test"]
-    if others := {row["patient"] for row in rows} - set(test):
+    if others := {row["patient"] for row in rows} - {*test, EVERYONE}:
         raise InputError(f"{folder}: scores.csv has scores of {len(others)} patients who are not test patients")
     rows = [{**row, "patient": number[row["patient"]]} for row in rows]
     parameters = {
@@ -167,12 +169,18 @@ def table(rows: Sequence[Row], reference: str, metric: str = "mae", region: str 
 
 
 def _line(method: str, of: dict[str, float], test: Test | None) -> list[str]:
-    low, high = bootstrap_interval(list(of.values()))
-    cells = [method, f"{np.mean(list(of.values())):.4g} [{low:.4g}, {high:.4g}]"]
+    values = list(of.values())
+    cells = [method, f"{np.mean(values):.4g}{_interval(*bootstrap_interval(values))}"]
+    patients = EVERYONE if EVERYONE in of else str(test.n if test else len(of))
     if test is None:
-        return [*cells, *["-"] * 4, str(len(of))]
+        return [*cells, *["-"] * 4, patients]
     numbers = ["-" if value is None else f"{value:.3g}" for value in (test.p, test.p_holm, test.effect)]
-    return [*cells, f"{test.difference:+.4g} [{test.low:+.4g}, {test.high:+.4g}]", *numbers, str(test.n)]
+    return [*cells, f"{test.difference:+.4g}{_interval(test.low, test.high, '+')}", *numbers, patients]
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    """Nothing for a single value, which has none."""
+    return "" if math.isnan(low) else f" [{low:{sign}.4g}, {high:{sign}.4g}]"
 
 
 def compare_runs(folders: Sequence[Path], *, reference: str, metric: str, region: str) -> str:

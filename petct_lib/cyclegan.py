@@ -67,6 +67,8 @@ class CycleGANSettings:
                 raise InputError(f"CycleGAN: {name} {value!r} is not one of {', '.join(map(str, allowed))}")
         if min(self.lambda_cycle, self.lambda_identity, self.pool_size) < 0 or self.identity_every < 1:
             raise InputError(f"CycleGAN: weights and pool_size must be at least 0, identity_every at least 1: {self}")
+        if self.coarse_size is not None and (self.coarse_size < 4 or self.coarse_size % 4):
+            raise InputError(f"CycleGAN: coarse_size {self.coarse_size} must be a multiple of 4, or None")
 
 
 class Update(Protocol):

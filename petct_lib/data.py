@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from petct_lib import InputError
-from petct_lib.augment import Augmentation, Change, draw, move
+from petct_lib.augment import Augmentation, Change, crop, draw, move
 from petct_lib.files import read_json
 from petct_lib.intensity import DECODE, ENCODE, Intensity
 from petct_lib.nets import middle
@@ -182,15 +182,17 @@ class PairedBatches:
     """Batches of aligned source, coarse and target slices; coarse: (n, variants, H, W), encoded, one of which is drawn.
 
     sources: (n, 1, H, W), in place of the slices' own, as cycle pairs have them; the slices then need the target only.
+    crop: size of the squares around the patient that are drawn from the slices, in pixels; None: whole slices.
     Where the slices come with neighbours, the source does; coarse and target are of the middle one. ValueError where
     there are more or fewer coarse images than slices, InputError for an augmentation that scales the SUV.
     """
 
     def __init__(
         self, slices: Slices, coarse: np.ndarray, direction: str, size: int, augmentation: Augmentation | None = None,
-        sources: np.ndarray | None = None,
+        sources: np.ndarray | None = None, crop: int | None = None,
     ) -> None:  # fmt: skip
-        self.slices, self.coarse, self.direction, self.size, self.sources = slices, coarse, direction, size, sources
+        self.slices, self.coarse, self.direction, self.size = slices, coarse, direction, size
+        self.sources, self.crop = sources, crop
         self.augmentation = augmentation or Augmentation()
         if len(coarse) != len(slices):
             raise ValueError(f"{len(coarse)} coarse images for {len(slices)} slices")
@@ -206,13 +208,17 @@ class PairedBatches:
         Of a batch drawn by `rng`, the share of process `rank` of `world`.
         """
         own = _share(self.size, rank, world)
-        drawn = _draw(len(self.slices), self.size, self.augmentation, rng)
-        variants = rng.integers(self.coarse.shape[1], size=self.size)
-        items = [
-            {name: move(image, change) for name, image in self._images(i, variant).items()}
-            for (i, change), variant in zip(drawn[own], variants[own], strict=True)
-        ]
+        items = []
+        for (i, change), variant, chance in self._drawn(rng)[own]:
+            images = {name: move(image, change) for name, image in self._images(i, variant).items()}
+            items.append(crop(images, self.crop, "target", chance) if self.crop else images)
         return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+    def _drawn(self, rng: np.random.Generator) -> list[tuple[tuple[int, Change], int, float]]:
+        """Of each image: its slice and change, the coarse image's variant, and the chance that places the square."""
+        drawn = _draw(len(self.slices), self.size, self.augmentation, rng)
+        variants, chances = rng.integers(self.coarse.shape[1], size=self.size), rng.random(self.size)
+        return list(zip(drawn, variants.tolist(), chances.tolist(), strict=True))
 
     def _images(self, i: int, variant: int) -> dict[str, Tensor]:
         images = self.slices[i]
@@ -223,7 +229,7 @@ class PairedBatches:
 
     def names(self, rng: np.random.Generator) -> list[str]:
         """Which slices the batch of an equal generator holds."""
-        return [self.slices.name(i) for i, _ in _draw(len(self.slices), self.size, self.augmentation, rng)]
+        return [self.slices.name(i) for (i, _), _, _ in self._drawn(rng)]
 
     def fixed(self) -> dict[str, Tensor]:
         """A batch that never changes, for previews."""
@@ -233,7 +239,7 @@ class PairedBatches:
         """What would change the batches; see `train.Batches`."""
         return {
             "studies": self.slices.studies, "size": self.size, "augmentation": asdict(self.augmentation),
-            "direction": self.direction, "window": asdict(self.slices.window),
+            "direction": self.direction, "window": asdict(self.slices.window), "crop": self.crop,
             "coarse": hashlib.sha256(self.coarse).hexdigest(),
         }  # fmt: skip
 
@@ -250,8 +256,8 @@ class MixedBatches:
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
     def names(self, rng: np.random.Generator) -> list[str]:
-        """Which slices the batch of an equal generator holds, as far as the first part; the others draw after it."""
-        return self.parts[0].names(rng)
+        """Which slices the batch of an equal generator holds."""
+        return [name for part in self.parts for name in part.names(rng)]
 
     def fixed(self) -> dict[str, Tensor]:
         """A batch that never changes, for previews."""

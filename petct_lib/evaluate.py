@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from petct_lib import InputError, distribution, downstream, lesion_scores, metrics, perceptual, realism, synthrad
+from petct_lib.compare import EVERYONE
 from petct_lib.data import SOURCE, TARGET, copied, mean_atlas, read_splits
 from petct_lib.intensity import ENCODE, Intensity
 from petct_lib.parallel import each, whole
@@ -21,8 +22,6 @@ from petct_lib.translate import UNIT, Translator, batched, load_regression
 CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maximum
 DIAPHRAGM_MM = 30.0  # chosen: domes move by 10 to 20 mm in quiet breathing, and are not flat
 LPIPS_WINDOW = {"ct": (-1000.0, 400.0), "pet": (0.0, 10.0)}  # display windows, HU and SUV
-
-
 METHODS = {  # by name in `scores.csv`: what it is, and the question that it is there to answer
     "copy": ("the source, shown through the target's range", "Is the task trivial?"),
     "atlas": ("the mean of all training targets", "Does a network look at the patient at all?"),
@@ -63,6 +62,10 @@ class Case:
     def body(self) -> np.ndarray:
         """The body mask."""
         return self.masks["body"]
+
+
+# what a part of a case goes without
+PART = {"source": None, "samples": {}, "scales": {}, "spread": None, "ranks": None, "lengths": None}
 
 
 def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
@@ -210,6 +213,7 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
         raise InputError(f"patient {case.patient}: the source is the real target image; a reconstruction is not scored")
     kind = TARGET[direction]
     low, high = CT_RANGE_HU if kind == "ct" else (0.0, window.suv_cap)
+    clipped = np.clip(case.real, low, high)
     lpips = lpips_model and partial(perceptual.lpips, model=lpips_model, window=LPIPS_WINDOW[kind])
     fixed = {"unit": UNIT[kind], "clip": (low, high)}
     rows = []
@@ -221,10 +225,10 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
             )
         scores += _further_scores(case, image, kind, (low, high))
         if len(stack := case.samples.get(method, ())) > 1:
-            scores += distribution.score_samples(case.real, stack, case.masks, unit=UNIT[kind], sources=case.sources)
+            scores += distribution.score_samples(clipped, stack, case.masks, unit=UNIT[kind], sources=case.sources)
         if method in case.scales:
-            given = case.real, image, case.scales[method], case.masks
-            scores += distribution.score_error_map(*given, unit=UNIT[kind], sources=case.sources)
+            of_map = image, case.scales[method], case.masks
+            scores += distribution.score_error_map(clipped, *of_map, unit=UNIT[kind], sources=case.sources)
         rows.extend({"direction": direction, "method": method, "patient": case.patient, **row} for row in scores)
     return rows
 
@@ -267,12 +271,7 @@ def studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]:
     """The patient's studies, each as a case of its own, and their parts of the image."""
     for part in _parts(case):
         masks = {name: mask[part] for name, mask in case.masks.items()}
-        yield (
-            replace(
-                case, source=None, real=case.real[part], masks=masks, images={}, samples={}, spread=None, lengths=None
-            ),
-            image[part],
-        )
+        yield replace(case, real=case.real[part], masks=masks, images={}, **PART), image[part]
 
 
 def _parts(case: Case) -> list[slice]:
@@ -308,7 +307,7 @@ def few_slices(case: Case) -> Case:
     chosen = realism.spread(len(case.real))
     images = {method: image[chosen] for method, image in case.images.items()}
     masks, real = {"body": case.body[chosen]}, case.real[chosen]
-    return replace(case, source=None, real=real, masks=masks, images=images, samples={}, spread=None, lengths=None)
+    return replace(case, real=real, masks=masks, images=images, **PART)
 
 
 def _two_sample_accuracy(cases: list[Case], direction: str, window: Intensity, seed: int, method: str) -> float | None:
@@ -337,8 +336,8 @@ def slice_of(case: Case, k: int) -> dict[str, np.ndarray]:
 
 
 def two_sample_rows(accuracies: dict[str, float | None], direction: str) -> list[dict]:
-    """Two-sample accuracies by method as rows of `scores.csv`: one for all patients together, patient "all"."""
-    where = {"patient": "all", "region": "body", "metric": "two_sample_accuracy", "unit": "1", "mask": FROM_HU}
+    """Two-sample accuracies by method as rows of `scores.csv`: one for all patients together, patient EVERYONE."""
+    where = {"patient": EVERYONE, "region": "body", "metric": "two_sample_accuracy", "unit": "1", "mask": FROM_HU}
     return [
         {"direction": direction, "method": method, **where, "value": value}
         for method, value in accuracies.items()

@@ -120,6 +120,8 @@ class Regression:
         return self.nets["D"](torch.cat([middle(batch["source"]), image], dim=1))
 
     def _forward(self, net: nn.Module, source: Tensor, coarse: Tensor) -> Tensor:
+        if self.settings.coarse_dropout == 1:  # a coarse image would be something new to it
+            coarse = torch.zeros_like(coarse)
         seen = [middle(source, self.settings.neighbours)] if self.settings.sees_source else []
         return net(torch.cat([*seen, coarse], dim=1), coarse.new_zeros(len(coarse)))
 

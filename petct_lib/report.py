@@ -14,21 +14,12 @@ import PIL.Image
 from nbconvert.filters import markdown2html
 
 from petct_lib import WARNING, compare, scores
+from petct_lib.evaluate import METHODS
 from petct_lib.files import read_json, replacing
 from petct_lib.scores import Row
 
-METHOD = "refined"
-CONTROLS = {
-    "copy": "the source shown through the target's range", "atlas": "the mean of all training targets",
-    "cyclegan": "stage 1 alone",
-    "cyclegan_tta": "stage 1 averaged over two positions of the slice (test-time augmentation): no pairs",
-    "unet_l1": "the refiner's network as a plain regression from the source alone",
-    "pix2pix": "the same, gone on with the refiner's own losses",
-    "refiner_l1": "the regression from source and coarse image, before the refiner's own losses",
-    "blend": "half `refiner_l1`, half `cyclegan`",
-    "refined_distortion": "stage 2, the mode `distortion`, of least error",
-    "refined": "stage 2, the mode `default`",
-}  # fmt: skip
+METHOD = "mean"
+AGAINST = ("cyclegan", "regression", "pix2pix")  # the controls that the findings name
 PHANTOM = "a simulated thorax phantom (petct_lib.phantom, MIT licence): no patient's data"
 OWN_DATA = (
     "DICOM given by whoever made the run. Its licence is theirs to state: Anti-PD-1_Lung "
@@ -36,9 +27,9 @@ OWN_DATA = (
     "and ask to be cited"
 )
 PAPERS = (
-    "Zhu 2017, CycleGAN (ICCV)", "Isola 2017, pix2pix (CVPR)", "Xiao 2022, denoising diffusion GANs (ICLR)",
-    "Özbey 2023, SynDiff (IEEE TMI)", "Durall 2020, spectral regularisation (CVPR)", "Freirich 2021 (NeurIPS)",
-    "Kendall and Gal 2017 (NeurIPS)", "Wang 2004, SSIM (IEEE TIP)", "Carney 2006, µ-maps (Med. Phys.)",
+    "Zhu 2017, CycleGAN (ICCV)", "Isola 2017, pix2pix (CVPR)", "Liu 2023, rectified flow (ICLR)",
+    "Lipman 2023, flow matching (ICLR)", "Mardani 2023, CorrDiff (arXiv 2309.15214)",
+    "Gneiting and Raftery 2007, CRPS (JASA)", "Wang 2004, SSIM (IEEE TIP)", "Carney 2006, µ-maps (Med. Phys.)",
 )  # fmt: skip
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
@@ -81,7 +72,7 @@ def page(run: Path, cards: dict[str, str], rows: Sequence[Row]) -> str:
         *(markdown2html(card) for card in cards.values()),
         "<h1>Further scores</h1>", "<h2>By region</h2>", _pre(scores.format_regions(rows)),
         "<h2>Attenuation, lungs, lesions, coherence</h2>", _pre(scores.format_further(rows)),
-        f"<h2>Against {METHOD}</h2>", _pre(compare.table(rows, METHOD)),
+        f"<h2>Against {_method(rows)}</h2>", _pre(compare.table(rows, _method(rows))),
         "<h1>Pictures</h1>", *(_figure(path) for path in sorted((run / "figures").glob("*.png"))),
     ]  # fmt: skip
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{WARNING}</title>"
@@ -104,12 +95,12 @@ def _figure(path: Path) -> str:
 def model_card(manifest: dict, rows: Sequence[Row]) -> str:
     """What was trained on what, how well it does beside its controls, where it fails, and what it must not do."""
     patients, grid, parameters = manifest["patients"], manifest["grid"], manifest["parameters"]
-    refiner = manifest["refiner"]
+    stage2, sampling = manifest["stage2"], manifest["sampling"]
     lines = [
         "# Model card", "", f"> {WARNING}: research and teaching only.", "", "## Model",
-        "CycleGAN between PET and CT slices, both directions, and a refiner for each: an adversarially trained",
-        "denoiser on a bridge from the CycleGAN's image to the real one, mixed with a network from the source alone",
-        "(pix2pix) and filtered to the power spectrum of real images; and an error network.", "",
+        "A CycleGAN translates slices between PET and CT, from unpaired images (the coarse image).",
+        "A regression predicts the target from source and coarse image.",
+        "A residual rectified flow samples what the regression cannot know; `mean` is the mean of its samples.", "",
         *_table({
             "petct_lib": f"{manifest['petct_lib']}, commit {manifest['commit'] or 'unknown'}"
             + (", with uncommitted changes" if manifest["uncommitted_changes"] else ""),
@@ -118,20 +109,22 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
             f"slices every {grid['slice_mm']} mm",
             "CycleGAN": f"{manifest['cyclegan']['steps']} steps, "
             f"batch {parameters['02_cyclegan_training'].get('batch_size', 'as in the notebook')}",
-            "refiners": f"{refiner['steps']} steps; evaluations of the denoiser a sample: {refiner['walk_steps']}",
-            "default α": ", ".join(_alpha(d, of) for d, of in refiner["fitted"].items()),
+            "stage 2": f"{_listed(stage2['steps'])} steps; pairs: {stage2['pairs']}"
+            + (", and cycle pairs for `unpaired_*`" if stage2["unpaired"] else ""),
+            "residual's standard deviation": f"{_listed(stage2['residual_std'])} in network units",
+            "sampling": f"{sampling['samples']} samples of {sampling['steps']} Heun steps",
             "seeds": ", ".join(f"{name[:2]}: {of.get('seed', 'the notebook’s')}" for name, of in parameters.items()),
             "time and memory": f"{sum(manifest['seconds'].values()):.0f} s on {manifest['cores']} cores, "
             f"{manifest['peak_memory_mb']} MB at most",
         }),
         "## Trained on", f"Data: {_source(manifest)}.",
         f"The CycleGAN learned from PET of {patients['train_pet']} patients and CT of {patients['train_ct']} others, "
-        "unpaired; the refiner of a direction from", f"pairs of the role `refine` (patients: {patients['refine']}) and "
-        "of those patients whose source images the CycleGAN never saw.",
+        f"unpaired; stage 2 of a direction from the role `refine` (patients: {patients['refine']}) and from those",
+        "patients whose source images the CycleGAN never saw.",
         "## Evaluated on",
         f"Patients that no part of it, and no choice of a setting, has seen: n = {patients['test']}.",
         "", "```", scores.format_table(rows), "```",
-        "Controls: " + "; ".join(f"`{name}`: {what}" for name, what in CONTROLS.items()) + ".",
+        *_methods(rows),
         f"LPIPS: {manifest.get('lpips', 'n/a').split(':')[0]}.",
         "## What the numbers say", *(f"- {line}" for line in findings(manifest, rows)),
         "## Intended use, and what it must not be used for",
@@ -169,8 +162,15 @@ def data_card(manifest: dict, rows: Sequence[Row], index: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _alpha(direction: str, fitted: dict) -> str:
-    return f"{direction} {fitted['alpha']:g} {'with' if fitted.get('gains') else 'without'} the filter"
+def _methods(rows: Sequence[Row]) -> list[str]:
+    """What each scored method is, and the question that it answers."""
+    scored = {row["method"] for row in rows}
+    lines = [f"| `{name}` | {what} | {question} |" for name, (what, question) in METHODS.items() if name in scored]
+    return ["", "| method | what it is | what it is there for |", "|---|---|---|", *lines, ""]
+
+
+def _listed(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value if isinstance(value, int) else f'{value:.3g}'}" for name, value in numbers.items())
 
 
 def _source(manifest: dict) -> str:
@@ -182,30 +182,32 @@ def _table(cells: dict[str, str]) -> list[str]:
 
 
 def findings(manifest: dict, rows: Sequence[Row]) -> list[str]:
-    """What a reader must know before the means: the comparison with the control, lesions, bias, and how small n is."""
-    found = []
+    """What a reader must know before the means: the comparison with the controls, lesions, bias, and how small n is."""
+    method, found = _method(rows), []
     for direction, methods in scores.aggregate(rows).items():
-        for other in ("cyclegan", "unet_l1", "pix2pix", "refiner_l1"):
-            found += _against(rows, direction, other)
-        found += _of_lesions(direction, methods[METHOD])
-        known = manifest.get("uncertainty", {}).get(direction, {}).get("rank_correlation")
-        if known is not None:
-            found.append(f"{direction}: the uncertainty map and the error have a rank correlation of {known:.2f}.")
-        if told := manifest.get("two_sample_accuracy", {}).get(direction, {}).get(METHOD):
-            found.append(f"{direction}: a classifier tells its slices from real ones in {told:.0%} (50 %: not at all).")
+        unit = next(row["unit"] for row in rows if (row["direction"], row["metric"]) == (direction, "mae"))
+        for other in AGAINST:
+            found += _against(rows, direction, method, other, unit)
+        found += _of_lesions(direction, methods[method])
+        found += _of_samples(direction, methods, unit)
     n = manifest["patients"]["test"]
     if n < 6:
         found.append(f"With {n} test patients no paired test can reach p = 0.05.")
     return found
 
 
-def _against(rows: Sequence[Row], direction: str, other: str) -> list[str]:
-    tests = compare.paired_tests(rows, direction, METHOD, methods=[other])
-    unit = next(row["unit"] for row in rows if (row["direction"], row["metric"]) == (direction, "mae"))
+def _method(rows: Sequence[Row]) -> str:
+    """METHOD; of a run that did not score it, the last of METHODS that it has."""
+    scored = {row["method"] for row in rows}
+    return METHOD if METHOD in scored else [name for name in METHODS if name in scored][-1]
+
+
+def _against(rows: Sequence[Row], direction: str, method: str, other: str, unit: str) -> list[str]:
+    tests = compare.paired_tests(rows, direction, method, methods=[other])
     return [
-        f"{direction}: body MAE is {abs(t.difference):.3g} {unit} {'below' if t.difference > 0 else 'above'} "
-        f"{t.method}'s (" + ("one patient: no interval" if t.n < 2 else
-        f"95 % interval of {t.method} − {METHOD}: {t.low:+.3g} to {t.high:+.3g}") + ")."
+        f"{direction}: body MAE of `{method}` is {abs(t.difference):.3g} {unit} "
+        f"{'below' if t.difference > 0 else 'above'} `{t.method}`'s (" + ("one patient: no interval" if t.n < 2 else
+        f"95 % interval of {t.method} − {method}: {t.low:+.3g} to {t.high:+.3g}") + ")."
         for t in tests
     ]  # fmt: skip
 
@@ -220,4 +222,29 @@ def _of_lesions(direction: str, regions: dict) -> list[str]:
         found.append(f"{direction}: {counts} lesions a patient are missed (below half of their real SUVmax).")
     if "invented" in lesion:
         found.append(f"{direction}: {lesion['invented']['mean']:.2g} hot spots a patient are invented.")
+    return found
+
+
+def _of_samples(direction: str, methods: dict, unit: str) -> list[str]:
+    """How good the samples are as a distribution, and whether one looks real; nothing of a run without samples."""
+    body = {
+        method: {metric: cell["mean"] for metric, cell in regions["body"].items()}
+        for method, regions in methods.items()
+    }
+    mean, sample, regression = (body.get(method, {}) for method in ("mean", "sample", "regression"))
+    found = []
+    if {"spread_skill", "coverage_80"} <= set(mean):
+        found.append(
+            f"{direction}: the spread of the samples is {mean['spread_skill']:.2f} of the error of their mean "
+            f"(1: calibrated); {mean['coverage_80']:.0%} of the voxels lie in the central 80 % interval."
+        )
+    if {"crps", "crps_8"} <= set(mean) and regression:
+        numbers = ", ".join(f"{mean[name]:.3g}" for name in ("crps", "crps_4", "crps_8"))
+        found.append(
+            f"{direction}: CRPS of the samples is {numbers} {unit} (voxels, means of 4×4 and of 8×8 pixels); the MAE "
+            f"of `regression`, which is its CRPS of voxels, is {regression['mae']:.3g} {unit}."
+        )
+    if "two_sample_accuracy" in sample:
+        accuracy = sample["two_sample_accuracy"]
+        found.append(f"{direction}: two-sample accuracy of `sample` is {accuracy:.2f} (0.5: looks real).")
     return found

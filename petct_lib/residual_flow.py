@@ -87,6 +87,8 @@ class ResidualFlow:
         return {"mse": (v - (batch["noise"] - r)).square().mean()}, {}
 
     def _forward(self, net: nn.Module, z: Tensor, x: Tensor, c: Tensor, m: Tensor, t: Tensor) -> Tensor:
+        if self.settings.coarse_dropout == 1:  # a coarse image would be something new to it
+            c = torch.zeros_like(c)
         seen = [middle(x, self.settings.neighbours)] if self.settings.sees_source else []
         return net(torch.cat([z, *seen, c, m], dim=1), t)
 

@@ -41,6 +41,7 @@ class Plan:
     augmentation: Augmentation
     batch_size: int
     seed: int
+    crop: int | None = None  # pixels along x and y of the squares that it learns from; None: whole slices
     start: str | None = None  # the run's regression of this name, with whose weights this one begins
     regression: str | None = None  # of a flow: the run's regression of this name, whose residual it learns
 
@@ -62,17 +63,18 @@ class Pairs:
 
 def plans(
     size: int, *, seed: int, batch_size: int, regression_steps: int, pix2pix_steps: int, flow_steps: int,
-    prefix: str = "", **settings: object,
+    crop: int | None = None, prefix: str = "", **settings: object,
 ) -> dict[str, Plan]:  # fmt: skip
     """The trainings of a direction in their order, by the method's name, from the parameters of notebook 03.
 
     `regression`; `pix2pix`, which begins with its weights, sees no coarse image, and is left out for no steps; `flow`,
     which learns the regression's residual. size: of the slices, in pixels. prefix: of the names, such as "unpaired_".
     settings: fields of RegressionSettings, FlowSettings, FitSettings and Augmentation by name. InputError for a name
-    that none of them has, and for a size that the space-to-depth grid does not divide.
+    that none of them has, and for a size or a crop that the U-Net cannot halve down to its last level.
     """
     kinds = (RegressionSettings, FlowSettings, FitSettings, Augmentation)
-    names = [{field.name for field in fields(kind)} for kind in kinds]
+    names = [{field.name for field in fields(kind)} - {"patch", "steps"} for kind in kinds]
+    names[1].remove("scale")  # the residual's is measured; the name is the augmentation's
     if unknown := sorted(set(settings) - set().union(*names)):
         raise InputError(
             f"stage 2 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
@@ -80,10 +82,13 @@ def plans(
     of_regression, of_flow, of_fit, of_change = ({k: v for k, v in settings.items() if k in of} for of in names)
     patch = {"patch": max(1, size // GRID)}
     regression = RegressionSettings(**{**of_regression, **patch, "lambda_adversarial": 0.0})
+    unit = regression.patch * 2 ** (len(regression.multipliers) - 1)
+    if size % unit or (crop or size) % unit:
+        raise InputError(f"size {size}, crop {crop}: the networks need multiples of {unit} pixels")
     augmentation = Augmentation(**of_change)
 
     def plan(stage: RegressionSettings | FlowSettings, steps: int, **more: str) -> Plan:
-        return Plan(stage, FitSettings(steps, **of_fit), augmentation, batch_size, seed, **more)
+        return Plan(stage, FitSettings(steps, **of_fit), augmentation, batch_size, seed, crop, **more)
 
     found = {"regression": plan(regression, regression_steps)}
     if pix2pix_steps:
@@ -102,12 +107,10 @@ def held_out(splits: dict[str, list[str]], direction: str) -> list[str]:
     return splits["train_" + SOURCE[direction]]
 
 
-def real_pairs(
-    run_dir: Path, direction: str, patients: Sequence[str] | None = None, name: str | None = None, neighbours: int = 1
-) -> Pairs:
-    """Aligned slices of a direction; their coarse images are made and kept in the run's `coarse/<name>.npy`.
+def real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | None = None, neighbours: int = 1) -> Pairs:
+    """Aligned slices of a direction; their coarse images are made and kept in the run's `coarse/<direction>.npy`.
 
-    patients: by default `data.refiner_patients`; name: by default the direction. neighbours: of the source's slices.
+    patients: by default `data.refiner_patients`. neighbours: of the source's slices.
     InputError where notebook 01 has not prepared the run folder, or stage 1 has no checkpoint.
     """
     run_dir = Path(run_dir)
@@ -115,24 +118,21 @@ def real_pairs(
     patients = list(refiner_patients(splits, direction) if patients is None else patients)
     cyclegan, kind = load_cyclegan(checkpoint_of(run_dir)), SOURCE[direction]
     around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
-    coarse = coarse_for(around, cyclegan, direction, run_dir / "coarse" / f"{name or direction}.npy")
+    coarse = coarse_for(around, cyclegan, direction, run_dir / "coarse" / f"{direction}.npy")
     return Pairs(Slices(prepared, patients, ("pet", "ct"), window, neighbours), coarse, direction)
 
 
-def cycle_pairs(
-    run_dir: Path, direction: str, *, seed: int, perturbation: Perturbation | None = None,
-    patients: Sequence[str] | None = None, name: str | None = None,
-) -> Pairs:  # fmt: skip
+def cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Perturbation | None = None) -> Pairs:
     """Cycle pairs of a direction from the target images alone of the same patients as `real_pairs`.
 
-    F(y) and VARIANTS of c' are made and kept in the run's `coarse/<name>_….npy`. Errors as for `real_pairs`.
+    F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. Errors as for `real_pairs`.
     """
     run_dir = Path(run_dir)
     prepared, splits, window = Prepared(run_dir / "prepared"), read_splits(run_dir), read_window(run_dir)
-    patients = list(refiner_patients(splits, direction) if patients is None else patients)
+    patients = refiner_patients(splits, direction)
     cyclegan, kind, rng = load_cyclegan(checkpoint_of(run_dir)), TARGET[direction], np.random.default_rng(seed)
     slices = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
-    folder, name = run_dir / "coarse", name or f"cycle_{direction}"
+    folder, name = run_dir / "coarse", f"cycle_{direction}"
     shape = slices[0][kind].shape[1:]
     with replacing(folder / f"{name}_x.npy") as x_path, replacing(folder / f"{name}_c.npy") as c_path:
         x = np.lib.format.open_memmap(x_path, "w+", np.float32, (len(slices), 1, *shape))
@@ -150,17 +150,26 @@ def cycle_pairs(
 
 
 def pairs_of(
-    run_dir: Path, direction: str, kind: str, *, seed: int, patients: Sequence[str] | None = None, name: str = "",
-    neighbours: int = 1,
+    run_dir: Path, direction: str, kind: str, *, seed: int, paired_patients: int | None = None, neighbours: int = 1,
+    perturbation: Perturbation | None = None,
 ) -> list[Pairs]:  # fmt: skip
-    """The pairs of KINDS; see `real_pairs` and `cycle_pairs`. InputError for another kind."""
+    """The pairs of one of KINDS, of "both" the real ones first; see `real_pairs` and `cycle_pairs`.
+
+    paired_patients: how many of `data.refiner_patients` have real pairs, the first ones; None: all. InputError for
+    another kind, no patient, and cycle pairs with neighbours.
+    """
     if kind not in KINDS:
         raise InputError(f"pairs {kind!r}: must be one of {', '.join(KINDS)}")
+    if paired_patients is not None and paired_patients < 1:
+        raise InputError(f"paired_patients {paired_patients} must be 1 or more, or None; without any take pairs cycle")
+    if kind != "real" and neighbours != 1:
+        raise InputError(f"pairs {kind!r}: cycle pairs have single slices, not neighbours {neighbours}")
     found = []
     if kind != "cycle":
-        found.append(real_pairs(run_dir, direction, patients, f"{direction}{name}", neighbours))
+        patients = refiner_patients(read_splits(run_dir), direction)[:paired_patients]
+        found.append(real_pairs(run_dir, direction, patients, neighbours))
     if kind != "real":
-        found.append(cycle_pairs(run_dir, direction, seed=seed, patients=None, name=f"cycle_{direction}{name}"))
+        found.append(cycle_pairs(run_dir, direction, seed=seed, perturbation=perturbation))
     return found
 
 
@@ -177,23 +186,26 @@ def train_stage(
     prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
     direction, known = pairs[0].direction, {study for part in pairs for study in part.slices.studies}
     name = f"{name}_{direction}"
-    batches = _batches(pairs, plan.batch_size, plan.augmentation)
+    batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
     stage = _stage(run_dir, direction, plan, batches)
     unseen = [patient for patient in held_out(splits, direction) if not known & set(prepared.studies([patient]))]
     neighbours = pairs[0].slices.neighbours
     return fit(
         stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt", fingerprint=prepared.fingerprint,
-        seed=plan.draws, resume=resume, name=name, preview=_batches(pairs, PREVIEWED, None).fixed(),
+        seed=plan.draws, resume=resume, name=name, preview=_batches(pairs, PREVIEWED).fixed(),
         watchers=[TensorBoardLog(run_dir / "logs" / name), *watchers],
         validate=unseen and RefinerValidation(run_dir, unseen, direction, neighbours=neighbours),
     )  # fmt: skip
 
 
-def _batches(pairs: Sequence[Pairs], size: int, augmentation: Augmentation | None) -> PairedBatches | MixedBatches:
+def _batches(
+    pairs: Sequence[Pairs], size: int, augmentation: Augmentation | None = None, crop: int | None = None
+) -> PairedBatches | MixedBatches:
     if size % len(pairs):
         raise InputError(f"a batch of {size} cannot be shared by {len(pairs)} kinds of pairs; take a multiple")
     parts = [
-        PairedBatches(of.slices, of.coarse, of.direction, size // len(pairs), augmentation, of.sources) for of in pairs
+        PairedBatches(of.slices, of.coarse, of.direction, size // len(pairs), augmentation, of.sources, crop)
+        for of in pairs
     ]
     return parts[0] if len(parts) == 1 else MixedBatches(parts)
 
@@ -213,10 +225,13 @@ def _stage(
 
 
 def residual_std(regression: Regression, batches: PairedBatches | MixedBatches, seed: int) -> float:
-    """Root mean square of y − m(x, c) over MEASURED batches, in network units."""
+    """Root mean square of y − m(x, c) over MEASURED batches, in network units.
+
+    To three digits, so that another number of threads does not make it another flow, which would not resume.
+    """
     squares = []
     for k in range(MEASURED):
         batch = batches(np.random.default_rng([seed, k]))
         error = batch["target"] - regression.predict(batch["source"], batch["coarse"]).cpu()
         squares.append(error.square().mean().item())
-    return float(np.sqrt(np.mean(squares)))
+    return float(f"{np.sqrt(np.mean(squares)):.3g}")

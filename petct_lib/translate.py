@@ -142,6 +142,19 @@ def decoded(image: Tensor, kind: str, window: Intensity) -> np.ndarray:
     return DECODE[kind](image.cpu(), window)[..., 0, :, :].numpy()
 
 
+def stage2_inputs(
+    cyclegan: CycleGAN, source: np.ndarray, direction: str, window: Intensity, neighbours: int = 1,
+    lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Source (n, H, W) in SUV or HU → encoded source (n, neighbours, H, W) and coarse image (n, 1, H, W).
+
+    More neighbours where the generator looks at more: a network that looks at fewer takes the middle ones.
+    """
+    of_generator = cyclegan.settings.neighbours
+    x = encoded(source, SOURCE[direction], window, max(of_generator, neighbours), lengths)
+    return x, coarse_images(cyclegan, middle(x, of_generator), direction)
+
+
 def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
     """The CycleGAN alone on a study, (n, H, W) in SUV or HU; the result in the target's unit."""
     x = encoded(source, SOURCE[direction], window, cyclegan.settings.neighbours)
@@ -213,8 +226,9 @@ class Translator:
         if mode not in MODES:
             raise InputError(f"mode {mode!r}: it must be {' or '.join(MODES)}")
         x, coarse = self.start(source, direction, lengths)
-        given = {"samples": samples or SAMPLES[mode], "steps": steps, "seed": seed, "progress": progress}
-        stack = self.samples(x, torch.zeros_like(coarse) if without_coarse else coarse, direction, **given)
+        c = torch.zeros_like(coarse) if without_coarse else coarse
+        n = SAMPLES[mode] if samples is None else samples
+        stack = self.samples(x, c, direction, samples=n, steps=steps, seed=seed, progress=progress)
         image = stack[0] if mode == "sample" else stack.mean(axis=0)
         spread = stack.std(axis=0, ddof=1) if len(stack) > 1 else np.zeros_like(image)
         return Translation(decoded(coarse, TARGET[direction], self.window), image, spread)
@@ -222,15 +236,9 @@ class Translator:
     def start(
         self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None, neighbours: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Source (n, H, W) in SUV or HU → encoded source (n, neighbours, H, W) and coarse image (n, 1, H, W).
-
-        The source comes with as many neighbours as any network of the direction looks at, or with `neighbours` if those
-        are more: a network that looks at fewer takes the middle ones.
-        """
-        of_generator = self.cyclegan.settings.neighbours
-        seen = max(of_generator, neighbours, self.refiners[direction].neighbours)
-        x = encoded(source, SOURCE[direction], self.window, seen, lengths)
-        return x, coarse_images(self.cyclegan, middle(x, of_generator), direction)
+        """`stage2_inputs` with as many neighbours as any network of the direction looks at, or `neighbours` if more."""
+        seen = max(neighbours, self.refiners[direction].neighbours)
+        return stage2_inputs(self.cyclegan, source, direction, self.window, seen, lengths)
 
     def refiner(self, direction: str, prefix: str = "") -> Refiner | None:
         """The run's own, or the one of another prefix, such as "unpaired_", where the run has it."""

@@ -13,6 +13,16 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 
 from petct_lib import InputError
 
+
+def precision(asked: str) -> str:
+    """The precision asked for, "no" or "bf16"; for "auto" bf16 on a GPU or processor that computes in it, for it is faster there."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+
+
 Loss = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 

@@ -165,20 +165,19 @@ def translations(rows: Sequence[dict], source_unit: str, target_unit: str, error
         return fig
     low, high = ERROR_WINDOW[target_unit]
     shown = [name for name in rows[0] if name not in ("source", "spread", "place")]
-    heads = ["source", *shown, *(["spread"] if "spread" in rows[0] else []), f"error of {error_of}"]
-    fig, axes = _panels(len(rows), len(heads), side=2.2, synthetic=True)
-    for axis, head in zip(axes[0], heads, strict=True):
-        axis.set_title(head, fontsize=9)
-    axes[0, -1].set_title(f"{heads[-1]}, {low} to {high} {target_unit}", fontsize=7)
-    for k, row in enumerate(rows):
-        _show(axes[k, 0], row["source"], source_unit, heads[0] if k == 0 else "")
-        for column, name in enumerate(shown, start=1):
-            _show(axes[k, column], row[name], target_unit, name if k == 0 else "")
-        errors = [*([row["spread"]] if "spread" in row else []), np.abs(row[error_of] - row["real"])]
-        for axis, error in zip(axes[k, -len(errors) :], errors, strict=True):
-            axis.imshow(error, cmap="magma", vmin=low, vmax=high, **PIXELS)
-        for axis in axes[k] if "place" in row else ():
+    errors = [*(["spread"] if "spread" in rows[0] else []), f"error of {error_of}"]
+    fig, axes = _panels(len(rows), 1 + len(shown) + len(errors), side=2.2, synthetic=True)
+    for line, row in zip(axes, rows, strict=True):
+        images = {**row, errors[-1]: np.abs(row[error_of] - row["real"])}
+        _show(line[0], row["source"], source_unit)
+        for axis, name in zip(line[1:], [*shown, *errors], strict=True):
+            style = {"cmap": "magma", "vmin": low, "vmax": high, **PIXELS} if name in errors else STYLE[target_unit]
+            axis.imshow(images[name], **style)
+        for axis in line if "place" in row else ():
             _ring(axis, row["place"], row["real"].shape)
+    for axis, head in zip(axes[0], ["source", *shown, *errors], strict=True):
+        axis.set_title(head, fontsize=9)
+    axes[0, -1].set_title(f"{errors[-1]}, {low} to {high} {target_unit}", fontsize=7)
     return fig
 
 

@@ -4,21 +4,53 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import small_run
+import torch
 
-from petct_lib.data import mean_atlas, read_splits
+from petct_lib import InputError, distribution, scores
+from petct_lib.compare import EVERYONE
+from petct_lib.data import copied, mean_atlas, read_splits
 from petct_lib.evaluate import (
+    METHODS,
     Case,
+    few_slices,
     load_case,
     middle_slice,
     score_case,
+    score_patients,
+    summarised,
     translate_patient,
     two_sample_accuracies,
-    uncertainty_scores,
+    two_sample_rows,
     with_further_regions,
 )
 from petct_lib.intensity import Intensity
-from petct_lib.prepare import Prepared
-from petct_lib.translate import Translator, load_refiner
+from petct_lib.translate import Translator, batched, load_regression
+
+UNPAIRED = ("unpaired_sample", "unpaired_mean")
+SAMPLED = {"samples": 2, "steps": 1, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory):
+    return small_run.small_run(prepared, tmp_path_factory.mktemp("evaluate") / "run")
+
+
+@pytest.fixture(scope="module")
+def atlas(prepared, run):
+    return mean_atlas(prepared, read_splits(run)["train_ct"], "ct")
+
+
+@pytest.fixture(scope="module")
+def case(prepared, run, atlas):
+    """The first test patient by all methods, PET to CT."""
+    return translated(prepared, run, atlas)
+
+
+def translated(prepared, run, atlas, direction="pet2ct", **given):
+    splits = read_splits(run)
+    given = {**SAMPLED, "atlas": atlas, **given}
+    return translate_patient(prepared, splits, splits["test"][0], direction, Translator(run), **given)
 
 
 def case_of(prepared, kind, **images):
@@ -27,7 +59,7 @@ def case_of(prepared, kind, **images):
     source, real = (pet, ct) if kind == "ct" else (ct, pet)
     made = {name: make(real, body) for name, make in images.items()}
     sources = {"body": "HU threshold", "lung": "SEG"}
-    return Case(patient, source, real, {"body": body, "lung": lung}, sources, made, np.zeros(real.shape))
+    return Case(patient, source, real, {"body": body, "lung": lung}, sources, made)
 
 
 def value(rows, method, metric, region="body"):
@@ -72,39 +104,122 @@ def test_lpips_is_scored_with_a_model_only(prepared, monkeypatch):
     assert value(score_case(case, "pet2ct", Intensity(), object()), "perfect", "lpips") == 400.0
 
 
-def test_methods_of_a_run_are_what_they_say(smoke_run):
-    prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
-    translator = Translator(smoke_run)
-    case = translate_patient(prepared, splits, splits["test"][0], "pet2ct", translator, samples=2, seed=0)
-    assert list(case.images) == [
-        "copy",
-        "atlas",
-        "cyclegan",
-        "cyclegan_tta",
-        "unet_l1",
-        "pix2pix",
-        "refiner_l1",
-        "blend",
-        "refined_distortion",
-        "refined",
-    ]
+def test_methods_of_a_run_are_what_they_say(prepared, run, atlas, case):
+    assert list(case.images) == list(METHODS)
     assert all(image.shape == case.source.shape for image in case.images.values())
-    assert np.array_equal(case.images["atlas"][0], mean_atlas(prepared, splits["train_ct"], "ct"))
-    whole = translator(case.source, "pet2ct", samples=2, seed=0)
-    assert np.array_equal(case.images["refined"], whole.refined)
-    assert np.array_equal(case.images["cyclegan"], whole.coarse)
-    assert np.array_equal(case.uncertainty, whole.uncertainty)
-    for name, alpha in (("pix2pix", 0.0), ("refined_distortion", "distortion")):
-        made = translator(case.source, "pet2ct", samples=2, seed=0, alpha=alpha)
-        assert np.array_equal(case.images[name], made.refined), name
-    x, coarse = translator.start(case.source, "pet2ct")
-    assert np.array_equal(case.images["cyclegan_tta"], translator.unpaired(x, coarse, "pet2ct"))
-    for name in ("unet_l1", "refiner_l1"):
-        control = load_refiner(smoke_run / "checkpoints" / f"{name}_pet2ct.pt")
-        regression = translator.image(control, x, coarse, "pet2ct", samples=1, seed=0)
-        assert np.array_equal(case.images[name], regression), name
-    assert np.allclose(case.images["blend"], (regression + whole.coarse) / 2, atol=1e-3)
-    assert not np.array_equal(case.images["refined"], case.images["refiner_l1"])
+    translator, images = Translator(run), case.images
+    assert np.array_equal(images["copy"], copied(case.source, "pet2ct", translator.window))
+    assert np.array_equal(images["atlas"][0], atlas)
+    for mode in ("mean", "sample"):
+        result = translator(case.source, "pet2ct", mode=mode, lengths=case.lengths, **SAMPLED)
+        assert np.array_equal(images[mode], result.image), mode
+        assert np.array_equal(images["cyclegan"], result.coarse)
+    x, coarse = translator.start(case.source, "pet2ct", case.lengths)
+    without = torch.zeros_like(coarse)
+    assert np.array_equal(images["regression"], translator.regression(x, coarse, "pet2ct"))
+    assert np.array_equal(images["regression_without_coarse"], translator.regression(x, without, "pet2ct"))
+    pix2pix = load_regression(run / "checkpoints" / "pix2pix_pet2ct.pt")
+    expected = translator.decoded(batched(pix2pix.predict, x, without), "pet2ct")
+    assert np.array_equal(images["pix2pix"], expected)
+    unpaired = torch.stack(list(translator.refiner("pet2ct", "unpaired_").samples(x, coarse, **SAMPLED)))
+    stack = translator.decoded(unpaired, "pet2ct")
+    assert np.array_equal(images["unpaired_sample"], stack[0])
+    assert np.array_equal(images["unpaired_mean"], stack.mean(axis=0))
+    differ = [tuple(image[0].ravel()) for image in images.values()]
+    assert len(set(differ)) == len(METHODS)
+
+
+def test_samples_are_kept_beside_their_mean(case):
+    assert list(case.samples) == ["mean", "unpaired_mean"]
+    for method, stack in case.samples.items():
+        assert stack.shape == (2, *case.source.shape)
+        assert np.array_equal(case.images[method], stack.mean(axis=0))
+    assert not case.scales
+
+
+def test_methods_that_a_run_does_not_have_are_left_out(prepared, run, tmp_path):
+    ct = mean_atlas(prepared, read_splits(run)["train_pet"], "pet")
+    assert list(translated(prepared, run, ct, "ct2pet").images) == [m for m in METHODS if m not in UNPAIRED]
+    bare = small_run.small_run(prepared, tmp_path / "run")
+    small_run.refiner(bare, "ct2pet", 0, coarse_dropout=0.0)
+    (bare / "checkpoints" / "pix2pix_ct2pet.pt").unlink()
+    there = ["copy", "atlas", "cyclegan", "regression", "sample", "mean"]
+    assert list(translated(prepared, bare, ct, "ct2pet").images) == there
+
+
+def test_only_the_methods_asked_for_are_made(prepared, run, atlas, case, monkeypatch):
+    some = translated(prepared, run, atlas, methods=("cyclegan", "mean"))
+    assert list(some.images) == ["cyclegan", "mean"]
+    assert np.array_equal(some.images["mean"], case.images["mean"])
+    monkeypatch.setattr("petct_lib.translate.Refiner.samples", lambda *_, **__: pytest.fail("nothing is sampled"))
+    controls = translated(prepared, run, atlas, methods=("regression", "atlas"))
+    assert list(controls.images) == ["atlas", "regression"]
+
+
+def test_nobody_but_test_patients_is_translated(prepared, run, atlas):
+    splits = read_splits(run)
+    for role in ("train_pet", "train_ct", "refine"):
+        with pytest.raises(InputError, match="is not one of the 2 test patients: no score is made"):
+            translate_patient(
+                prepared, splits, splits[role][0], "pet2ct", Translator(run), atlas=atlas, **SAMPLED
+            )  # fmt: skip
+
+
+def test_samples_are_scored_as_a_distribution_under_their_mean(case):
+    rows = score_case(case, "pet2ct", Intensity())
+    of_samples = {"crps", "crps_4", "crps_8", "coverage_80", "spread_skill", "rank_correlation", "crps_mean"}
+    for method in METHODS:
+        metrics = {row["metric"] for row in rows if row["method"] == method}
+        assert (of_samples <= metrics) == (method in ("mean", "unpaired_mean")), method
+        assert bool(of_samples & metrics) == (method in ("mean", "unpaired_mean")), method
+    expected = distribution.crps(case.samples["mean"][:, case.body], case.real[case.body]).mean()
+    assert value(rows, "mean", "crps") == pytest.approx(expected, rel=1e-5)
+    assert {row["region"] for row in rows if row["metric"] == "crps_mean"} >= {"body", "lung"}
+
+
+def test_a_distribution_is_scored_in_the_range_of_the_errors(prepared):
+    case = case_of(prepared, "pet", mean=lambda real, body: real)
+    case.real[case.body] = 40.0  # far above the cap of the network's range
+    stack = np.full((3, *case.real.shape), 15.0, np.float32)
+    case = replace(case, images={"mean": stack[0]}, samples={"mean": stack}, scales={"mean": stack[0] / 15})
+    rows = score_case(replace(case, scales={}), "ct2pet", Intensity())
+    assert value(rows, "mean", "mae") == value(rows, "mean", "crps") == 0
+    of_map = score_case(replace(case, samples={}), "ct2pet", Intensity())
+    assert value(of_map, "mean", "crps") == pytest.approx(0.25), "b / 4 where nothing is wrong"
+
+
+def test_a_regression_with_a_laplace_scale_is_scored_with_it(prepared, atlas, tmp_path):
+    run = small_run.small_run(prepared, tmp_path / "run")
+    small_run.refiner(run, "pet2ct", 0, laplace=True)
+    case = translated(prepared, run, atlas, methods=("regression", "mean"))
+    assert list(case.scales) == ["regression"]
+    rows = score_case(case, "pet2ct", Intensity())
+    stacks = (stack[case.body] for stack in (case.images["regression"], case.scales["regression"], case.real))
+    assert value(rows, "regression", "crps") == pytest.approx(distribution.crps_laplace(*stacks).mean(), rel=1e-5)
+    assert value(rows, "regression", "crps_4_dependent") > value(rows, "regression", "crps_4")
+    assert "regression" not in translated(prepared, run, atlas, methods=("mean",)).scales
+
+
+def test_a_summary_has_the_spread_and_the_ranks_in_place_of_the_samples(case):
+    short = summarised(case)
+    assert short.samples == {}
+    assert np.array_equal(short.spread, case.samples["mean"].std(axis=0, ddof=1))
+    below = (case.samples["mean"] < case.real)[:, case.body].sum(axis=0)
+    assert short.ranks.sum() == case.body.sum()
+    assert np.abs(short.ranks - np.bincount(below, minlength=3)).sum() < 0.01 * case.body.sum(), "but for ties"
+    one = summarised(replace(case, samples={"mean": case.samples["mean"][:1]}))
+    assert (one.samples, one.spread, one.ranks) == ({}, None, None)
+
+
+def test_patients_are_scored_one_a_core_as_in_a_row(prepared, run, atlas):
+    given = {**SAMPLED, "methods": ("cyclegan", "mean")}
+    rows, cases = score_patients(run, "pet2ct", **given)
+    assert [case.patient for case in cases] == read_splits(run)["test"]
+    assert {row["method"] for row in rows} == {"cyclegan", "mean"}
+    assert all(case.samples == {} and case.spread is not None for case in cases)
+    case = translated(prepared, run, atlas, methods=given["methods"])
+    first = [row for row in rows if row["patient"] == case.patient]
+    assert first == score_case(case, "pet2ct", Intensity())
 
 
 def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
@@ -147,27 +262,15 @@ def test_a_synthetic_ct_is_scored_by_what_it_is_for(prepared):
 
 
 def test_middle_slice_is_the_middle_one(prepared):
-    case = case_of(prepared, "ct", cyclegan=lambda real, body: real + 1, refined=lambda real, body: real + 2)
-    row, k = middle_slice(case), len(case.real) // 2
-    assert np.array_equal(row["real"], case.real[k])
-    assert np.array_equal(row["refined"], case.real[k] + 2)
-    assert np.array_equal(row["coarse"], case.real[k] + 1)
+    methods = {"atlas": 0, "cyclegan": 1, "regression": 2, "sample": 3, "mean": 4}
+    case = case_of(prepared, "ct", **{m: lambda real, body, n=n: real + n for m, n in methods.items()})
+    row, k = middle_slice(replace(case, spread=case.body + 7.0)), len(case.real) // 2
+    assert list(row) == ["source", "coarse", "regression", "sample", "mean", "spread", "real"]
+    for name, n in {"coarse": 1, "regression": 2, "sample": 3, "mean": 4, "real": 0}.items():
+        assert np.array_equal(row[name], case.real[k] + n), name
+    assert np.array_equal(row["spread"], case.body[k] + 7.0)
     assert np.array_equal(row["source"], case.source[k])
-
-
-def test_uncertainty_scores():
-    real, body = np.zeros((1, 4, 5)), np.ones((1, 4, 5), bool)
-    error = np.arange(20.0).reshape(1, 4, 5)
-
-    def scores(expected):
-        return uncertainty_scores(
-            Case("p", None, real, {"body": body}, {"body": "HU threshold"}, {"refined": error}, expected)
-        )
-
-    assert scores(error) == {"rank_correlation": pytest.approx(1), "calibration_error": pytest.approx(0)}
-    assert scores(2 * error) == {"rank_correlation": pytest.approx(1), "calibration_error": pytest.approx(1)}
-    assert scores(19 - error)["rank_correlation"] == pytest.approx(-1)
-    assert np.isnan(scores(np.ones_like(error))["rank_correlation"])
+    assert list(middle_slice(replace(case, images={}))) == ["source", "real"]
 
 
 def test_lesions_and_coherence_are_scored(prepared):
@@ -215,13 +318,30 @@ def test_two_sample_accuracy_tells_a_flat_image_and_not_the_real_one():
     for patient in "abcd":
         real = rng.normal(0, 300, (8, 16, 16)).astype(np.float32)
         images = {"same": real, "flat": np.zeros_like(real)}
-        cases.append(Case(patient, None, real, {"body": body}, {"body": "HU threshold"}, images, real))
-    told = two_sample_accuracies(cases, ("flat", "same"), "pet2ct", Intensity(), 0)
-    assert list(told) == ["flat", "same"]
-    assert told["same"] == pytest.approx(0.5)
-    assert told["flat"] > 0.9
+        cases.append(Case(patient, None, real, {"body": body}, {"body": "HU threshold"}, images))
+    accuracies = two_sample_accuracies(cases, ("flat", "same"), "pet2ct", Intensity(), 0)
+    assert list(accuracies) == ["flat", "same"]
+    assert accuracies["same"] == pytest.approx(0.5)
+    assert accuracies["flat"] > 0.9
+    rows = two_sample_rows({**accuracies, "alone": None}, "pet2ct")
+    assert [(row["method"], row["value"]) for row in rows] == list(accuracies.items())
+    scores.check_rows(rows)
+    assert {(row["patient"], row["metric"], row["region"]) for row in rows} == {
+        (EVERYONE, "two_sample_accuracy", "body")
+    }
     alone = two_sample_accuracies(cases[:1], ("flat",), "pet2ct", Intensity(), 0)
     assert alone == {"flat": None}, "nobody to judge it on"
+
+
+def test_what_goes_to_another_process_is_small():
+    stack = np.zeros((60, 4, 4))
+    one = {"mean": stack}
+    case = Case("p", stack, stack, {"body": stack > 0, "lung": stack > 0}, {}, one, one, one, stack, np.ones(3))
+    few = few_slices(case)
+    assert few.source is few.spread is few.ranks is None
+    assert few.samples == few.scales == {}
+    assert few.real.shape == few.images["mean"].shape == few.body.shape == (24, 4, 4)
+    assert list(few.masks) == ["body"]
 
 
 def test_attenuation_is_scored_by_the_tube_voltage_of_the_real_ct_alone(prepared):

@@ -70,7 +70,7 @@ def test_stop_raises_what_the_signal_would_have(capsys):
 
 def test_in_another_thread_a_training_runs_and_handlers_stay(tmp_path):
     before, rows = signal.getsignal(INT), []
-    thread = threading.Thread(target=lambda: rows.extend(tiny.train(tmp_path / "c.pt", "refiner", steps=3)))
+    thread = threading.Thread(target=lambda: rows.extend(tiny.train(tmp_path / "c.pt", "flow", steps=3)))
     thread.start()
     thread.join()
     assert [row["step"] for row in rows] == [0, 2]

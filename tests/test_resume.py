@@ -72,7 +72,7 @@ def die_saving(path, where):
         files.os.replace = renaming
 
 
-@pytest.fixture(scope="module", params=["gan", "adversarial"])
+@pytest.fixture(scope="module", params=tiny.KINDS)
 def uninterrupted(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "c.pt"
     assert tiny.in_process(tiny.train, path, request.param) == 0

@@ -50,28 +50,28 @@ def test_bad_settings_are_refused(bad, message):
 
 
 def test_the_rate_decays_with_the_steps(tmp_path):
-    stage, batches = tiny.stage_of("refiner")
+    stage, batches = tiny.stage_of("regression")
     rates, make = [], stage.step
-    stage.step = lambda *given: rates.append(stage.optimisers["denoiser"].param_groups[0]["lr"]) or make(*given)
+    stage.step = lambda *given: rates.append(stage.optimisers["unet"].param_groups[0]["lr"]) or make(*given)
     tiny.train(tmp_path / "c.pt", steps=4, pair=(stage, batches))
     assert rates == pytest.approx([4e-4, 4e-4, 4e-4, 2e-4])
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
-    history = tiny.train(tmp_path / "c.pt", "refiner", steps=4)
-    stage, batches = tiny.stage_of("refiner")
+    history = tiny.train(tmp_path / "c.pt", "regression", steps=4)
+    stage, batches = tiny.stage_of("regression")
     assert tiny.train(tmp_path / "c.pt", steps=4, pair=(stage, batches)) == history
     assert batches.seen == 0
-    assert tiny.differences(dict(stage.nets["denoiser"].state_dict()), weights(tmp_path / "c.pt")) == []
+    assert tiny.differences(dict(stage.nets["unet"].state_dict()), weights(tmp_path / "c.pt")) == []
 
 
 def weights(path):
-    return dict(load_checkpoint(path)["nets"]["denoiser"])
+    return dict(load_checkpoint(path)["nets"]["unet"])
 
 
 def test_without_resume_it_starts_again(tmp_path):
-    tiny.train(tmp_path / "c.pt", "refiner", steps=4)
-    rows = tiny.train(tmp_path / "c.pt", "refiner", steps=5, resume=False)
+    tiny.train(tmp_path / "c.pt", "regression", steps=4)
+    rows = tiny.train(tmp_path / "c.pt", "regression", steps=5, resume=False)
     assert [row["step"] for row in rows] == [0, 2, 4]
     assert [load_checkpoint(p)["step"] for p in earlier(tmp_path / "c.pt")] == [3, 5]
 
@@ -102,10 +102,10 @@ def test_resuming_with_something_else_names_it(tmp_path, change, named):
 
 
 def test_what_does_not_change_the_result_may_differ(tmp_path):
-    tiny.train(tmp_path / "a" / "c.pt", "refiner", steps=6, log_every=1)
+    tiny.train(tmp_path / "a" / "c.pt", "regression", steps=6, log_every=1)
     with pytest.raises(KeyboardInterrupt):
-        tiny.train(tmp_path / "b" / "c.pt", "refiner", steps=6, prepare=interrupted_at(3))
-    tiny.train(tmp_path / "b" / "c.pt", "refiner", steps=6, every=5, keep=3)
+        tiny.train(tmp_path / "b" / "c.pt", "regression", steps=6, prepare=interrupted_at(3))
+    tiny.train(tmp_path / "b" / "c.pt", "regression", steps=6, every=5, keep=3)
     assert tiny.differences(weights(tmp_path / "a" / "c.pt"), weights(tmp_path / "b" / "c.pt")) == []
 
 
@@ -127,13 +127,13 @@ def test_a_checkpoint_carries_settings_data_and_batches(tmp_path):
 
 def test_the_last_ones_and_the_best_by_validation_are_kept(tmp_path):
     scores = iter([0.5, math.nan, np.float64(0.2), 0.3, 0.2, 0.9])  # a new best one where it is as good
-    tiny.train(tmp_path / "c.pt", "refiner", steps=12, every=2, validate=lambda _: {"validation_score": next(scores)})
+    tiny.train(tmp_path / "c.pt", "regression", steps=12, every=2, validate=lambda _: {"validation_score": next(scores)})
     assert [load_checkpoint(p)["step"] for p in earlier(tmp_path / "c.pt")] == [10, 12]
     assert load_checkpoint(best_of(tmp_path / "c.pt"))["step"] == 10
 
 
 def test_without_validation_there_is_no_best(tmp_path):
-    tiny.train(tmp_path / "c.pt", "refiner", steps=3, validate=None)
+    tiny.train(tmp_path / "c.pt", "regression", steps=3, validate=None)
     assert not best_of(tmp_path / "c.pt").exists()
 
 
@@ -151,7 +151,7 @@ def spoiled(step, value):
 def test_a_bad_loss_stops_with_its_step_slices_and_the_last_good_checkpoint(tmp_path, value):
     path = tmp_path / "c.pt"
     with pytest.raises(FloatingPointError) as stopped:
-        tiny.train(path, "refiner", every=5, log_every=5, steps=20, prepare=spoiled(7, value))
+        tiny.train(path, "regression", every=5, log_every=5, steps=20, prepare=spoiled(7, value))
     rng, drawn = np.random.default_rng([3, 7]), []
     for key in ("source", "coarse", "target"):
         drawn += [f"{key} {k}" for k in rng.integers(100, size=2)]
@@ -163,9 +163,9 @@ def test_a_bad_loss_stops_with_its_step_slices_and_the_last_good_checkpoint(tmp_
 
 
 def test_an_older_trainings_checkpoint_is_not_called_the_last_good_one(tmp_path):
-    tiny.train(tmp_path / "c.pt", "refiner", steps=3)
+    tiny.train(tmp_path / "c.pt", "regression", steps=3)
     with pytest.raises(FloatingPointError, match=r"step 1: l1 .*there is no checkpoint yet"):
-        tiny.train(tmp_path / "c.pt", "refiner", resume=False, prepare=spoiled(1, math.nan))
+        tiny.train(tmp_path / "c.pt", "regression", resume=False, prepare=spoiled(1, math.nan))
 
 
 def overflows(step):
@@ -183,7 +183,7 @@ def finite_score(stage):
     return tiny.score(stage)
 
 
-@pytest.mark.parametrize(("kind", "net"), [("gan", "G_pet2ct"), ("refiner", "denoiser")])
+@pytest.mark.parametrize(("kind", "net"), [("gan", "G_pet2ct"), ("regression", "unet"), ("pix2pix", "unet"), ("flow", "velocity")])
 def test_weights_that_are_not_finite_are_not_saved_though_the_losses_are(tmp_path, kind, net):
     with pytest.raises(FloatingPointError, match=f"step 5: weights of {net}.*last good checkpoint: step 3"):
         tiny.train(tmp_path / "c.pt", kind, prepare=overflows(5), validate=finite_score)
@@ -192,11 +192,11 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_losses_are(tmp_pat
 
 def test_an_optimiser_that_overflowed_is_not_saved_though_the_weights_are_finite(tmp_path):
     def prepare(stage):
-        parameter = next(stage.nets["denoiser"].parameters())
+        parameter = next(stage.nets["unet"].parameters())
         tiny.before_step(stage, 5, lambda: parameter.register_hook(lambda gradient: torch.full_like(gradient, 1e30)))
 
-    with pytest.raises(FloatingPointError, match="step 5: state of optimiser denoiser not finite"):
-        tiny.train(tmp_path / "c.pt", "refiner", prepare=prepare, validate=None)
+    with pytest.raises(FloatingPointError, match="step 5: state of optimiser unet not finite"):
+        tiny.train(tmp_path / "c.pt", "regression", prepare=prepare, validate=None)
 
 
 def train_in_little_space(path):
@@ -225,17 +225,18 @@ def test_a_disk_that_fills_up_stops_with_a_clear_error_and_the_checkpoint_before
     assert tiny.differences(load_checkpoint(tmp_path / "whole" / "c.pt"), load_checkpoint(path)) == []
 
 
+@pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("setting", [{"mixed_precision": "bf16"}, {"accumulate": 2}, {"channels_last": True}])
-def test_other_ways_of_computing_stay_close_for_a_step_and_resume_exactly(tmp_path, setting):
-    plain = tiny.train(tmp_path / "plain.pt", steps=1)[0]
-    row = tiny.train(tmp_path / "one.pt", steps=1, **setting)[0]
+def test_other_ways_of_computing_stay_close_for_a_step_and_resume_exactly(tmp_path, kind, setting):
+    plain = tiny.train(tmp_path / "plain.pt", kind, steps=1)[0]
+    row = tiny.train(tmp_path / "one.pt", kind, steps=1, **setting)[0]
     assert {k: v for k, v in row.items() if k[:3] not in ("acc", "val")} == pytest.approx(
         {k: v for k, v in plain.items() if k[:3] not in ("acc", "val")}, rel=0.02
     )
-    whole = tiny.train(tmp_path / "whole" / "c.pt", steps=5, **setting)
+    whole = tiny.train(tmp_path / "whole" / "c.pt", kind, steps=5, **setting)
     with pytest.raises(KeyboardInterrupt):
-        tiny.train(tmp_path / "cut" / "c.pt", steps=5, prepare=interrupted_at(4), **setting)
-    assert tiny.train(tmp_path / "cut" / "c.pt", steps=5, **setting) == whole
+        tiny.train(tmp_path / "cut" / "c.pt", kind, steps=5, prepare=interrupted_at(4), **setting)
+    assert tiny.train(tmp_path / "cut" / "c.pt", kind, steps=5, **setting) == whole
     assert all(np.isfinite(list(row.values())).all() for row in whole)
     assert tiny.differences(*(load_checkpoint(tmp_path / n / "c.pt") for n in ("whole", "cut"))) == []
 
@@ -303,7 +304,7 @@ def test_watchers_are_told_in_order_also_after_an_exception(tmp_path):
 
 
 def test_rows_hold_what_the_step_logged_and_the_scores(tmp_path):
-    rows = tiny.train(tmp_path / "c.pt", "refiner", steps=6)
+    rows = tiny.train(tmp_path / "c.pt", "regression", steps=6)
     assert [set(row) for row in rows] == [
         {"step", "l1"} | ({"validation_score"} if k in (1, 3) else set()) for k in range(4)
     ]

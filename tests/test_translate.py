@@ -1,212 +1,209 @@
-"""A trained (smoke) run applied to arrays and to DICOM studies."""
+"""A trained run applied to arrays and to DICOM studies; its networks have random weights (see `small_run`)."""
 
 import shutil
 
 import numpy as np
 import pydicom
 import pytest
+import small_run
 import torch
-from conftest import dicom_errors, petct
+from conftest import dicom_errors
 
-from petct_lib import WARNING, InputError
+from petct_lib import WARNING, InputError, translate
+from petct_lib.__main__ import main
 from petct_lib.archives import list_files
-from petct_lib.checkpoints import load_checkpoint, save_checkpoint
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.data import Slices
 from petct_lib.dicom import find_pairs, load_series
 from petct_lib.dicom_files import read_series
 from petct_lib.dicom_write import make_uid
 from petct_lib.files import read_json
-from petct_lib.intensity import Intensity, decode_ct, encode_ct
-from petct_lib.prepare import Prepared
-from petct_lib.refiner import Refiner, RefinerSettings
-from petct_lib.spectrum_matching import matched
+from petct_lib.intensity import Intensity, decode_ct
+from petct_lib.nets import middle
 from petct_lib.translate import (
+    Refiner,
+    Translation,
     Translator,
     coarse_for,
     coarse_images,
     decoded,
-    disagreement,
     encoded,
+    export_patient,
     load_cyclegan,
-    load_refiner,
-    middle,
+    load_flow,
+    load_regression,
+    noise_like,
     read_source,
-    refine,
-    shift_averaged,
+    stage2_inputs,
     translate_coarse,
     translate_study,
 )
 
 
 @pytest.fixture(scope="module")
-def translator(smoke_run):
-    return Translator(smoke_run)
+def run(prepared, tmp_path_factory):
+    return small_run.small_run(prepared, tmp_path_factory.mktemp("translate") / "run")
 
 
 @pytest.fixture(scope="module")
-def source(smoke_run):
-    prepared = Prepared(smoke_run / "prepared")
-    return np.array(prepared.of_patient(prepared.patients[0], "pet"))
+def translator(run):
+    return Translator(run)
+
+
+@pytest.fixture(scope="module")
+def source(prepared):
+    return np.array(prepared.of_patient(prepared.patients[0], "pet"))[:5]
+
+
+@pytest.fixture(scope="module")
+def stack(translator, source):
+    """Three samples (3, n, H, W) in HU."""
+    return translator.samples(*translator.start(source, "pet2ct"), "pet2ct", samples=3, steps=2, seed=0)
 
 
 def test_translation_is_in_the_targets_unit_and_window(translator, source):
-    result = translator(source, "pet2ct", samples=2, seed=0)
-    assert result.coarse.shape == result.refined.shape == result.uncertainty.shape == source.shape
-    assert result.refined.min() >= -1024
-    assert result.refined.max() <= 1500
-    assert result.uncertainty.min() >= 0
-    assert result.uncertainty.max() > 0
-    assert not np.array_equal(result.coarse, result.refined)
+    result = translator(source, "pet2ct", samples=2, steps=1)
+    assert result.coarse.shape == result.image.shape == result.spread.shape == source.shape
+    assert result.image.min() >= -1024
+    assert result.image.max() <= 1500
+    assert result.spread.min() >= 0
+    assert result.spread.max() > 0
+    assert not np.array_equal(result.coarse, result.image)
+    assert np.array_equal(result.coarse, translate_coarse(translator.cyclegan, source, "pet2ct", translator.window))
 
 
-def test_same_seed_same_translation(translator, source):
-    a, b, c = (translator(source, "pet2ct", samples=1, seed=s).refined for s in (1, 1, 2))
+def test_modes_are_the_mean_and_the_first_of_the_samples_beside_their_spread(translator, source, stack):
+    by_mode = {m: translator(source, "pet2ct", mode=m, samples=3, steps=2) for m in translate.MODES}
+    assert np.array_equal(by_mode["mean"].image, stack.mean(axis=0))
+    assert np.array_equal(by_mode["sample"].image, stack[0])
+    expected = np.sqrt(((stack - stack.mean(axis=0)) ** 2).sum(axis=0) / 2)
+    for result in by_mode.values():
+        assert np.allclose(result.spread, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_a_mode_has_its_own_number_of_samples(translator, source, monkeypatch):
+    monkeypatch.setattr(translate, "SAMPLES", {"mean": 2, "sample": 1})
+    one, two = (translator(source[:2], "pet2ct", mode=mode, steps=1) for mode in ("sample", "mean"))
+    assert not one.spread.any()
+    assert two.spread.any()
+    again = translator(source[:2], "pet2ct", samples=2, steps=1)
+    assert np.array_equal(two.image, again.image)
+
+
+def test_the_same_seed_gives_the_same_samples(translator, source):
+    a, b, c = (translator(source, "pet2ct", mode="sample", steps=1, seed=seed).image for seed in (1, 1, 2))
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 
 
-def test_the_refined_image_is_the_mean_of_the_samples(translator, source):
-    x, c = translator.start(source, "pet2ct")
-    images = decoded(refine(translator.refiners["pet2ct"], x, c, 3, 0), "ct", translator.window)
-    result = translator(source, "pet2ct", samples=3, seed=0, alpha=1.0)
-    assert images.shape == (3, *source.shape)
-    assert np.allclose(result.refined, images.mean(axis=0))
-
-
-def test_alpha_leads_from_the_regression_to_the_adversarial_image(translator, source):
-    given = {"samples": 1, "seed": 0}
-    regression, half, adversarial = (translator(source, "pet2ct", alpha=a, **given).refined for a in (0.0, 0.5, 1.0))
-    x, c = translator.start(source, "pet2ct")
-    expected = decoded(refine(translator.direct["pet2ct"], x, c, 1, 5), "ct", translator.window)[0]
-    assert np.array_equal(regression, expected), "no noise in it, whatever the seed"
-    assert np.allclose(half, (regression + adversarial) / 2, atol=1e-3)
-    assert not np.allclose(regression, adversarial, atol=1.0)
-    for bad in (-0.1, 1.6):
-        with pytest.raises(InputError, match="alpha"):
-            translator(source, "pet2ct", alpha=bad, **given)
-
-
-def test_alpha_beyond_one_goes_on_along_the_line_within_the_networks_range(translator, source):
-    given = {"samples": 1, "seed": 0}
-    for direction, image in (("pet2ct", source), ("ct2pet", 200 * source - 1000)):
-        at_0, at_1, beyond = (translator(image, direction, alpha=a, **given).refined for a in (0.0, 1.0, 1.5))
-        window = translator.window
-        low, high = (0.0, window.suv_cap) if direction == "ct2pet" else (window.ct_low_hu, window.ct_high_hu)
-        assert np.allclose(beyond, np.clip(1.5 * at_1 - 0.5 * at_0, low, high), atol=0.01)
-        assert not np.allclose(beyond, at_1)
-
-
-def test_the_default_alpha_and_the_error_scale_are_the_runs_own(translator, source, monkeypatch):
-    given = {"samples": 1, "seed": 0}
-    monkeypatch.setattr(translator, "fitted", {"pet2ct": {"alpha": 0.25, "error_scale": 1.0}})
-    once = translator(source, "pet2ct", **given)
-    assert np.array_equal(once.refined, translator(source, "pet2ct", alpha=0.25, **given).refined)
-    translator.fitted["pet2ct"]["error_scale"] = 2.0
-    assert np.allclose(translator(source, "pet2ct", **given).uncertainty, 2 * once.uncertainty)
-    assert (translator.alpha_of("ct2pet"), translator.alpha_of("ct2pet", "distortion")) == (1.0, 0.0), "not fitted"
-
-
-def test_the_mode_default_alone_is_matched_with_the_runs_gains(translator, source, monkeypatch):
-    given = {"samples": 1, "seed": 0}
-    gains = np.linspace(1, 2, 46)
-    fitted = {"alpha": 0.5, "alpha_distortion": 0.5, "gains": gains.tolist()}
-    monkeypatch.setattr(translator, "fitted", {"pet2ct": fitted})
-    by_mode = {alpha: translator(source, "pet2ct", alpha=alpha, **given).refined for alpha in ("default", "distortion")}
-    plain = translator(source, "pet2ct", alpha=0.5, **given).refined
-    expected = matched(encode_ct(plain, translator.window), gains)
-    assert np.allclose(by_mode["default"], decode_ct(expected, translator.window), atol=0.01)
-    assert np.array_equal(by_mode["distortion"], plain)
-    assert not np.allclose(by_mode["default"], plain, atol=1)
-    assert by_mode["default"].dtype == plain.dtype
-
-
-def test_the_average_over_shifts_notices_where_a_pixel_lies_and_nothing_else():
-    class Of(torch.nn.Module):
-        def __init__(self, answer):
-            super().__init__()
-            self.answer, self.weight = answer, torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, z):
-            return self.answer(z)
-
-    x = torch.rand((3, 1, 16, 20), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    equivariant, place = Of(lambda z: z / 2), Of(lambda z: torch.arange(20.0).expand_as(z))
-    assert torch.allclose(shift_averaged(equivariant, x, coarse_images(equivariant, x)), x / 2)
-    drawn = shift_averaged(place, x, coarse_images(place, x))
-    assert torch.equal(drawn[..., :-2, :-2], torch.arange(18.0).expand(3, 1, 14, 18) + 1), "half of a shift of 2"
-    assert torch.equal(drawn[..., -2:], torch.arange(18.0, 20).expand(3, 1, 16, 2))
-
-
-def test_what_no_pair_goes_into_is_the_generators_average(translator, source):
+def test_a_sample_depends_neither_on_how_many_there_are_nor_on_the_batch(translator, source, stack, monkeypatch):
+    assert not np.allclose(stack[0], stack[1], atol=1)
     x, coarse = translator.start(source, "pet2ct")
-    made = shift_averaged(translator.cyclegan.generator("pet2ct"), x, coarse)
-    assert np.array_equal(translator.unpaired(x, coarse, "pet2ct"), decoded(made, "ct", translator.window))
-    assert not torch.equal(made, coarse)
+    fewer = translator.samples(x, coarse, "pet2ct", samples=2, steps=2, seed=0)
+    assert np.array_equal(fewer, stack[:2])
+    monkeypatch.setattr(translate, "BATCH", 2)
+    assert np.allclose(translator.samples(x, coarse, "pet2ct", samples=3, steps=2, seed=0), stack, atol=0.1)
 
 
-def test_modes_are_names_of_the_runs_own_alphas(translator, source, monkeypatch):
-    monkeypatch.setattr(translator, "fitted", {"pet2ct": {"alpha": 0.75, "alpha_distortion": 0.25}})
-    given = {"samples": 1, "seed": 0}
-    for mode, alpha in (("default", 0.75), ("distortion", 0.25)):
-        assert translator.alpha_of("pet2ct", mode) == alpha
-        by_name, by_number = (translator(source, "pet2ct", alpha=a, **given).refined for a in (mode, alpha))
-        assert np.array_equal(by_name, by_number)
-    with pytest.raises(InputError, match="alpha best: must be default or distortion"):
-        translator.alpha_of("pet2ct", "best")
+def test_slices_of_a_sample_share_their_noise_unless_each_is_to_have_its_own(translator, source):
+    x, coarse = (images[:1].expand(3, -1, -1, -1) for images in translator.start(source, "pet2ct"))
+    refiner = translator.refiners["pet2ct"]
+    [alike], [apart] = (list(refiner.samples(x, coarse, samples=1, steps=1, seed=0, shared=s)) for s in (True, False))
+    assert torch.allclose(alike, alike[:1].expand_as(alike), atol=1e-5)
+    assert not torch.allclose(apart[0], apart[1], atol=1e-2)
+    noises = [noise_like(coarse, seed, sample) for seed, sample in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert torch.equal(noises[0], noises[1])
+    assert not any(torch.equal(noises[0], other) for other in noises[2:])
 
 
-def test_the_uncertainty_is_the_error_networks_and_the_disagreement_of_the_ends(translator, source):
-    x, c = translator.start(source, "pet2ct")
-    result = translator(source, "pet2ct", samples=1, seed=0, alpha=1.0)
-    refined = refine(translator.refiners["pet2ct"], x, c, 1, 0)[0]
-    b = translator.refiners["pet2ct"].expected_error(x[:4], c[:4], refined[:4])[:, 0].numpy()
-    inside = (np.abs(refined[:4, 0].numpy()) + b < 1) & (b > 0)
-    apart = disagreement(*translator.ends(x, c, "pet2ct", samples=1, seed=0))[:4]
-    expected = translator.fitted["pet2ct"]["error_scale"] * (b * (1500 + 1024) / 2 + apart)
-    assert apart.max() > 1
-    assert np.allclose(result.uncertainty[:4][inside], expected[inside], rtol=1e-2, atol=0.5)
+def test_steps_and_samplers_change_a_sample(translator, source):
+    x, coarse = translator.start(source[:1], "pet2ct")
+    refiner, images = translator.refiners["pet2ct"], []
+    for steps, sampler in ((1, "heun"), (1, "euler"), (3, "heun"), (3, "euler")):
+        images += refiner.samples(x, coarse, samples=1, steps=steps, seed=0, sampler=sampler)
+    assert torch.equal(images[0], images[1]), "the last step is Euler's"
+    assert not torch.allclose(images[0], images[2], atol=1e-3)
+    assert not torch.allclose(images[2], images[3], atol=1e-3)
 
 
-def test_without_an_error_network_the_uncertainty_is_the_disagreement_alone(translator, source, monkeypatch):
-    monkeypatch.delitem(translator.refiners["pet2ct"].nets, "error")
-    result = translator(source, "pet2ct", samples=1, seed=0, alpha=0.5)
-    x, c = translator.start(source, "pet2ct")
-    scale = translator.fitted["pet2ct"]["error_scale"]
-    assert np.array_equal(result.uncertainty, scale * disagreement(*translator.ends(x, c, "pet2ct", samples=1, seed=0)))
+def test_a_sample_is_the_regression_and_its_flows_residual(translator, source, stack):
+    x, coarse = translator.start(source, "pet2ct")
+    refiner = translator.refiners["pet2ct"]
+    mean = refiner.predict(x, coarse)
+    expected = refiner.flow.sample(x, coarse, mean, noise_like(coarse, 0, 1), steps=2)[-1].clamp(-1, 1)
+    assert np.allclose(stack[1], decoded(expected, "ct", translator.window), atol=0.1)
+    assert np.array_equal(translator.regression(x, coarse, "pet2ct"), decoded(mean, "ct", translator.window))
 
 
-def test_disagreement_is_smoothed_within_a_slice_and_not_across():
-    one, other = np.zeros((3, 21, 21), np.float32), np.zeros((3, 21, 21), np.float32)
-    one[1, 10, 10] = -8.0
-    apart = disagreement(one, other)
-    assert not apart[[0, 2]].any()
-    assert apart[1].sum() == pytest.approx(8.0, rel=1e-5)
-    assert apart[1, 10, 10] == pytest.approx(8.0 / (2 * np.pi), rel=0.02)  # a Gaussian of σ = 1 at its centre
-    assert apart[1, 10, 11] / apart[1, 10, 10] == pytest.approx(np.exp(-0.5), rel=1e-4)
-    assert np.array_equal(disagreement(other, one), apart)
+def test_without_the_coarse_image_stage_2_sees_zeros_and_stage_1_stays(translator, source, stack):
+    result = translator(source, "pet2ct", mode="sample", samples=1, steps=2, without_coarse=True)
+    x, coarse = translator.start(source, "pet2ct")
+    blind = translator.samples(x, torch.zeros_like(coarse), "pet2ct", samples=1, steps=2, seed=0)
+    assert np.array_equal(result.image, blind[0])
+    assert not np.allclose(result.image, stack[0], atol=1)
+    assert np.array_equal(result.coarse, decoded(coarse, "ct", translator.window))
 
 
-def test_a_refiner_whose_training_was_interrupted_does_not_translate(smoke_run, tmp_path):
-    state = load_checkpoint(smoke_run / "checkpoints" / "refiner_pet2ct.pt")
-    load_refiner(smoke_run / "checkpoints" / "refiner_pet2ct.pt")
-    save_checkpoint({**state, "step": state["step"] - 1}, tmp_path / "refiner_pet2ct.pt")
-    with pytest.raises(InputError, match="its training stopped after step"):
-        load_refiner(tmp_path / "refiner_pet2ct.pt")
+def test_what_cannot_be_drawn_is_refused(translator, source):
+    for asked, message in (
+        ({"mode": "median"}, "mode 'median': it must be mean or sample"), ({"samples": 0}, "samples 0, steps 4"),
+        ({"steps": 0}, "samples 8, steps 0: at least 1 of each"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            translator(source, "pet2ct", **asked)
+    x, coarse = translator.start(source[:1], "pet2ct")
+    with pytest.raises(InputError, match="sampler 'ddim'"):
+        list(translator.refiners["pet2ct"].samples(x, coarse, samples=1, steps=1, seed=0, sampler="ddim"))
 
 
-def test_slices_share_their_noise_across_batches(translator, source, monkeypatch):
-    x, c = (z[:1].expand(5, -1, -1, -1) for z in translator.start(source, "pet2ct"))
-    monkeypatch.setattr("petct_lib.translate.BATCH", 2)
-    images = refine(translator.refiners["pet2ct"], x, c, 1, 0)[0]
-    assert torch.allclose(images, images[:1].expand_as(images), atol=1e-5)
+def test_the_scale_of_the_error_is_in_the_targets_unit(prepared, source, tmp_path):
+    run = small_run.small_run(prepared, tmp_path / "run")
+    translator = Translator(run)
+    x, coarse = translator.start(source, "pet2ct")
+    with pytest.raises(InputError, match="trained without a Laplace scale"):
+        translator.error_scale(x, coarse, source, "pet2ct")
+    small_run.refiner(run, "pet2ct", 0, laplace=True)
+    translator = Translator(run)
+    image, b = translator.regression(x, coarse, "pet2ct"), translator.refiners["pet2ct"].regression.scale(x, coarse)
+    scale = translator.error_scale(x, coarse, image, "pet2ct")
+    inside = np.abs(encoded(image, "ct", translator.window)[:, 0].numpy()) + b[:, 0].numpy() < 1
+    assert inside.any()
+    assert np.allclose(scale[inside], b[:, 0].numpy()[inside] * (1500 + 1024) / 2, rtol=1e-3)
+
+
+def test_networks_of_cycle_pairs_are_there_where_they_were_trained(translator):
+    assert translator.refiner("pet2ct") is translator.refiners["pet2ct"]
+    assert not translator.refiner("pet2ct", "unpaired_").regression.settings.sees_source
+    assert translator.refiner("ct2pet", "unpaired_") is None
+
+
+@pytest.mark.parametrize("kind", ["regression", "flow"])
+def test_an_unfinished_training_does_not_translate(run, tmp_path, kind):
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    name = f"checkpoints/{kind}_pet2ct.pt"
+    regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
+    load_flow(run / "checkpoints" / "flow_pet2ct.pt", regression)
+    small_run.unfinished(run / name, tmp_path / name)
+    with pytest.raises(InputError, match=f"{kind}_pet2ct.pt: its training stopped after step 2 of 3; resume it"):
+        Refiner(tmp_path / "checkpoints", "pet2ct")
+
+
+@pytest.mark.parametrize("kind", ["cyclegan", "regression_pet2ct", "flow_pet2ct"])
+def test_other_weights_have_another_identity(run, translator, tmp_path, kind):
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    small_run.unfinished(run / "checkpoints" / "pix2pix_ct2pet.pt", tmp_path / "run" / "checkpoints" / f"{kind}.pt")
+    before = {d: translator.identity(d) for d in ("pet2ct", "ct2pet")}
+    translator = Translator(run)
+    translator.checkpoints = tmp_path / "run" / "checkpoints"
+    assert translator.identity("pet2ct") != before["pet2ct"] != before["ct2pet"]
+    assert (translator.identity("ct2pet") == before["ct2pet"]) == (kind != "cyclegan")
 
 
 def test_batching_does_not_change_the_generators_images(monkeypatch):
-    net, x = CycleGAN(CycleGANSettings(4, 1, 2)).generator("pet2ct"), torch.rand(5, 1, 16, 16)
-    whole = coarse_images(net, x)
-    monkeypatch.setattr("petct_lib.translate.BATCH", 2)
-    assert torch.allclose(coarse_images(net, x), whole, atol=1e-5)
+    net, x = CycleGAN(CycleGANSettings(4, 1, 2)), torch.rand(5, 1, 16, 16)
+    whole = coarse_images(net, x, "pet2ct")
+    monkeypatch.setattr(translate, "BATCH", 2)
+    assert torch.allclose(coarse_images(net, x, "pet2ct"), whole, atol=1e-5)
 
 
 class FromBelow(torch.nn.Module):
@@ -222,7 +219,15 @@ class FromBelow(torch.nn.Module):
         return out
 
 
-def stack(n):
+@pytest.fixture
+def from_below(monkeypatch):
+    """A CycleGAN whose generators are such ones."""
+    stage = CycleGAN(CycleGANSettings(4, 1, 1, neighbours=3))
+    monkeypatch.setattr(stage, "generator", lambda direction: FromBelow())
+    return stage
+
+
+def levels(n):
     """Slices of known value: k × 100 HU is slice k."""
     return np.full((n, 4, 4), 100.0, np.float32) * np.arange(n, dtype=np.float32)[:, None, None]
 
@@ -232,13 +237,13 @@ def numbers(images):
 
 
 def test_slices_are_encoded_with_their_neighbours_and_the_ends_repeated():
-    assert numbers(encoded(stack(3), "ct", Intensity())) == [[0], [1], [2]]
-    assert numbers(encoded(stack(3), "ct", Intensity(), 3)) == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
-    assert numbers(encoded(stack(2), "ct", Intensity(), 5)) == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
+    assert numbers(encoded(levels(3), "ct", Intensity())) == [[0], [1], [2]]
+    assert numbers(encoded(levels(3), "ct", Intensity(), 3)) == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
+    assert numbers(encoded(levels(2), "ct", Intensity(), 5)) == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
 
 
 def test_neighbours_are_never_of_another_study():
-    x = encoded(stack(5), "ct", Intensity(), 3, lengths=[3, 2])
+    x = encoded(levels(5), "ct", Intensity(), 3, lengths=[3, 2])
     assert numbers(x) == [[0, 0, 1], [0, 1, 2], [1, 2, 2], [3, 3, 4], [3, 4, 4]]
 
 
@@ -251,18 +256,18 @@ def test_the_networks_are_given_what_they_were_trained_on_to_the_bit(prepared, k
     assert torch.equal(x, torch.stack([slices[i][kind] for i in range(len(slices))]))
 
 
-def test_the_middle_channel_is_the_translation(monkeypatch):
+def test_the_middle_channel_is_the_translation(from_below, monkeypatch):
     monkeypatch.setattr("petct_lib.translate.BATCH", 2)
-    x = encoded(stack(5), "ct", Intensity(), 3, lengths=[3, 2])
-    coarse = coarse_images(FromBelow(), x)
+    x = encoded(levels(5), "ct", Intensity(), 3, lengths=[3, 2])
+    coarse = coarse_images(from_below, x, "ct2pet")
     assert coarse.shape == (5, 1, 4, 4)
     assert numbers(coarse) == [[0], [0], [1], [3], [3]]
     assert numbers(middle(x)) == [[0], [1], [2], [3], [4]]
 
 
-def test_coarse_images_on_the_disk_are_the_middle_ones(prepared, tmp_path):
+def test_coarse_images_on_the_disk_are_the_middle_ones(from_below, prepared, tmp_path):
     slices = Slices(prepared, prepared.patients[:2], ("ct",), Intensity(), neighbours=3)
-    coarse = coarse_for(slices, FromBelow(), "ct", tmp_path / "coarse.npy")
+    coarse = coarse_for(slices, from_below, "ct2pet", tmp_path / "coarse.npy")
     assert coarse.shape == (len(slices), 1, 32, 32)
     assert np.array_equal(coarse[:, 0], torch.stack([slices[i]["ct"][0] for i in range(len(slices))]).numpy())
 
@@ -276,23 +281,33 @@ def test_a_study_is_translated_with_the_neighbours_of_its_generator():
     assert np.allclose(whole[1:2], translate_coarse(stage, source[:3], "pet2ct", Intensity())[1:2], atol=0.1)
 
 
-def test_a_translator_starts_from_slices_among_their_neighbours_and_coarse_images():
-    translator = object.__new__(Translator)  # without a run
-    translator.refiners = translator.direct = {"pet2ct": Refiner(RefinerSettings(width=8, neighbours=1))}
-    translator.cyclegan, translator.window = CycleGAN(CycleGANSettings(4, 1, 1, neighbours=3)), Intensity()
+def test_stage_2_starts_from_slices_among_their_neighbours_and_coarse_images():
+    cyclegan, window = CycleGAN(CycleGANSettings(4, 1, 1, neighbours=3)), Intensity()
     source = np.random.default_rng(0).uniform(0, 5, (5, 16, 16)).astype(np.float32)
-    x, coarse = translator.start(source, "pet2ct", [3, 2])
-    assert torch.equal(x, encoded(source, "pet", Intensity(), 3, [3, 2]))
-    wider, same = translator.start(source, "pet2ct", [3, 2], neighbours=5)
-    assert torch.equal(wider, encoded(source, "pet", Intensity(), 5, [3, 2]))
+    x, coarse = stage2_inputs(cyclegan, source, "pet2ct", window, lengths=[3, 2])
+    assert torch.equal(x, encoded(source, "pet", window, 3, [3, 2]))
+    wider, same = stage2_inputs(cyclegan, source, "pet2ct", window, 5, [3, 2])
+    assert torch.equal(wider, encoded(source, "pet", window, 5, [3, 2]))
     assert torch.equal(coarse, same), "the generator sees what it always sees"
-    parts = [translator.start(study, "pet2ct")[1] for study in (source[:3], source[3:])]
+    parts = [stage2_inputs(cyclegan, study, "pet2ct", window)[1] for study in (source[:3], source[3:])]
     assert torch.allclose(coarse, torch.cat(parts), atol=1e-5)
-    assert not torch.allclose(coarse, translator.start(source, "pet2ct")[1], atol=1e-4)
+    assert not torch.allclose(coarse, stage2_inputs(cyclegan, source, "pet2ct", window)[1], atol=1e-4)
 
 
-def test_the_averaged_generator_translates(smoke_run, source):
-    stage = load_cyclegan(smoke_run / "checkpoints" / "cyclegan.pt")
+def test_a_refiner_of_many_neighbours_is_given_them(prepared, source, tmp_path):
+    run = small_run.small_run(prepared, tmp_path / "run")
+    small_run.refiner(run, "pet2ct", 0, neighbours=3)
+    translator = Translator(run)
+    x, _ = translator.start(source, "pet2ct", [3, 2])
+    assert torch.equal(x, encoded(source, "pet", translator.window, 3, [3, 2]))
+    whole = translator(source, "pet2ct", samples=1, steps=1, lengths=[3, 2]).image
+    parts = [translator(study, "pet2ct", samples=1, steps=1).image for study in (source[:3], source[3:])]
+    assert np.allclose(whole, np.concatenate(parts), atol=0.1)
+    assert not np.allclose(whole, translator(source, "pet2ct", samples=1, steps=1).image, atol=1)
+
+
+def test_the_averaged_generator_translates(run, source):
+    stage = load_cyclegan(run / "checkpoints" / "cyclegan.pt")
     before = translate_coarse(stage, source, "pet2ct", Intensity())
     for parameter in stage.nets["G_pet2ct"].parameters():
         torch.nn.init.zeros_(parameter)
@@ -300,17 +315,20 @@ def test_the_averaged_generator_translates(smoke_run, source):
 
 
 @pytest.mark.parametrize(("direction", "modality", "unit"), [("pet2ct", "CT", "HU"), ("ct2pet", "PT", "GML")])
-def test_translate_command_writes_derived_series(smoke_run, phantom_dir, tmp_path, direction, modality, unit):
+def test_translate_command_writes_derived_series(run, phantom_dir, tmp_path, capsys, direction, modality, unit):
     study, out = phantom_dir / "PHANTOM-0001", tmp_path / "out"
-    done = petct("translate", str(study), "--run", str(smoke_run), "--direction", direction, "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    asked = {"--run": run, "--direction": direction, "--out": out, "--samples": 2, "--steps": 1}
+    assert main(["translate", str(study), *(str(part) for pair in asked.items() for part in pair)]) == 0
+    assert WARNING in capsys.readouterr().out
     original = find_pairs(study)[0][0].pet
-    for part in ("refined", "uncertainty"):
-        ds = pydicom.dcmread(sorted((out / part).iterdir())[0])
+    for part in ("image", "spread"):
+        path = sorted((out / part).iterdir())[0]
+        ds = pydicom.dcmread(path)
         assert ds.Modality == modality
         assert ds.ImageType[0] == "DERIVED"
-        assert dicom_errors(sorted((out / part).iterdir())[0]) == []
+        assert dicom_errors(path) == []
         assert WARNING in ds.SeriesDescription
+        assert ("spread" in ds.SeriesDescription) == (part == "spread")
         assert ds.FrameOfReferenceUID == original.get("FrameOfReferenceUID")
         assert ds.StudyInstanceUID != original.get("StudyInstanceUID")
         assert (ds.RescaleType if modality == "CT" else ds.Units) == unit
@@ -319,13 +337,42 @@ def test_translate_command_writes_derived_series(smoke_run, phantom_dir, tmp_pat
     assert b"PHANTOM-0001" not in written
 
 
-def test_exported_values_are_those_of_the_translation(smoke_run, phantom_dir, tmp_path):
-    source, result = translate_study(phantom_dir / "PHANTOM-0001", smoke_run, "pet2ct", tmp_path / "out")
-    [series] = read_series(list_files(tmp_path / "out" / "refined"))[0]
-    back = load_series(series, 1.0, "HU")
-    assert np.abs(back.array - result.refined).max() <= 0.501  # half a unit, and the rounding of float32
-    assert source.shape == result.refined.shape
-    assert np.allclose(back.spacing_mm[:2], read_json(smoke_run / "prepared" / "index.json")["grid"]["pixel_mm"])
+def read_back(folder, unit="HU"):
+    [series] = read_series(list_files(folder))[0]
+    return load_series(series, 1.0, unit)
+
+
+def test_exported_values_are_those_of_the_translation(run, phantom_dir, tmp_path):
+    source, result = translate_study(phantom_dir / "PHANTOM-0001", run, "pet2ct", tmp_path / "out", samples=2, steps=1)
+    for part in ("image", "spread"):
+        back, expected = read_back(tmp_path / "out" / part), getattr(result, part)
+        assert np.abs(back.array - expected).max() <= 0.501  # half a unit, and the rounding of float32
+        assert np.allclose(back.spacing_mm[:2], read_json(run / "stages.json")["grid"]["pixel_mm"])
+    assert source.shape == result.image.shape
+
+
+def test_a_single_sample_has_a_series_of_no_spread(run, phantom_dir, tmp_path):
+    translate_study(phantom_dir / "PHANTOM-0001", run, "ct2pet", tmp_path / "out", mode="sample", steps=1)
+    assert not read_back(tmp_path / "out" / "spread", "SUV").array.any()
+    assert dicom_errors(sorted((tmp_path / "out" / "spread").iterdir())[0]) == []
+
+
+def test_a_patients_studies_are_exported_apart(prepared, tmp_path, monkeypatch):
+    patient, n = prepared.patients[0], 3
+    [study] = prepared.studies([patient])
+    row = {**prepared.row(study), "slices": n}
+    monkeypatch.setattr(prepared, "studies", lambda patients=None: ["first", "second"])
+    monkeypatch.setattr(prepared, "row", lambda study: row)
+    image = np.full((2 * n, 8, 8), 100.0, np.float32) * np.arange(2 * n)[:, None, None]
+    result = Translation(image, image, image / 10)
+    export_patient(tmp_path, prepared, patient, result, "pet2ct", "weights")
+    folder = tmp_path / "synthetic" / patient / "pet2ct"
+    assert np.allclose(read_back(folder / "second" / "image").array, image[n:])
+    assert np.allclose(read_back(folder / "first" / "spread").array, image[:n] / 10, atol=0.5)
+    uids = [
+        {str(pydicom.dcmread(p).StudyInstanceUID) for p in (folder / s).rglob("*.dcm")} for s in ("first", "second")
+    ]
+    assert len(uids[0] | uids[1]) == 2
 
 
 def test_the_source_modality_alone_is_enough(phantom_dir):
@@ -354,30 +401,27 @@ def test_a_broken_series_gives_way_to_a_whole_one(phantom_dir, tmp_path):
     assert series.where == "a"
 
 
-def test_other_weights_or_samples_give_other_uids(smoke_run, phantom_dir, tmp_path):
-    def uids(name, run=smoke_run, **options):
-        translate_study(phantom_dir / "PHANTOM-0001", run, "pet2ct", tmp_path / name, **options)
+def test_other_weights_or_settings_give_other_uids(run, phantom_dir, tmp_path):
+    def uids(name, run=run, **settings):
+        settings = {"samples": 2, "steps": 1, **settings}
+        translate_study(phantom_dir / "PHANTOM-0001", run, "pet2ct", tmp_path / name, **settings)
         return {str(pydicom.dcmread(p).SOPInstanceUID) for p in (tmp_path / name).rglob("*.dcm")}
 
     first = uids("first")
     assert uids("again") == first
-    assert not uids("three", samples=3) & first
-    other = shutil.copytree(smoke_run, tmp_path / "run", ignore=shutil.ignore_patterns("phantom", "logs", "synthetic"))
-    shutil.copy(other / "checkpoints" / "refiner_ct2pet.pt", other / "checkpoints" / "refiner_pet2ct.pt")
+    for name, value in {"samples": 3, "steps": 2, "seed": 1, "mode": "sample", "without_coarse": True}.items():
+        assert not uids(name, **{name: value}) & first, name
+    other = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    small_run.refiner(other, "pet2ct", 9)
     assert not uids("other", run=other) & first
 
 
-def test_no_samples_are_refused():
-    with pytest.raises(InputError, match="samples 0"):
-        refine(Refiner(RefinerSettings(8, (1, 2))), torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), 0, 0)
-
-
-def test_translate_refuses_a_full_folder_and_a_missing_run(smoke_run, phantom_dir, tmp_path):
+def test_translate_refuses_a_full_folder_and_a_missing_run(run, phantom_dir, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty"):
-        translate_study(phantom_dir / "PHANTOM-0001", smoke_run, "pet2ct", tmp_path)
+        translate_study(phantom_dir / "PHANTOM-0001", run, "pet2ct", tmp_path)
     with pytest.raises(InputError, match="no such checkpoint"):
         translate_study(phantom_dir / "PHANTOM-0001", tmp_path, "pet2ct", tmp_path / "out")
     with pytest.raises(InputError, match="direction 'ct2ct'"):
-        translate_study(phantom_dir / "PHANTOM-0001", smoke_run, "ct2ct", tmp_path / "out")
+        translate_study(phantom_dir / "PHANTOM-0001", run, "ct2ct", tmp_path / "out")
     assert (tmp_path / "note.txt").read_text() == "mine"

@@ -62,18 +62,49 @@ def test_two_rows_show_both_stacks_in_their_windows():
     assert windows == [(0, 6)] * 4 + [(-1000, 400)] * 4
 
 
-def test_translations_show_the_error():
-    row = {"source": PET[0], "coarse": CT[0], "refined": CT[1], "real": CT[2]}
-    shown = images_of(view.translations([row, row], "SUV", "HU"))
-    assert len(shown) == 10
-    assert np.allclose(shown[4], np.abs(CT[1] - CT[2]))
+ROW = {"source": PET[0], "coarse": CT[0], "sample": CT[3], "mean": CT[1], "spread": CT[0] + 1000, "real": CT[2]}
 
 
-def test_uncertainty_bars_are_the_deciles_mean_error():
-    std = np.linspace(0, 1, 100).reshape(1, 10, 10)
-    fig = view.uncertainty(std, 3 * std, np.ones((1, 10, 10), bool), 0, "SUV")
-    heights = [patch.get_height() for patch in fig.axes[2].patches]
-    assert heights == pytest.approx([3 * std.ravel()[10 * k : 10 * k + 10].mean() for k in range(10)])
+def test_translations_show_all_images_of_a_slice_then_spread_and_error():
+    fig = view.translations([ROW, {name: image[::-1] for name, image in ROW.items()}], "SUV", "HU")
+    titles = [axis.get_title() for axis in fig.axes]
+    expected = ["source", "coarse", "sample", "mean", "real", "spread", "error of mean, 0 to 400 HU"]
+    assert titles == expected + [""] * 7
+    shown, error = images_of(fig), np.abs(CT[1] - CT[2])
+    for k, image in enumerate([*(ROW[name] for name in expected[:6]), error]):
+        assert np.allclose(shown[k], image), expected[k]
+        assert np.allclose(shown[k + 7], image[::-1]), expected[k]
+    windows = [image.get_clim() for axis in fig.axes[:7] for image in axis.get_images()]
+    assert windows == [(0, 6)] + [(-1000, 400)] * 4 + [(0, 400)] * 2
+    assert {axis.images[0].cmap.name for axis in fig.axes[5:7]} == {"magma"}
+
+
+def test_translations_may_have_no_spread_and_the_error_of_another_image():
+    row = {name: image for name, image in ROW.items() if name != "spread"}
+    fig = view.translations([row], "SUV", "HU", error_of="coarse")
+    assert [axis.get_title() for axis in fig.axes][-2:] == ["real", "error of coarse, 0 to 400 HU"]
+    assert np.allclose(images_of(fig)[-1], np.abs(CT[0] - CT[2]))
+
+
+def test_a_place_is_ringed_in_every_image_of_its_slice():
+    fig = view.translations([ROW, {**ROW, "place": (3, 5)}], "SUV", "HU")
+    rings = [[patch.center for patch in axis.patches] for axis in fig.axes]
+    assert rings == [[]] * 7 + [[(5, 3)]] * 7
+
+
+def test_without_slices_translations_say_so():
+    [text] = view.translations([], "SUV", "HU").texts
+    assert text.get_text() == "none in this run"
+
+
+def test_a_preview_shows_source_translation_and_spread():
+    fig = view.preview(PET[0], CT[0], np.zeros((16, 16)), "SUV", "HU")
+    source, image, spread = images_of(fig)
+    assert np.array_equal(source, PET[0])
+    assert np.array_equal(image, CT[0])
+    assert not spread.any()
+    assert fig.axes[2].get_title() == "spread, 0 to 0 HU"
+    assert view.png(fig).startswith(b"\x89PNG"), "of one sample, too"
 
 
 def test_invented_marks_in_red_on_the_synthetic_ct():
@@ -92,9 +123,8 @@ def test_invented_marks_in_red_on_the_synthetic_ct():
 @pytest.mark.parametrize(
     "fig",
     [
-        view.translations([{"source": PET[0], "coarse": CT[0], "refined": CT[1], "real": CT[2]}], "SUV", "HU"),
-        view.denoising_strip(CT[0], [CT[1]], CT[2], "HU"),
-        view.uncertainty(PET, PET, PET > 0, 0, "SUV"),
+        view.translations([ROW], "SUV", "HU"),
+        view.montage(CT, "HU", "abcd", synthetic=True),
         view.preview(PET[0], CT[0], CT[1] - CT.min(), "SUV", "HU"),
         view.invented(CT, CT, CT > 0),
     ],

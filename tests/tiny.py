@@ -9,14 +9,17 @@ import numpy as np
 import torch
 
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.regression import Regression, RegressionSettings
+from petct_lib.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.train import FitSettings, fit
+from petct_lib.updates import Updates
 
 GAN = CycleGANSettings(width=4, blocks=1, patch_layers=2, pool_size=3, ema_decay=0.9)
-REFINER = RefinerSettings(width=8, multipliers=(1, 2), steps=2, lambda_l1=1.0, lambda_adversarial=0.0)
-ADVERSARIAL = replace(REFINER, lambda_adversarial=1.0, patch_width=4, patch_layers=1, error_width=4)
+REGRESSION = RegressionSettings(width=8, multipliers=(1, 2), patch=2, ema_decay=0.9)
+PIX2PIX = replace(REGRESSION, coarse_dropout=1.0, lambda_adversarial=1.0, patch_width=4, patch_layers=1)
+FLOW = FlowSettings(scale=0.3, width=8, multipliers=(1, 2), patch=2, ema_decay=0.9)
+KINDS = ("gan", "regression", "pix2pix", "flow")
 PAIRED = ("source", "coarse", "target")
-KEYS = {"gan": ("pet", "ct"), "refiner": PAIRED, "adversarial": PAIRED}
 
 
 class RandomBatches:
@@ -44,10 +47,46 @@ class RandomBatches:
 
 
 def stage_of(kind: str, **settings: object):
-    """A new stage, its batches."""
+    """A new stage of one of KINDS, its batches."""
     if kind == "gan":
-        return CycleGAN(CycleGANSettings(**asdict(GAN) | settings)), RandomBatches(KEYS[kind])
-    return Refiner(REFINER if kind == "refiner" else ADVERSARIAL), RandomBatches(KEYS[kind])
+        return CycleGAN(CycleGANSettings(**asdict(GAN) | settings)), RandomBatches(("pet", "ct"))
+    if kind == "flow":
+        return ResidualFlow(replace(FLOW, **settings), answering(REGRESSION)), RandomBatches(PAIRED)
+    return Regression(replace(REGRESSION if kind == "regression" else PIX2PIX, **settings)), RandomBatches(PAIRED)
+
+
+def answering(settings: RegressionSettings, seed: int = 1) -> Regression:
+    """A regression whose averaged network answers to what it sees, as an untrained one, which gives 0, does not."""
+    regression = Regression(settings, seed)
+    torch.nn.init.normal_(regression.ema["unet"].module.tail[-1].weight, std=0.1)
+    return regression
+
+
+class Share(Updates):
+    """The updates of process `rank` of `processes`, alone; `seen`: the batch of each optimiser's last update."""
+
+    def __init__(self, stage: object, rank: int = 0, processes: int = 1, **given: object) -> None:
+        super().__init__(stage.optimisers, **given)
+        self.rank, self.processes, self.seen = rank, processes, {}
+
+    def own(self, whole):
+        share = len(whole) // self.processes
+        return whole[self.rank * share : (self.rank + 1) * share]
+
+    def everyone(self, images):
+        return images
+
+    def _average(self, parameters):
+        pass
+
+    def __call__(self, kind, loss_of, batch):
+        self.seen[kind] = batch
+        return super().__call__(kind, loss_of, batch)
+
+
+def weights(net: torch.nn.Module) -> torch.Tensor:
+    """All weights of a network, one after the other."""
+    return torch.cat([p.detach().flatten() for p in net.parameters()]).clone()
 
 
 def score(stage) -> dict[str, float]:
@@ -88,7 +127,7 @@ def amid_step(stage: object, step: int, act: Callable[[], None]) -> None:
 def in_process(work: Callable, *arguments: object) -> int:
     """The exit code of `work(*arguments)` in a process of its own; -9 where it was killed."""
     context = multiprocessing.get_context("forkserver")  # it has imported everything once, and computed nothing
-    context.set_forkserver_preload(["petct_lib.train", "petct_lib.cyclegan", "petct_lib.refiner", "torch._dynamo"])
+    context.set_forkserver_preload(["petct_lib.train", "petct_lib.residual_flow", "torch._dynamo"])
     process = context.Process(target=work, args=arguments)
     process.start()
     process.join(60)
