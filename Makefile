@@ -12,8 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CHROMIUM ?= chromium
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
-SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_strip 03_alpha 04_pet2ct 04_ct2pet \
-	04_uncertainty 04_mae 04_agreement_pet2ct 04_worst_misses
+SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_steps 03_samples 04_pet2ct 04_ct2pet \
+	04_ranks 04_mae 04_agreement_pet2ct 04_worst_misses
 EXPLORED := 05_synthetic_planes 05_ct
 
 .DEFAULT_GOAL := help

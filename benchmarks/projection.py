@@ -7,7 +7,7 @@ at the profile's size and precision; hours follow from shares of the GPU's peak 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import flops
 import numpy as np
@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.data import refiner_patients, split_patients
-from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.data import split_patients
+from petct_lib.regression import Regression, RegressionSettings
+from petct_lib.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.run import parameters_of
 from petct_lib.train import steps_of
 
@@ -27,7 +28,7 @@ STUDIES = 44
 SCAN_MM = 1000.0  # skull base to the middle of the thigh, about a metre: an assumption
 PEAK_TFLOP_S, BANDWIDTH_TB_S, MEMORY_GB = 989.0, 4.8, 141  # NVIDIA's data sheet of the H200 SXM; bfloat16, dense
 COMPUTE_SHARE, BANDWIDTH_SHARE = (0.4, 0.15), (0.8, 0.5)  # of the peak that is sustained, best and worst: assumptions
-DIRECTIONS = 2  # each with two regressions and pix2pix, which are cheaper than the refiner, and counted as dear
+DIRECTIONS = 2
 
 
 class Bytes(TorchDispatchMode):
@@ -126,35 +127,34 @@ def hours(steps: int, step: Count) -> tuple[float, float]:
     )
 
 
-def refiner_settings(ref: dict) -> RefinerSettings:
-    """Of PET→CT, from notebook 03's parameters."""
-    of_direction = {name: ref[name]["pet2ct"] for name in ("sigma", "lambda_spectrum")}
-    return settings_of(
-        RefinerSettings, ref, steps=ref["walk_steps"], multipliers=tuple(ref["multipliers"]), **of_direction
-    )
+def stage2_settings(p: dict) -> tuple[RegressionSettings, RegressionSettings, FlowSettings]:
+    """Of regression, pix2pix and flow, from notebook 03's parameters."""
+    given = {"multipliers": tuple(p["multipliers"]), "sees_source": True}
+    direct = settings_of(RegressionSettings, p, **given)
+    return replace(direct, lambda_adversarial=0.0), direct, settings_of(FlowSettings, p, **given)
 
 
 def stages() -> list[tuple[str, int, int, Count]]:
-    """Name, how many are trained, steps of each, and one step's count, for CycleGAN, regressions and refiners."""
+    """Name, how many are trained, steps of each, and one step's count, for CycleGAN, regression, pix2pix and flow."""
     size, slice_mm = (parameters_of("01_data_exploration", "full")[key] for key in ("size", "slice_mm"))
-    gan, ref = parameters_of("02_cyclegan_training", "full"), parameters_of("03_diffusion_refinement", "full")
+    gan, p = parameters_of("02_cyclegan_training", "full"), parameters_of("03_diffusion_refinement", "full")
     splits, per_study = split_patients([str(i) for i in range(STUDIES)], 0), round(SCAN_MM / slice_mm)
     larger = max(len(splits["train_pet"]), len(splits["train_ct"])) * per_study
-    paired = max(len(refiner_patients(splits, d)) for d in ("pet2ct", "ct2pet")) * per_study
-    walk = refiner_settings(ref)
+    plain, direct, flow = stage2_settings(p)
+
+    def step(stage: Callable) -> Count:
+        return counted(stage, ("source", "coarse", "target"), p["batch_size"], p["crop"], p["mixed_precision"] != "no")
+
     gan_step = counted(
         lambda: CycleGAN(settings_of(CycleGANSettings, gan)), ("pet", "ct"), gan["batch_size"], size,
-        gan["mixed_precision"] == "bf16",
+        gan["mixed_precision"] != "no",
     )  # fmt: skip
-    ref_step = counted(
-        lambda: Refiner(walk), ("source", "coarse", "target"), ref["batch_size"], size, ref["mixed_precision"] == "bf16"
-    )
-    steps = steps_of(ref["steps"], ref["epochs"], paired, ref["batch_size"])
-    first = int(ref["warmup"] * steps)
+    refiners = DIRECTIONS * (1 + p["unpaired"])
     return [
         ("CycleGAN", 1, steps_of(gan["steps"], gan["epochs"], larger, gan["batch_size"]), gan_step),
-        ("regressions", 2 * DIRECTIONS, first, ref_step),
-        ("refiners and pix2pix", 2 * DIRECTIONS, steps - first, ref_step),
+        ("regression", refiners, p["regression_steps"], step(lambda: Regression(plain))),
+        ("pix2pix", DIRECTIONS, p["pix2pix_steps"], step(lambda: Regression(direct))),
+        ("flow", refiners, p["flow_steps"], step(lambda: ResidualFlow(flow, Regression(plain)))),
     ]
 
 

@@ -28,9 +28,7 @@ def in_process(script: str, *arguments: str, limit_s: float | None = None) -> di
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def row(
-    name: str, mine: float | None, peer: float, peer_name: str, unit: str, *, more_is_better: bool = False
-) -> dict:
+def row(name: str, mine: float | None, peer: float, peer_name: str, unit: str, *, more_is_better: bool = False) -> dict:
     """One row of results.json; a ratio above 1 means that ours is better. mine: None where it was never reached."""
     ratio = 0.0 if mine is None else mine / peer if more_is_better else peer / mine
     return {

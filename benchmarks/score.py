@@ -54,7 +54,7 @@ def case_of(seed: int, direction: str, *, slices: int, size: int) -> Case:
     off = 60 if direction == "pet2ct" else 0.3
     image = ndimage.gaussian_filter(real, (0, 1, 1)) + off * rng.standard_normal(real.shape, dtype=np.float32)
     sources = dict.fromkeys(made, "HU threshold")
-    case = Case(f"p{seed}", source, real, made, sources, {"refined": image}, voxel_mm=VOXEL_MM, kvp=120.0)
+    case = Case(f"p{seed}", source, real, made, sources, {"mean": image}, voxel_mm=VOXEL_MM, kvp=120.0)
     return with_further_regions(case)
 
 
@@ -67,7 +67,7 @@ def plain(path: Path, direction: str) -> None:
     """The same for a script: whole volumes, region after region, slice after slice, lesion after lesion."""
     case = joblib.load(path)
     low, high = CT_RANGE_HU if direction == "pet2ct" else (0.0, Intensity().suv_cap)
-    real, image = (np.clip(a, low, high).astype(float) for a in (case.real, case.images["refined"]))
+    real, image = (np.clip(a, low, high).astype(float) for a in (case.real, case.images["mean"]))
     for mask in case.masks.values():  # MAE, bias, RMSE and PSNR
         _ = np.abs(real - image)[mask].mean(), (image - real)[mask].mean(), ((real - image) ** 2)[mask].mean()
     wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

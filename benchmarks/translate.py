@@ -1,9 +1,9 @@
 """Slices per second and peak memory of translating a volume, against 50 steps of DDIM with MONAI's network.
 
 `make bench` runs it. Networks of the quick profile's widths, untrained (their weights do not change the time), on a
-volume of 200 slices of 256×256: generator, refiner with two samples, direct network, error network and filter. The peer
-is a conditional diffusion model of the same size that sees (z_t, source, coarse image): MONAI's DiffusionModelUNet with
-the denoiser's widths, with attention only in its middle, on a few slices of the same volume; its generator is left out.
+volume of 200 slices of 256×256: generator, regression, and one sample of the flow in 4 steps of Heun's method. The peer
+is a conditional diffusion model that sees (z_t, source, coarse image): MONAI's DiffusionModelUNet with the flow's
+widths, with attention only in its middle, on a few slices of the same volume; its generator is left out.
 """
 
 import argparse
@@ -17,11 +17,12 @@ from report import in_process, peak_mb, row, show_and_save
 
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.intensity import Intensity
-from petct_lib.metrics import radial_power_spectrum
 from petct_lib.nets import count_parameters
-from petct_lib.refiner import Refiner, RefinerSettings
+from petct_lib.regression import Regression, RegressionSettings
+from petct_lib.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.run import parameters_of
-from petct_lib.translate import Translator
+from petct_lib.train_refiner import GRID
+from petct_lib.translate import Refiner, Translator
 
 DDIM_STEPS = 50
 
@@ -33,18 +34,25 @@ def settings_of(kind: type, notebook: str, **given: object) -> object:
 
 
 def ours(volume: np.ndarray) -> None:
-    """`Translator` on the volume, PET→CT, with networks that nobody trained."""
+    """`Translator` on the volume, PET→CT, mode `sample`, with networks that nobody trained."""
     p = parameters_of("03_diffusion_refinement", "quick")
-    given = {"multipliers": tuple(p["multipliers"])} | {k: p[k]["pet2ct"] for k in ("sigma", "lambda_spectrum")}
-    refiner = settings_of(RefinerSettings, "03_diffusion_refinement", steps=1, **given)
+    given = {"multipliers": tuple(p["multipliers"]), "patch": max(1, volume.shape[-1] // GRID)}
+    refiner = Refiner.__new__(Refiner)
+    regression = Regression(
+        settings_of(RegressionSettings, "03_diffusion_refinement", lambda_adversarial=0.0, sees_source=True, **given)
+    )
+    refiner.regression = regression
+    refiner.flow = ResidualFlow(
+        settings_of(FlowSettings, "03_diffusion_refinement", sees_source=True, **given), regression
+    )
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))
-    translator.refiners = {"pet2ct": Refiner(refiner)}
-    translator.direct = {"pet2ct": Refiner(refiner.direct())}
-    rings = len(radial_power_spectrum(volume[:1]))
-    translator.window, translator.fitted = Intensity(), {"pet2ct": {"alpha": 1.0, "gains": [1.0] * rings}}
-    print(f"denoiser: {count_parameters(translator.refiners['pet2ct'].nets['denoiser']):,} parameters")
-    translator(volume, "pet2ct", samples=2, seed=0)
+    translator.refiners, translator.window = {"pet2ct": refiner}, Intensity()
+    for stage in (translator.cyclegan, regression, refiner.flow):
+        for net in stage.ema.values():
+            net.to(memory_format=torch.channels_last)  # as `translate` loads them
+    print(f"flow: {count_parameters(refiner.flow.nets['velocity']):,} parameters")
+    translator(volume, "pet2ct", mode="sample", seed=0)
 
 
 @torch.no_grad()
@@ -53,8 +61,10 @@ def ddim(volume: np.ndarray) -> None:
     from monai.networks.nets import DiffusionModelUNet
     from monai.networks.schedulers import DDIMScheduler
 
+    p = parameters_of("03_diffusion_refinement", "quick")
     net = DiffusionModelUNet(
-        spatial_dims=2, in_channels=3, out_channels=1, num_res_blocks=1, channels=(16, 32, 64, 64),
+        spatial_dims=2, in_channels=3, out_channels=1, num_res_blocks=1,
+        channels=tuple(p["width"] * m for m in p["multipliers"]),
         attention_levels=(False,) * 4, norm_num_groups=8, num_head_channels=8,
     ).eval()  # fmt: skip
     print(f"DiffusionModelUNet: {count_parameters(net):,} parameters")

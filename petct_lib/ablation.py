@@ -14,7 +14,7 @@ from petct_lib.data import read_splits, refiner_patients
 from petct_lib.files import read_json, write_json
 from petct_lib.run import fork, parameters_of, run_all
 from petct_lib.scores import Row
-from petct_lib.variants import PAIRED, SCORING, SHOWN_SAMPLES, SHOWN_STEPS, TRAINING, Variant, chosen, variants
+from petct_lib.variants import OURS, PAIRED, SCORING, SHOWN_SAMPLES, SHOWN_STEPS, TRAINING, Variant, chosen, variants
 
 COLUMNS = {  # metric of the body: head of its column
     "mae": "MAE", "ssim": "SSIM", "spectrum": "spectrum", "two_sample_accuracy": "two-sample", "crps": "CRPS",
@@ -71,14 +71,10 @@ def _longer_steps(out: Path, profile: str, overrides: Sequence[str]) -> int:
 
 
 def _run_variant(variant: Variant, profile: str, data: str, out: Path, settings: Sequence[str]) -> None:
-    names = {text.split("=")[0] for text in variant.overrides}
-    kept = [text for text in settings if text.split("=")[0] not in names]
-    overrides = [
-        *kept,
-        *variant.overrides,
-        f"{SCORING}.methods=[{', '.join(variant.methods)}]",
-        f"{SCORING}.export=false",
-    ]
+    changed = {text.split("=")[0] for text in variant.overrides}
+    kept = [text for text in settings if text.split("=")[0] not in changed]
+    methods = ", ".join(dict.fromkeys((*variant.methods, *OURS)))  # notebook 04 draws ours
+    overrides = [*kept, *variant.overrides, f"{SCORING}.methods=[{methods}]", f"{SCORING}.export=false"]
     folder = out / variant.name
     if not folder.exists():
         fork(

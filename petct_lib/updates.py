@@ -15,7 +15,7 @@ from petct_lib import InputError
 
 
 def precision(asked: str) -> str:
-    """The precision asked for, "no" or "bf16"; for "auto" bf16 on a GPU or processor that computes in it, for it is faster there."""
+    """The precision asked for, "no" or "bf16"; for "auto" bf16 where GPU or processor computes in it: it is faster."""
     if asked != "auto":
         return asked
     if torch.cuda.is_available():

@@ -97,6 +97,23 @@ def test_ssim_equals_skimage(pair):
     assert metrics.ssim(*pair, data_range=4024, mask=inner) == pytest.approx(np.mean([mean for mean, _ in results]))
 
 
+@pytest.mark.parametrize("place", [np.s_[0, :3, :40], np.s_[1:, 20:31, 12:44], np.s_[:, 47:, 60:], np.s_[2, 25, 30]])
+def test_ssim_in_the_box_of_a_mask_is_skimages_of_the_whole_slice(rng, place):
+    real = gaussian_filter(rng.normal(0, 3000, (3, 50, 61)), (0, 2, 2))
+    synthetic = real + rng.normal(0, 100, real.shape)
+    mask = np.zeros(real.shape, bool)
+    mask[place] = True
+    settings = {"data_range": 4024, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+    full = np.array([structural_similarity(r, s, **settings)[1] for r, s in zip(real, synthetic, strict=True)])
+    assert metrics.ssim(real, synthetic, data_range=4024, mask=mask) == pytest.approx(full[mask].mean(), rel=1e-12)
+
+
+def test_slices_smaller_than_the_window_have_no_ssim():
+    assert metrics.ssim(*[np.eye(11)[None]] * 2, data_range=1) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"\(10, 30\).*11"):
+        metrics.ssim(*[np.zeros((1, 10, 30))] * 2, data_range=1)
+
+
 def test_ssim_of_constant_images_by_hand():
     c1 = (0.01 * 100) ** 2
     expected = (2 * 10 * 30 + c1) / (10**2 + 30**2 + c1)
@@ -167,6 +184,16 @@ def test_power_of_a_cosine_by_hand():
     assert power[k] == pytest.approx(expected)
     assert np.argmax(power) == k
     assert np.delete(power, [k - 1, k, k + 1]) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (2, 17, 24), (2, 24, 17), (1, 15, 15)])
+def test_power_is_that_of_the_whole_plane(rng, shape):
+    stack = rng.normal(0, 1, shape)
+    window = np.outer(*(np.sin(np.pi * np.arange(n) / n) ** 2 for n in shape[1:]))
+    power = (np.abs(np.fft.fft2((stack - stack.mean(axis=(1, 2), keepdims=True)) * window)) ** 2).mean(axis=0)
+    ring = np.rint(np.hypot(np.fft.fftfreq(shape[1])[:, None], np.fft.fftfreq(shape[2])) * min(shape[1:])).astype(int)
+    expected = [power[ring == r].mean() for r in range(ring.max() + 1)]
+    assert metrics.radial_power_spectrum(stack) == pytest.approx(np.array(expected), rel=1e-9)
 
 
 def test_rings_are_cycles_per_voxel_whatever_the_shape():

@@ -97,7 +97,8 @@ def marked(tmp_path_factory) -> tuple[Path, set[str]]:
 def run(marked, tmp_path_factory) -> tuple[Path, str]:
     """A smoke run on them, and what it printed."""
     out = tmp_path_factory.mktemp("privacy_runs") / "run"
-    few = ("--set", "02_cyclegan_training.steps=4", "--set", "03_diffusion_refinement.steps=4")
+    names = ("02_cyclegan_training.", *(f"03_diffusion_refinement.{of}_" for of in ("regression", "pix2pix", "flow")))
+    few = [part for name in names for part in ("--set", f"{name}steps=4")]
     done = petct("run", "--profile", "smoke", *few, "--data", str(marked[0]), "--out", str(out))
     assert done.returncode == 0, done.stderr[-2000:]
     return out, done.stdout + done.stderr

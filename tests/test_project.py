@@ -14,7 +14,6 @@ from conftest import ROOT
 
 import petct_lib
 from petct_lib.__main__ import main
-from petct_lib.refiner import RefinerSettings
 from petct_lib.run import parameters_of
 from petct_lib.variants import chosen, variants
 
@@ -152,14 +151,15 @@ def test_commands_of_the_contributors_page_exist(capsys):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
     for variant in re.findall(r"ONLY=(\w+)", PAGE):
-        assert chosen(variants(RefinerSettings(), 9, 5), variant)
+        assert chosen(variants(longer_steps=1), variant)
 
 
 def test_benchmarks_build_the_networks_that_the_profiles_name(monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     projection, translate = (importlib.import_module(name) for name in ("projection", "translate"))
     params = parameters_of("03_diffusion_refinement", "full")
-    settings = projection.refiner_settings(params)  # counting its operations is left to the script: fake tensors crash
-    assert (settings.width, settings.sigma) == (params["width"], params["sigma"]["pet2ct"])
+    plain, direct, flow = projection.stage2_settings(params)  # operations are counted by the script: fake tensors crash
+    assert plain.width == direct.width == flow.width == params["width"]
+    assert direct.lambda_adversarial > plain.lambda_adversarial == 0
     translate.ours(np.zeros((2, 64, 64), np.float32))
     assert "parameters" in capsys.readouterr().out

@@ -89,7 +89,7 @@ def folders(smoke_run, phantom_dir, tmp_path_factory):
     manifest = read_json(other / "manifest.json")
     manifest["parameters"]["03_diffusion_refinement"]["seed"] = 1  # as if it were one: the same run twice is refused
     write_json(manifest, other / "manifest.json")
-    synthetic = next((smoke_run / "synthetic").glob("*/pet2ct/refined"))
+    synthetic = next((smoke_run / "synthetic").glob("*/pet2ct/image"))
     return {
         "runs/quick": smoke_run, "runs/other": other, "path/to/dicom": phantom_dir, "<folder>": phantom_dir,
         "path/to/collection": phantom_dir, "runs/patient": patient, "path/to/synthetic": synthetic,

@@ -10,7 +10,7 @@ import torch
 import yaml
 from conftest import ROOT, petct
 
-from petct_lib import InputError
+from petct_lib import InputError, evaluate
 from petct_lib.cyclegan import CycleGANSettings
 from petct_lib.data import ROLES
 from petct_lib.files import read_json, write_json
@@ -31,10 +31,7 @@ from petct_lib.run import (
 )
 from petct_lib.scores import read_scores
 
-METHODS = {
-    "copy", "atlas", "cyclegan", "cyclegan_tta", "unet_l1", "pix2pix", "refiner_l1", "blend", "refined_distortion",
-    "refined",
-}  # fmt: skip
+METHODS = {name for name in evaluate.METHODS if not name.startswith("unpaired")}
 METRICS = {"mae", "mse", "rmse", "psnr", "ssim", "spectrum"}
 
 
@@ -46,12 +43,12 @@ def test_a_run_leaves_what_the_architecture_names(smoke_run):
     assert len({p for members in splits.values() for p in members}) == 8
     for patient in splits["test"]:
         for direction in ("pet2ct", "ct2pet"):
-            assert any((smoke_run / "synthetic" / patient / direction / "refined").glob("*.dcm"))
+            assert any((smoke_run / "synthetic" / patient / direction / "image").glob("*.dcm"))
 
 
 def test_scores_hold_every_method_and_metric_for_every_test_patient(smoke_run):
     rows, splits = read_scores(smoke_run / "scores.csv"), read_json(smoke_run / "splits.json")
-    assert {r["patient"] for r in rows} == set(splits["test"])
+    assert {r["patient"] for r in rows} == {*splits["test"], "all"}
     for direction in ("pet2ct", "ct2pet"):
         found = {(r["method"], r["metric"]) for r in rows if r["direction"] == direction}
         assert {(method, metric) for method in METHODS for metric in METRICS} <= found
@@ -61,10 +58,10 @@ def test_scores_hold_every_method_and_metric_for_every_test_patient(smoke_run):
         ("body", "HU threshold"), ("lung", "SEG"), ("bone", "HU threshold"), ("lesion", "SEG"),
     }  # fmt: skip
     metrics = read_json(smoke_run / "metrics.json")
-    key = ("pet2ct", "refined", "mae", "body")
+    key = ("pet2ct", "mean", "mae", "body")
     mine = [r["value"] for r in rows if (r["direction"], r["method"], r["metric"], r["region"]) == key]
-    assert metrics["pet2ct"]["refined"]["body"]["mae"]["mean"] == pytest.approx(sum(mine) / len(mine))
-    assert metrics["pet2ct"]["refined"]["body"]["mae"]["n"] == len(splits["test"])
+    assert metrics["pet2ct"]["mean"]["body"]["mae"]["mean"] == pytest.approx(sum(mine) / len(mine))
+    assert metrics["pet2ct"]["mean"]["body"]["mae"]["n"] == len(splits["test"])
 
 
 def test_manifest_says_what_was_run(smoke_run):
@@ -79,7 +76,7 @@ def test_manifest_says_what_was_run(smoke_run):
     assert manifest["versions"]["torch"].startswith("2.")
     assert len(manifest["suv_rules"]) == 8  # all that `suv` knows, one a patient
     text = (smoke_run / "terminal.txt").read_text()
-    assert "refiner_l1" in text
+    assert "regression_without_coarse" in text
     assert str(smoke_run) in text
     assert "cyclegan training" in text
 
@@ -101,7 +98,7 @@ def test_a_finished_run_is_shown_again_and_other_settings_are_refused(smoke_run)
     before = (smoke_run / "scores.csv").stat().st_mtime_ns
     again = petct("run", "--profile", "smoke", "--out", str(smoke_run))
     assert again.returncode == 0
-    assert "refiner_l1" in again.stdout
+    assert "regression_without_coarse" in again.stdout
     other = petct("run", "--profile", "quick", "--out", str(smoke_run))
     assert other.returncode == 2
     assert "holds a run with other profile" in other.stderr
@@ -240,8 +237,10 @@ TINY = (  # the gpu profile's path, with sizes that a CPU can do
     "01_data_exploration.size=32", "01_data_exploration.slice_mm=30",
     "02_cyclegan_training.width=4", "02_cyclegan_training.blocks=1", "02_cyclegan_training.patch_layers=1",
     "02_cyclegan_training.steps=2", "02_cyclegan_training.batch_size=2", "02_cyclegan_training.shift=1",
-    "03_diffusion_refinement.width=4", "03_diffusion_refinement.steps=2", "03_diffusion_refinement.batch_size=2",
-    "03_diffusion_refinement.multipliers=[1, 2]", "03_diffusion_refinement.shift=1",
+    "03_diffusion_refinement.width=4", "03_diffusion_refinement.batch_size=2", "03_diffusion_refinement.crop=16",
+    *(f"03_diffusion_refinement.{name}_steps=2" for name in ("regression", "pix2pix", "flow")),
+    "03_diffusion_refinement.patch_layers=1", "03_diffusion_refinement.multipliers=[1, 2]",
+    "03_diffusion_refinement.shift=1", "04_evaluation.samples=2", "04_evaluation.steps=1",
 )  # fmt: skip
 
 

@@ -27,6 +27,14 @@ def test_values_that_differ_by_rounding_have_the_same_interval():
         assert statistics.bootstrap_interval(other) == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_interval_is_computed_once(monkeypatch):
+    first = statistics.bootstrap_interval([1.0, 2.0, 4.0, 8.5], seed=5)
+    monkeypatch.setattr(stats, "bootstrap", None)
+    assert statistics.bootstrap_interval(np.array([1.0, 2.0, 4.0, 8.5]), seed=5) == first
+    with pytest.raises(TypeError):
+        statistics.bootstrap_interval([1.0, 2.0, 4.0, 8.5], seed=6)
+
+
 def test_bootstrap_where_bca_is_undefined(recwarn):
     assert statistics.bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
     for values in ([2.0], [], [1.0, math.nan], [1.0, math.inf]):

@@ -62,6 +62,16 @@ def test_ms_ssim_equals_its_definition_written_out(pair):
     assert ms_ssim(real, synthetic, mask, clip=RANGE_HU) == pytest.approx(expected, abs=1e-7)
 
 
+def test_room_around_the_mask_changes_nothing(pair):
+    real, synthetic, mask = pair
+    values = []
+    for before, after in ((48, 49), (64, 90)):  # multiples of 16: the halvings meet the same voxels
+        room = (0, 0), (before, after), (before, after)
+        wide = (np.pad(a, room, constant_values=before) for a in (real, synthetic))
+        values.append(ms_ssim(*wide, np.pad(mask, room), clip=RANGE_HU))
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
 def test_mae_and_psnr_by_the_protocol(pair):
     real, synthetic, mask = pair
     synthetic = np.where(mask, real + 50, 9999.0)
