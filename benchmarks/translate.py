@@ -37,14 +37,9 @@ def ours(volume: np.ndarray) -> None:
     """`Translator` on the volume, PET→CT, mode `sample`, with networks that nobody trained."""
     p = parameters_of("03_diffusion_refinement", "quick")
     given = {"multipliers": tuple(p["multipliers"]), "patch": max(1, volume.shape[-1] // GRID)}
-    refiner = Refiner.__new__(Refiner)
-    regression = Regression(
-        settings_of(RegressionSettings, "03_diffusion_refinement", lambda_adversarial=0.0, sees_source=True, **given)
-    )
-    refiner.regression = regression
-    refiner.flow = ResidualFlow(
-        settings_of(FlowSettings, "03_diffusion_refinement", sees_source=True, **given), regression
-    )
+    given |= {"sees_source": True}
+    regression = Regression(settings_of(RegressionSettings, "03_diffusion_refinement", lambda_adversarial=0.0, **given))
+    refiner = Refiner(ResidualFlow(settings_of(FlowSettings, "03_diffusion_refinement", **given), regression))
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))
     translator.refiners, translator.window = {"pet2ct": refiner}, Intensity()

@@ -189,9 +189,12 @@ def rank_histogram(ranks: dict[str, np.ndarray], patients: int | None = None) ->
     """How often the real voxel has each rank among its N samples, a panel a direction; flat: the spread is calibrated.
 
     ranks: by direction, counts (N + 1,) of `distribution.rank_histogram`, summed over the patients. High at both ends:
-    the samples are too narrow; high at one end: they have a bias (Hamill 2001).
+    the samples are too narrow; high at one end: they have a bias (Hamill 2001). Without ranks the figure says so.
     """
-    fig = Figure(figsize=(3.6 * len(ranks), 2.8), layout="constrained")
+    fig = Figure(figsize=(3.6 * max(len(ranks), 1), 2.8), layout="constrained")
+    if not ranks:
+        fig.text(0.5, 0.5, "one sample, no ranks", ha="center", va="center")
+        return fig
     count = "" if patients is None else f" (n = {patients} patients)"
     for axis, (direction, counts) in zip(fig.subplots(1, len(ranks), squeeze=False)[0], ranks.items(), strict=True):
         axis.bar(range(len(counts)), 100 * counts / counts.sum(), color=METHOD_COLOURS[2], alpha=0.7)

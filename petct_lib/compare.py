@@ -174,7 +174,8 @@ def _line(method: str, of: dict[str, float], test: Test | None) -> list[str]:
     patients = EVERYONE if EVERYONE in of else str(test.n if test else len(of))
     if test is None:
         return [*cells, *["-"] * 4, patients]
-    numbers = ["-" if value is None else f"{value:.3g}" for value in (test.p, test.p_holm, test.effect)]
+    effect = test.effect if test.n > 1 else None
+    numbers = ["-" if value is None else f"{value:.3g}" for value in (test.p, test.p_holm, effect)]
     return [*cells, f"{test.difference:+.4g}{_interval(test.low, test.high, '+')}", *numbers, patients]
 
 

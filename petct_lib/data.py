@@ -237,10 +237,11 @@ class PairedBatches:
 
     def describe(self) -> dict:
         """What would change the batches; see `train.Batches`."""
+        images = {"coarse": self.coarse, "sources": self.sources}
         return {
             "studies": self.slices.studies, "size": self.size, "augmentation": asdict(self.augmentation),
             "direction": self.direction, "window": asdict(self.slices.window), "crop": self.crop,
-            "coarse": hashlib.sha256(self.coarse).hexdigest(),
+            **{key: hashlib.sha256(of).hexdigest() for key, of in images.items() if of is not None},
         }  # fmt: skip
 
 

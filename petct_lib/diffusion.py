@@ -47,13 +47,16 @@ def clean(z: Tensor, v: Tensor, t: float) -> Tensor:
     return z - t * v
 
 
-def logit_normal(normal: Tensor) -> Tensor:
-    """Times in (0, 1) from standard normal numbers, of any shape: most are near 1/2 (Esser 2024, eq. 19).
+def spread_times(n: int, offset: float) -> Tensor:
+    """N times in [0, 1), evenly spaced from a random offset in [0, 1): uniform, with less variance than n draws.
 
-    >>> logit_normal(torch.zeros(1)).item()
-    0.5
+    (Kingma 2021, Variational diffusion models, appendix I.1.) Uniform and not logit-normal as in Esser 2024: a sampler
+    of few steps begins at t = 1, where the logit-normal has next to no times to learn from.
+
+    >>> spread_times(4, 0.5).tolist()
+    [0.5, 0.75, 0.0, 0.25]
     """
-    return torch.sigmoid(normal)
+    return (offset + torch.arange(n) / n) % 1
 
 
 def euler(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tensor]:

@@ -31,7 +31,7 @@ METHODS = {  # by name in `scores.csv`: what it is, and the question that it is 
         "the same network, its coarse image replaced by zeros", "What is the coarse image worth?",
     ),
     "pix2pix": (
-        "the regression without coarse image, trained on with a discriminator", "Is a discriminator enough?",
+        "the regression without coarse image, fine-tuned with a discriminator", "Is a discriminator enough?",
     ),
     "sample": ("one sample of the residual flow", "Mode `sample`: looks real."),
     "mean": ("the mean of the samples", "Mode `mean`: the least error."),
@@ -192,11 +192,15 @@ def _score_patient(
 
 
 def summarised(case: Case) -> Case:
-    """The case with the spread and the ranks of its samples in their place: they are many times the rest."""
-    stack = case.samples.get("mean")
-    if stack is None or len(stack) < 2:
+    """The case with the spread and the ranks of its samples in their place: they are many times the rest.
+
+    Of a single sample the spread is 0, as `translate.Translation`'s, and there are no ranks.
+    """
+    stack, body = case.samples.get("mean"), case.body
+    if stack is None:
         return replace(case, samples={})
-    body = case.body
+    if len(stack) == 1:
+        return replace(case, samples={}, spread=np.zeros_like(stack[0]))
     ranks = distribution.rank_histogram(stack[:, body], case.real[body], np.random.default_rng(0))
     return replace(case, samples={}, spread=stack.std(axis=0, ddof=1), ranks=ranks)
 
@@ -298,8 +302,8 @@ def two_sample_accuracies(
     Trained on some of the cases' patients, judged on the others (see `realism.two_sample_accuracy`); None for a single
     one. Outside the body both are set to the lowest value.
     """
-    told = partial(_two_sample_accuracy, [few_slices(case) for case in cases], direction, window, seed)
-    return dict(zip(methods, whole(each(told, list(methods), progress=progress)), strict=True))
+    accuracy = partial(_two_sample_accuracy, [few_slices(case) for case in cases], direction, window, seed)
+    return dict(zip(methods, whole(each(accuracy, list(methods), progress=progress)), strict=True))
 
 
 def few_slices(case: Case) -> Case:

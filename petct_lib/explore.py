@@ -259,8 +259,8 @@ def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: s
     def draw(_change: dict | None = None) -> None:
         values = tuple(slider.value for slider in sliders)
         image.value = png(_wide(drawn(images[values], "", unit)))
-        told = ", ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=True))
-        words.value = f"{told}. {WARNING}"
+        shown = ", ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=True))
+        words.value = f"{shown}. {WARNING}"
 
     for slider in sliders:
         slider.observe(draw, "value")

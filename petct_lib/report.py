@@ -71,6 +71,7 @@ def page(run: Path, cards: dict[str, str], rows: Sequence[Row]) -> str:
         f"<p class='warning'>{WARNING}. Every translated image on this page is synthetic.</p>",
         *(markdown2html(card) for card in cards.values()),
         "<h1>Further scores</h1>", "<h2>By region</h2>", _pre(scores.format_regions(rows)),
+        "<h2>The samples as a distribution</h2>", _pre(scores.format_distribution(rows)),
         "<h2>Attenuation, lungs, lesions, coherence</h2>", _pre(scores.format_further(rows)),
         f"<h2>Against {_method(rows)}</h2>", _pre(compare.table(rows, _method(rows))),
         "<h1>Pictures</h1>", *(_figure(path) for path in sorted((run / "figures").glob("*.png"))),

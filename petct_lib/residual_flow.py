@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from petct_lib import InputError
 from petct_lib.cyclegan import Update
-from petct_lib.diffusion import SAMPLERS, logit_normal, path, time_grid
+from petct_lib.diffusion import SAMPLERS, path, spread_times, time_grid
 from petct_lib.nets import UNet, averaged, middle, tile
 from petct_lib.regression import Regression, dropped
 
@@ -40,7 +40,7 @@ class FlowSettings:
     def __post_init__(self) -> None:
         if self.neighbours not in (1, 3, 5):
             raise InputError(f"flow: neighbours {self.neighbours} is not 1, 3 or 5")
-        if not 0 <= self.coarse_dropout <= 1 or self.scale <= 0 or min(self.width, self.patch) < 1:
+        if not 0 <= self.coarse_dropout <= 1 or not self.scale > 0 or min(self.width, self.patch) < 1:
             raise InputError(
                 f"flow: coarse_dropout must lie between 0 and 1, scale be above 0, width and patch 1 or more: {self}"
             )
@@ -72,9 +72,9 @@ class ResidualFlow:
         c = dropped(batch["coarse"], self.settings.coarse_dropout, rng, update)
         m = self.regression.predict(batch["source"], c)
         n = len(c) * update.processes
-        t = torch.from_numpy(update.own(rng.standard_normal(n, dtype=np.float32))).to(c)
+        t = update.own(spread_times(n, rng.random())).to(c)
         noise = rng.standard_normal((n, *c.shape[1:]), dtype=np.float32)
-        more = {"coarse": c, "mean": m, "t": logit_normal(t), "noise": torch.from_numpy(update.own(noise)).to(c)}
+        more = {"coarse": c, "mean": m, "t": t, "noise": torch.from_numpy(update.own(noise)).to(c)}
         losses, _ = update("velocity", self.losses, {**batch, **more})
         self.ema["velocity"].update_parameters(self.nets["velocity"])
         return losses
@@ -119,7 +119,7 @@ class ResidualFlow:
     def loss_on(self, source: Tensor, coarse: Tensor, target: Tensor, generator: torch.Generator) -> float:
         """The training's loss of the averaged network on slices (n, …), times and noise from `generator` on the CPU."""
         x, c, y = (image.to(self.device) for image in (source, coarse, target))
-        t = logit_normal(torch.randn(len(y), generator=generator)).to(y)
+        t = spread_times(len(y), torch.rand((), generator=generator).item()).to(y)
         noise = torch.randn(y.shape, generator=generator).to(y)
         m = self.regression.predict(x, c)
         r = (y - m) / self.settings.scale

@@ -24,7 +24,17 @@ TABLE_COLUMNS = {
     "ssim": "SSIM",
     "ms_ssim": "MS-SSIM",
     "spectrum": "spectrum",
+    "two_sample_accuracy": "two-sample",
     "lpips": "LPIPS",
+}
+DISTRIBUTION_COLUMNS = {
+    "crps": "CRPS",
+    "crps_4": "CRPS 4×4",
+    "crps_8": "CRPS 8×8",
+    "crps_mean": "CRPS mean",
+    "coverage_80": "coverage",
+    "spread_skill": "spread/skill",
+    "rank_correlation": "rank corr.",
 }
 FURTHER_COLUMNS = {
     "mu_error": "µ error %",
@@ -109,7 +119,10 @@ def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[list[str]]]]:
     body = [row for row in rows if row["region"] == "body" and row["metric"] in TABLE_COLUMNS]
     units = {(row["direction"], row["metric"]): f" ({row['unit']})" for row in body if row["unit"] != "1"}
     for direction, methods in aggregate(body).items():
-        counts = {cell["n"] for regions in methods.values() for cell in regions["body"].values()}
+        counts = {  # a two-sample accuracy is one of all patients together
+            cell["n"] for regions in methods.values() for name, cell in regions["body"].items()
+            if name != "two_sample_accuracy"
+        }  # fmt: skip
         n = str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
         header = ["method", *(label + units.get((direction, name), "") for name, label in TABLE_COLUMNS.items())]
         lines = [
@@ -146,6 +159,23 @@ def format_further(rows: Sequence[Row]) -> str:
         lines = [["", *(FURTHER_COLUMNS[name] for name in names)], ["patients", *patients]]
         lines += [[method, *(_cell(of.get(name), False) for name in names)] for method, of in cells.items()]
         tables.append(text_table(f"{direction}, mean", lines))
+    return "\n\n".join(tables)
+
+
+def format_distribution(rows: Sequence[Row]) -> str:
+    """Scores of the samples over the body as plain text, beside the MAE of methods that give one image.
+
+    For one image the CRPS is the MAE. "-": no such score. Directions without samples are left out.
+    """
+    tables = []
+    for direction, methods in aggregate(rows).items():
+        unit = next(row["unit"] for row in rows if row["direction"] == direction and row["metric"] == "mae")
+        lines = [["", f"MAE ({unit})", *DISTRIBUTION_COLUMNS.values()]]
+        for method, regions in methods.items():
+            cells = [regions["body"].get(name) for name in ("mae", *DISTRIBUTION_COLUMNS)]
+            lines.append([method, *(_cell(cell, False) if cell else "-" for cell in cells)])
+        if any("crps" in regions["body"] for regions in methods.values()):
+            tables.append(text_table(f"{direction}, body, mean over patients", lines))
     return "\n\n".join(tables)
 
 

@@ -161,15 +161,20 @@ def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, win
     return decoded(coarse_images(cyclegan, x, direction), TARGET[direction], window)
 
 
+def load_refiner(checkpoints: Path, direction: str, prefix: str = "") -> "Refiner":
+    """Regression and flow of a direction from a run's folder of checkpoints. Errors as for `load_regression`."""
+    regression = load_regression(Path(checkpoints) / f"{prefix}regression_{direction}.pt")
+    return Refiner(load_flow(Path(checkpoints) / f"{prefix}flow_{direction}.pt", regression))
+
+
 class Refiner:
     """Regression and residual flow of one direction, stage 2, on encoded slices.
 
     x: (n, neighbours, H, W), c: (n, 1, H, W); c of zeros is "without the coarse image".
     """
 
-    def __init__(self, checkpoints: Path, direction: str, prefix: str = "") -> None:
-        self.regression = load_regression(Path(checkpoints) / f"{prefix}regression_{direction}.pt")
-        self.flow = load_flow(Path(checkpoints) / f"{prefix}flow_{direction}.pt", self.regression)
+    def __init__(self, flow: ResidualFlow) -> None:
+        self.flow, self.regression = flow, flow.regression
 
     @property
     def neighbours(self) -> int:
@@ -207,7 +212,7 @@ class Translator:
         run_dir = Path(run_dir)
         self.checkpoints = run_dir / "checkpoints"
         self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
-        self.refiners = {d: Refiner(self.checkpoints, d) for d in DIRECTIONS}
+        self.refiners = {d: load_refiner(self.checkpoints, d) for d in DIRECTIONS}
         self.window = read_window(run_dir)
         self.grid = read_json(run_dir / "stages.json")["grid"]
 
@@ -233,19 +238,17 @@ class Translator:
         spread = stack.std(axis=0, ddof=1) if len(stack) > 1 else np.zeros_like(image)
         return Translation(decoded(coarse, TARGET[direction], self.window), image, spread)
 
-    def start(
-        self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None, neighbours: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        """`stage2_inputs` with as many neighbours as any network of the direction looks at, or `neighbours` if more."""
-        seen = max(neighbours, self.refiners[direction].neighbours)
-        return stage2_inputs(self.cyclegan, source, direction, self.window, seen, lengths)
+    def start(self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """`stage2_inputs` with as many neighbours as any network of the direction looks at."""
+        neighbours = self.refiners[direction].neighbours
+        return stage2_inputs(self.cyclegan, source, direction, self.window, neighbours, lengths)
 
     def refiner(self, direction: str, prefix: str = "") -> Refiner | None:
         """The run's own, or the one of another prefix, such as "unpaired_", where the run has it."""
         if not prefix:
             return self.refiners[direction]
         there = (self.checkpoints / f"{prefix}flow_{direction}.pt").exists()
-        return Refiner(self.checkpoints, direction, prefix) if there else None
+        return load_refiner(self.checkpoints, direction, prefix) if there else None
 
     def samples(self, x: Tensor, coarse: Tensor, direction: str, **given: object) -> np.ndarray:
         """All samples, (samples, n, H, W) in the target's unit; arguments as for `Refiner.samples`."""

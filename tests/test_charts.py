@@ -110,23 +110,38 @@ def test_plane_joins_the_methods_that_no_other_beats():
     assert "HU" in axis.get_xlabel()
 
 
-def test_the_points_of_a_knob_are_joined_in_its_order():
-    rows = rows_of({"end": (100, 0.2), "other": (120, 0.9), "begin": (80, 0.6), "middle": (85, 0.3)})
-    [axis] = charts.plane(rows, "pet2ct", line=("begin", "middle", "missing", "end")).axes
-    knob = axis.lines[1]
-    assert list(zip(knob.get_xdata(), knob.get_ydata(), strict=True)) == [(80, 0.6), (85, 0.3), (100, 0.2)]
-    assert sum(line.get_marker() == "*" for line in axis.lines) == 3
+def test_a_plane_of_many_methods_has_a_panel_for_those_near_the_least_error():
+    rows = rows_of({f"m{k}": (100 + 2 * k, 0.9 - 0.01 * k) for k in range(20)})
+    far, near = charts.plane(rows, "pet2ct").axes
+    names = [{text.get_text() for text in axis.texts} for axis in (far, near)]
+    assert names == [{f"m{k}" for k in range(7, 20)}, {f"m{k}" for k in range(7)}], "up to 1.12 times 100"
+    assert near.get_xlim()[1] < 114
+
+
+def test_rank_histogram_shows_shares_beside_the_flat_line():
+    ranks = {"pet2ct": np.array([30, 10, 60]), "ct2pet": np.array([1, 1, 1])}
+    fig = charts.rank_histogram(ranks, patients=5)
+    assert [[bar.get_height() for bar in axis.patches] for axis in fig.axes] == [
+        [30, 10, 60], pytest.approx([100 / 3] * 3)
+    ]  # fmt: skip
+    for axis, direction in zip(fig.axes, ranks, strict=True):
+        [flat] = axis.lines
+        assert flat.get_ydata()[0] == pytest.approx(100 / 3)
+        assert axis.get_title() == f"{direction} (n = 5 patients)"
+        assert axis.get_xlabel() == "rank of the real voxel among 2 samples"
+    assert [axis.get_title() for axis in charts.rank_histogram(ranks).axes] == list(ranks)
+    assert charts.rank_histogram({}).texts[0].get_text() == "one sample, no ranks"
 
 
 def test_bland_altman_shows_bias_and_limits_by_region():
     def row(patient, region, metric, value):
-        return {"direction": "pet2ct", "method": "refined", "patient": patient, "region": region, "metric": metric,
+        return {"direction": "pet2ct", "method": "mean", "patient": patient, "region": region, "metric": metric,
                 "value": value, "unit": "HU", "mask": "SEG"}  # fmt: skip
 
     rows = [row("x", "lung", "mean", -790.0), row("x", "lung", "me", 10.0), row("y", "lung", "mean", -770.0)]
     rows += [row("y", "lung", "me", 30.0), row("x", "lesion", "mean", 40.0), row("x", "lesion", "me", 1.0)]
     rows += [{**r, "method": "copy", "value": 9e9} for r in rows]
-    fig = charts.bland_altman(rows, "pet2ct", "refined")
+    fig = charts.bland_altman(rows, "pet2ct", "mean")
     [lung] = fig.axes  # one patient has a lesion: no limits of one
     dots, bias, low, high = lung.lines
     assert list(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == [(-795.0, 10.0), (-785.0, 30.0)]

@@ -9,10 +9,10 @@ from scipy import stats
 from petct_lib import InputError, compare
 from petct_lib.__main__ import main
 from petct_lib.files import write_json
-from petct_lib.scores import SCORE_COLUMNS, write_scores
+from petct_lib.scores import SCORE_COLUMNS, read_scores, write_scores
 
 
-def rows_of(method="refined", values=(1.0, 2.0, 6.0), *, names="abcdefghij", metric="mae", region="body"):
+def rows_of(method="mean", values=(1.0, 2.0, 6.0), *, names="abcdefghij", metric="mae", region="body"):
     return [
         dict(zip(SCORE_COLUMNS, ("pet2ct", method, p, region, metric, value, "HU", "SEG"), strict=True))
         for p, value in zip(names, values, strict=False)
@@ -23,7 +23,7 @@ def test_a_test_pairs_by_patient():
     a, b = [5.0, 4.0, 7.0, 9.0, 3.0, 8.0], [4.5, 4.2, 5.0, 6.0, 2.0, 4.0]
     rows = rows_of("copy", a) + rows_of(values=[*b, 99.0])[::-1]  # in another order, with one more patient
     rows += rows_of(values=b, region="lung") + rows_of(values=b, metric="rmse")
-    [test] = compare.paired_tests(rows, "pet2ct", "refined")
+    [test] = compare.paired_tests(rows, "pet2ct", "mean")
     assert (test.method, test.n) == ("copy", 6)
     assert test.difference == pytest.approx((sum(a) - sum(b)) / 6)
     assert test.low < test.difference < test.high
@@ -34,19 +34,19 @@ def test_a_test_pairs_by_patient():
 def test_the_number_of_tests_counts():
     rows = rows_of(values=[0.0] * 6)
     rows += [row for k in range(3) for row in rows_of(f"m{k}", np.arange(1.0, 7) + k)]
-    tests = compare.paired_tests(rows, "pet2ct", "refined")
+    tests = compare.paired_tests(rows, "pet2ct", "mean")
     assert [test.p for test in tests] == pytest.approx([1 / 32] * 3)
     assert [test.p_holm for test in tests] == pytest.approx([3 / 32] * 3)
-    [alone] = compare.paired_tests(rows, "pet2ct", "refined", methods=["m1"])
+    [alone] = compare.paired_tests(rows, "pet2ct", "mean", methods=["m1"])
     assert alone.p_holm == pytest.approx(1 / 32)
 
 
 def test_what_cannot_be_tested_says_so():
-    [test] = compare.paired_tests(rows_of(values=(1.0,)) + rows_of("copy", (2.0,)), "pet2ct", "refined")
+    [test] = compare.paired_tests(rows_of(values=(1.0,)) + rows_of("copy", (2.0,)), "pet2ct", "mean")
     assert (test.difference, test.p, test.p_holm, test.n) == (1.0, None, None, 1)
     assert math.isnan(test.low)
-    with pytest.raises(InputError, match="refined: has no mae of lung in pet2ct"):
-        compare.paired_tests(rows_of(), "pet2ct", "refined", region="lung")
+    with pytest.raises(InputError, match="mean: has no mae of lung in pet2ct"):
+        compare.paired_tests(rows_of(), "pet2ct", "mean", region="lung")
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ def test_seeds_are_averaged_patient_by_patient_and_do_not_swell_n(run):
     folders = [run("a", (1.0, 2.0, 6.0)), run("b", (3.0, 2.0, 0.0), seed=1)]
     rows = compare.merged([compare.load_run(folder) for folder in folders])
     values = compare.by_patient(rows, "pet2ct", "mae")
-    assert values["refined"] == {"0": 2.0, "1": 2.0, "3": 3.0}
-    text = compare.compare_runs(folders, reference="refined", metric="mae", region="body")
-    title, _, head, _, refined, copy = text.splitlines()
+    assert values["mean"] == {"0": 2.0, "1": 2.0, "3": 3.0}
+    text = compare.compare_runs(folders, reference="mean", metric="mae", region="body")
+    title, _, head, _, mean, copy = text.splitlines()
     assert "a (2)" in title
     assert head == "pet2ct, mae of body (HU)"
-    assert refined.split()[:2] == ["refined", "2.333"]
-    assert refined.split()[-1] == copy.split()[-1] == "3", "patients, not patients times seeds"
+    assert mean.split()[:2] == ["mean", "2.333"]
+    assert mean.split()[-1] == copy.split()[-1] == "3", "patients, not patients times seeds"
 
 
 def test_other_settings_are_other_methods(run, capsys):
@@ -89,7 +89,7 @@ def test_other_settings_are_other_methods(run, capsys):
     assert main(["compare", *map(str, folders)]) == 0
     shown = capsys.readouterr().out
     assert "a (1), wide (1)" in shown
-    assert [line.split()[0] for line in shown.splitlines()[4:]] == ["a/refined", "a/copy", "wide/refined", "wide/copy"]
+    assert [line.split()[0] for line in shown.splitlines()[4:]] == ["a/mean", "a/copy", "wide/mean", "wide/copy"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_runs_of_one_name_and_of_other_code_stand_apart(run, tmp_path, capsys):
     folders = [run("a/quick", (1.0, 2.0, 6.0)), run("b/quick", (1.0, 2.0, 3.0), commit="other")]
     assert main(["compare", *map(str, folders)]) == 0
     lines = capsys.readouterr().out.splitlines()[4:]
-    assert [line.split()[0] for line in lines] == [f"{f}/{m}" for f in folders for m in ("refined", "copy")]
+    assert [line.split()[0] for line in lines] == [f"{f}/{m}" for f in folders for m in ("mean", "copy")]
 
 
 def test_a_folder_that_is_no_run_and_a_score_that_is_not_there(run, tmp_path, capsys):
@@ -123,3 +123,26 @@ def test_a_folder_that_is_no_run_and_a_score_that_is_not_there(run, tmp_path, ca
     assert "no score lpips of body" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "a"), "--reference", "nobody"]) == 2
     assert "nobody: has no mae" in capsys.readouterr().err
+
+
+def of_everyone(method, accuracy):
+    """A score of all test patients together, as `evaluate.two_sample_rows` makes it."""
+    [row] = rows_of(method, (accuracy,), names=[compare.EVERYONE], metric="two_sample_accuracy")
+    return {**row, "unit": "1"}
+
+
+def test_a_score_of_all_patients_together_is_averaged_over_seeds_and_has_no_test(run):
+    folders = [run("a", (1.0, 2.0, 6.0)), run("b", (3.0, 2.0, 0.0), seed=1)]
+    for folder, accuracy in zip(folders, (0.6, 0.8), strict=True):
+        rows = read_scores(folder / "scores.csv")
+        write_scores([*rows, of_everyone("mean", accuracy), of_everyone("copy", 1.0)], folder / "scores.csv")
+    rows = compare.merged([compare.load_run(folder) for folder in folders])
+    values = compare.by_patient(rows, "pet2ct", "two_sample_accuracy")
+    assert values == {"mean": {"all": pytest.approx(0.7)}, "copy": {"all": 1.0}}
+    assert set(compare.by_patient(rows, "pet2ct", "mae")["mean"]) == {"0", "1", "3"}
+    [test] = compare.paired_tests(rows, "pet2ct", "mean", "two_sample_accuracy")
+    assert (test.difference, test.p, test.n) == (pytest.approx(0.3), None, 1)
+    text = compare.compare_runs(folders, reference="mean", metric="two_sample_accuracy", region="body")
+    assert [line.split() for line in text.splitlines()[-2:]] == [
+        ["mean", "0.7", "-", "-", "-", "-", "all"], ["copy", "1", "+0.3", "-", "-", "-", "all"]
+    ]  # fmt: skip

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from petct_lib import InputError
 from petct_lib.cyclegan import (
+    DIRECTIONS,
     CycleGAN,
     CycleGANSettings,
     ImagePool,
@@ -19,6 +21,7 @@ from petct_lib.cyclegan import (
     discriminator_loss,
     identity_loss,
 )
+from petct_lib.nets import middle
 from petct_lib.updates import Updates
 
 TINY = CycleGANSettings(width=4, blocks=1, patch_layers=2, ema_decay=0.5)
@@ -223,9 +226,50 @@ def test_neighbouring_slices_go_in_and_out_and_the_middle_one_is_shown(neighbour
     assert made.shape == given["pet"].shape
     picture = stage.preview(given)
     assert picture.shape == (1, 4 * 32, 2 * 32)
-    middle = neighbours // 2
-    assert torch.allclose(picture[0, :32, :32], (given["pet"][0, middle] + 1) / 2)
-    assert torch.allclose(picture[0, 32:64, 32:], (made[1, middle].detach() + 1) / 2)
+    k = neighbours // 2
+    assert torch.allclose(picture[0, :32, :32], (given["pet"][0, k] + 1) / 2)
+    assert torch.allclose(picture[0, 32:64, 32:], (made[1, k].detach() + 1) / 2)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_translation_is_the_averaged_generators_middle_slice(direction):
+    for neighbours in (1, 3):
+        stage, x = CycleGAN(replace(TINY, neighbours=neighbours)), batch(0, neighbours)["pet"]
+        nn.init.normal_(stage.nets[f"G_{direction}"].leave[-2].weight)  # what is trained is not what translates
+        made = stage.translate(x, direction)
+        assert torch.equal(made, middle(stage.ema[f"G_{direction}"].module(x)))
+        assert not made.requires_grad
+
+
+def test_on_a_coarse_grid_everything_is_computed_there_and_translations_have_the_slices_size():
+    stage, given, sizes = CycleGAN(replace(TINY, coarse_size=16)), batch(), set()
+    for net in (*stage.nets.values(), *(ema.module for ema in stage.ema.values())):
+        net.register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[-2:])))
+    step(stage, 0, given)
+    made = stage.translate(given["pet"], "pet2ct")
+    assert stage.preview(given).shape == (1, 4 * 32, 2 * 32)
+    assert sizes == {(16, 16)}
+    assert {tuple(image.shape) for pool in stage.pools.values() for image in pool.images} == {(1, 16, 16)}
+    small = F.avg_pool2d(given["pet"], 2)
+    expected = stage.generator("pet2ct")(small)
+    assert torch.equal(made, F.interpolate(expected, size=(32, 32), mode="bilinear", align_corners=False))
+
+
+def test_a_training_on_the_coarse_grid_is_that_of_the_shrunken_slices():
+    given, ends = batch(), []
+    shrunken = {kind: F.avg_pool2d(images, 2) for kind, images in given.items()}
+    for settings, images in ((replace(TINY, coarse_size=16), given), (TINY, shrunken)):
+        stage = CycleGAN(settings)
+        step(stage, 0, images)
+        ends.append(flat(stage.nets["G_pet2ct"]))
+    assert torch.equal(*ends)
+
+
+def test_slices_that_are_no_multiple_of_the_coarse_size_are_refused():
+    stage = CycleGAN(replace(TINY, coarse_size=20))
+    for act in (lambda: step(stage), lambda: stage.translate(batch()["pet"], "pet2ct")):
+        with pytest.raises(InputError, match="coarse_size 20: slices of 32×32 pixels are not a multiple of it"):
+            act()
 
 
 @pytest.mark.parametrize(
@@ -239,6 +283,8 @@ def test_neighbouring_slices_go_in_and_out_and_the_middle_one_is_shown(neighbour
         ({"pool_size": -1}, "pool_size must be at least 0"),
         ({"lambda_cycle": -1.0}, "weights and pool_size must be at least 0"),
         ({"identity_every": 0}, "identity_every at least 1"),
+        ({"coarse_size": 0}, "coarse_size 0 must be a multiple of 4, or None"),
+        ({"coarse_size": 18}, "coarse_size 18 must be a multiple of 4, or None"),
     ],
 )
 def test_bad_settings_name_themselves_and_the_choices(bad, message):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from petct_lib import InputError
 from petct_lib.augment import Augmentation
 from petct_lib.data import (
     ROLES,
+    MixedBatches,
     PairedBatches,
     Slices,
     UnpairedBatches,
@@ -36,16 +38,25 @@ def pair_of_batches(prepared, size=4, augmentation=SHIFT, **options):
     return UnpairedBatches(*parts, size, augmentation)
 
 
+def numbered_pairs(prepared, direction="pet2ct", size=4, augmentation=SHIFT, patient=0, **options):
+    """Pairs whose coarse image k of slice i is i + k/10 everywhere."""
+    slices = Slices(prepared, prepared.patients[patient : patient + 1], ("pet", "ct"), Intensity())
+    numbers = np.arange(len(slices))[:, None] + np.arange(3) / 10
+    coarse = np.broadcast_to(numbers[:, :, None, None], (len(slices), 3, 32, 32)).astype(np.float32)
+    return PairedBatches(slices, coarse, direction, size, augmentation, **options)
+
+
 def test_the_shares_of_two_processes_are_the_whole_batch(prepared):
     batches = pair_of_batches(prepared, augmentation=ALL)
     whole = batches(np.random.default_rng(1))
     shares = [batches(np.random.default_rng(1), rank, 2) for rank in (0, 1)]
     for kind in ("pet", "ct"):
         assert torch.equal(torch.cat([share[kind] for share in shares]), whole[kind])
-    slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
-    paired = PairedBatches(slices, np.zeros((len(slices), 1, 32, 32), np.float32), "ct2pet", 4, SHIFT)
-    one, two = (paired(np.random.default_rng(1), rank, 2)["source"] for rank in (0, 1))
-    assert torch.equal(torch.cat([one, two]), paired(np.random.default_rng(1))["source"])
+    paired = numbered_pairs(prepared, crop=16)
+    whole = paired(np.random.default_rng(1))
+    shares = [paired(np.random.default_rng(1), rank, 2) for rank in (0, 1)]
+    for key in ("source", "coarse", "target"):
+        assert torch.equal(torch.cat([share[key] for share in shares]), whole[key])
     with pytest.raises(InputError, match="batch of 4 cannot be shared by 3 processes"):
         batches(np.random.default_rng(1), 0, 3)
 
@@ -90,6 +101,9 @@ def test_what_changes_the_batches_is_described(prepared):
     coarse = np.zeros((len(slices), 1, 32, 32), np.float32)
     one, other = (PairedBatches(slices, coarse, "pet2ct", 2, Augmentation(shift=k)).describe() for k in (0, 1))
     assert one != other
+    changes = ({"crop": 16}, {"sources": coarse}, {"sources": coarse + 1})
+    described = [one, *(PairedBatches(slices, coarse, "pet2ct", 2, **change).describe() for change in changes)]
+    assert all(a != b for k, a in enumerate(described) for b in described[:k])
 
 
 def test_batches_scale_the_pet_alone(prepared):
@@ -189,6 +203,85 @@ def test_paired_batch_shifts_all_images_alike(prepared):
     assert not torch.equal(batch["target"], still["target"])
 
 
+@pytest.mark.parametrize(("direction", "kinds"), [("pet2ct", ("pet", "ct")), ("ct2pet", ("ct", "pet"))])
+def test_a_pair_is_of_one_slice_and_any_of_its_coarse_images(prepared, direction, kinds):
+    pairs, variants = numbered_pairs(prepared, direction, 8, Augmentation()), set()
+    for seed in range(6):
+        batch, names = (make(np.random.default_rng(seed)) for make in (pairs, pairs.names))
+        for k, name in enumerate(names):
+            number, variant = divmod(round(10 * batch["coarse"][k].mean().item()), 10)
+            variants.add(variant)
+            assert name == pairs.slices.name(number)
+            assert torch.equal(batch["source"][k], pairs.slices[number][kinds[0]])
+            assert torch.equal(batch["target"][k], pairs.slices[number][kinds[1]])
+    assert variants == {0, 1, 2}
+
+
+def test_sources_given_take_the_place_of_the_slices_own(prepared):
+    slices = Slices(prepared, prepared.patients[:1], ("ct",), Intensity(), neighbours=3)
+    sources = np.random.default_rng(0).uniform(-1, 1, (len(slices), 1, 32, 32)).astype(np.float32)
+    batch = PairedBatches(slices, sources, "pet2ct", 6, SHIFT, sources)(np.random.default_rng(0))
+    assert batch["source"].shape == batch["target"].shape == (6, 1, 32, 32)
+    assert torch.equal(batch["source"], batch["coarse"])
+    plain = PairedBatches(slices, sources, "pet2ct", 6, sources=sources)
+    batch, names = (make(np.random.default_rng(1)) for make in (plain, plain.names))
+    for k, name in enumerate(names):
+        number = [slices.name(i) for i in range(len(slices))].index(name)
+        assert np.array_equal(batch["source"][k], sources[number])
+        assert torch.equal(batch["target"][k], slices[number]["ct"][1:2]), "the middle one of three"
+
+
+def test_crops_are_aligned_squares_of_the_slices_that_show_the_patient(prepared):
+    whole, cropped = (numbered_pairs(prepared, size=16, crop=crop) for crop in (None, 12))
+    big, small = (batches(np.random.default_rng(0)) for batches in (whole, cropped))
+    places = set()
+    for k in range(16):
+        here = [
+            (top, left) for top in range(21) for left in range(21)
+            if all(torch.equal(big[key][k, :, top : top + 12, left : left + 12], small[key][k]) for key in big)
+        ]  # fmt: skip
+        assert here, "one place for source, coarse and target"
+        assert small["target"][k].max() >= big["target"][k].mean()
+        places.add(here[0])
+    assert len(places) > 4
+
+
+def mixed(prepared):
+    return MixedBatches([numbered_pairs(prepared, size=2), numbered_pairs(prepared, size=4, patient=1)])
+
+
+def test_mixed_batches_are_the_parts_one_after_the_other(prepared):
+    both = mixed(prepared)
+    batch, rng = both(np.random.default_rng(0)), np.random.default_rng(0)
+    expected = [part(rng) for part in both.parts]
+    assert {key: len(images) for key, images in batch.items()} == {"source": 6, "coarse": 6, "target": 6}
+    for key in batch:
+        assert torch.equal(batch[key], torch.cat([part[key] for part in expected]))
+    shares = [both(np.random.default_rng(0), rank, 2) for rank in (0, 1)]
+    assert [len(share["source"]) for share in shares] == [3, 3]
+    assert torch.equal(
+        shares[1]["source"], torch.cat([part["source"][len(part["source"]) // 2 :] for part in expected])
+    )
+
+
+def test_mixed_batches_name_the_slices_of_all_parts(prepared):
+    both = mixed(prepared)
+    batch, names = (make(np.random.default_rng(5)) for make in (both, both.names))
+    studies = [part.slices.studies[0] for part in both.parts]
+    numbers = [int(image.max()) for image in batch["coarse"]]  # its moved edges are −1
+    assert names == [
+        f"study {study}, slice {number}"
+        for study, number in zip([studies[0]] * 2 + [studies[1]] * 4, numbers, strict=True)
+    ]
+
+
+def test_mixed_batches_are_described_by_their_parts_and_fixed_ones_never_change(prepared):
+    both = mixed(prepared)
+    assert both.describe() == {"parts": [part.describe() for part in both.parts]}
+    assert MixedBatches(both.parts[::-1]).describe() != both.describe()
+    assert torch.equal(both.fixed()["coarse"], both.fixed()["coarse"])
+
+
 def test_paired_batches_refuse_other_coarse_images(prepared):
     slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
     with pytest.raises(ValueError, match="1 coarse images for"):
@@ -222,13 +315,12 @@ def test_memory_of_a_training_does_not_grow_with_its_patients(prepared, tmp_path
     for row in many:
         os.symlink(copy / first["id"], copy / row["id"])
     write_json({**index, "studies": many}, copy / "index.json")
-    net = torch.nn.Identity()
-    net.register_parameter("device", torch.nn.Parameter(torch.zeros(1)))
+    cyclegan = SimpleNamespace(translate=lambda x, direction: x)
 
     def peak(patients):
         tracemalloc.start()
         slices = Slices(Prepared(copy), patients, ("pet", "ct"), Intensity())
-        coarse = coarse_for(slices, net, "pet", tmp_path / f"{len(patients)}.npy")
+        coarse = coarse_for(slices, cyclegan, "pet2ct", tmp_path / f"{len(patients)}.npy")
         batches, rng = PairedBatches(slices, coarse, "pet2ct", 4, SHIFT), np.random.default_rng(0)
         for _ in range(20):
             batches(rng)

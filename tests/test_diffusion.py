@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from monai.networks.schedulers import RFlowScheduler
 
-from petct_lib.diffusion import EVALUATIONS, SAMPLERS, clean, euler, heun, logit_normal, path, time_grid
+from petct_lib.diffusion import EVALUATIONS, SAMPLERS, clean, euler, heun, path, spread_times, time_grid
 from petct_lib.translate import noise_like
 
 N = 20_000
@@ -68,12 +69,18 @@ def test_the_velocity_is_the_paths_derivative_and_points_to_the_data():
         assert torch.allclose(clean(path(r, noise, t), v, t), r)
 
 
-def test_times_are_the_sigmoid_of_a_normal():
-    t = logit_normal(torch.randn(N, generator=seeded()))
-    assert 0 < t.min() < t.max() < 1
-    for quantile in (0.1, 0.25, 0.5, 0.9):  # P(t < q) = Φ(log(q / (1 − q)))
-        expected = 0.5 * (1 + math.erf(math.log(quantile / (1 - quantile)) / math.sqrt(2)))
-        assert (t < quantile).float().mean().item() == pytest.approx(expected, abs=0.01)
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_times_of_a_batch_are_evenly_spread_over_the_unit_circle_and_uniform_over_the_batches(n):
+    offsets = torch.rand(5000, generator=seeded()).tolist()
+    times = torch.stack([spread_times(n, offset) for offset in offsets])
+    assert times.shape == (5000, n)
+    assert times.min() >= 0
+    assert times.max() < 1
+    gaps = times.sort(dim=1).values.diff(dim=1)
+    assert torch.allclose(gaps, torch.full_like(gaps, 1 / n), atol=1e-6)
+    for image in range(n):  # each image of a batch meets all times
+        for quantile in (0.1, 0.5, 0.9):
+            assert (times[:, image] < quantile).float().mean().item() == pytest.approx(quantile, abs=0.03)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -203,3 +210,23 @@ def test_noise_is_that_of_its_seed_and_sample_alone(shared):
     assert torch.equal(noise_like(2 * images(), 1, 0, **given), first)
     for seed, sample in ((1, 1), (2, 0)):
         assert not torch.equal(noise_like(images(), seed, sample, **given), first)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_path_and_euler_are_monais_rectified_flow(steps):
+    """MONAI's `RFlowScheduler` has the same path, and the velocity with the other sign (towards the data)."""
+    scheduler = RFlowScheduler(num_train_timesteps=1000, use_discrete_timesteps=False)
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(0)
+    r, noise = (torch.randn((2, 1, 4, 4), generator=generator) for _ in range(2))
+    for t in (0.0, 0.3, 1.0):
+        theirs = scheduler.add_noise(r, noise, torch.full((2,), 1000 * t))
+        assert torch.allclose(path(r, noise, t), theirs, atol=1e-6)
+
+    def velocity(z, t):
+        return torch.sin(3 * z) + t
+
+    z, times = noise, time_grid(steps)
+    for t, s in pairwise(times):
+        z, _ = scheduler.step(-velocity(z, t), 1000 * t, z, 1000 * s)
+    assert torch.allclose(euler(velocity, noise, times)[-1], z, atol=1e-5)

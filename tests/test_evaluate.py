@@ -208,7 +208,10 @@ def test_a_summary_has_the_spread_and_the_ranks_in_place_of_the_samples(case):
     assert short.ranks.sum() == case.body.sum()
     assert np.abs(short.ranks - np.bincount(below, minlength=3)).sum() < 0.01 * case.body.sum(), "but for ties"
     one = summarised(replace(case, samples={"mean": case.samples["mean"][:1]}))
-    assert (one.samples, one.spread, one.ranks) == ({}, None, None)
+    assert (one.samples, one.ranks) == ({}, None)
+    assert not one.spread.any()
+    none = summarised(replace(case, samples={}))
+    assert none.spread is none.ranks is None
 
 
 def test_patients_are_scored_one_a_core_as_in_a_row(prepared, run, atlas):

@@ -103,8 +103,9 @@ def test_ssim_in_the_box_of_a_mask_is_skimages_of_the_whole_slice(rng, place):
     synthetic = real + rng.normal(0, 100, real.shape)
     mask = np.zeros(real.shape, bool)
     mask[place] = True
-    settings = {"data_range": 4024, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
-    full = np.array([structural_similarity(r, s, **settings)[1] for r, s in zip(real, synthetic, strict=True)])
+    settings = {"data_range": 4024, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    pairs = zip(real, synthetic, strict=True)
+    full = np.array([structural_similarity(r, s, full=True, **settings)[1] for r, s in pairs])
     assert metrics.ssim(real, synthetic, data_range=4024, mask=mask) == pytest.approx(full[mask].mean(), rel=1e-12)
 
 

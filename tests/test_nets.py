@@ -5,14 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from petct_lib import InputError
 from petct_lib.nets import (
     UPSAMPLINGS,
-    Denoiser,
     PatchDiscriminator,
     ResnetGenerator,
+    UNet,
     averaged,
     count_parameters,
+    enlarge,
+    frozen,
+    middle,
     norm_layer,
+    shrink,
     tile,
     time_embedding,
 )
@@ -166,20 +171,61 @@ def test_running_mean_by_hand_with_its_growing_decay():
     assert net.weight.item() == 5
 
 
-def test_untrained_denoiser_returns_the_coarse_image():
+def answering(in_channels=3, **settings):
+    """A U-Net whose last layer is not 0, as it is untrained."""
+    torch.manual_seed(0)
+    net = UNet(in_channels, **{"width": 8, "multipliers": (1, 2), **settings})
+    nn.init.normal_(net.tail[-1].weight, std=0.1)
+    return net
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_an_untrained_unet_gives_zeros(outputs):
     x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(Denoiser(3, 8, (1, 2))(x, torch.tensor([0.5, 1.0])), x[:, -1:])
+    assert torch.equal(UNet(3, outputs, width=8, multipliers=(1, 2))(x, torch.rand(2)), torch.zeros(2, outputs, 16, 16))
 
 
 @pytest.mark.parametrize("channel", [0, 1, 2])
-def test_denoiser_uses_every_input_and_the_time(channel):
-    net = Denoiser(3, 8, (1, 2, 2))
-    nn.init.normal_(net.tail[-1].weight)
+def test_unet_uses_every_input_and_the_time(channel):
+    net = answering(multipliers=(1, 2, 2))
     x, t = torch.randn(1, 3, 16, 16), torch.tensor([0.5])
     other = x.clone()
-    other[:, channel] += 1
-    assert not torch.allclose(net(x, t) - x[:, -1:], net(other, t) - other[:, -1:])
+    other[:, channel] += torch.randn(16, 16)
+    assert not torch.allclose(net(x, t), net(other, t))
     assert not torch.allclose(net(x, t), net(x, t + 0.25))
+    net(x, t).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in net.parameters())
+
+
+def test_each_image_of_a_batch_has_its_own_time():
+    net, x, t = answering(), torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.9])
+    alone = torch.cat([net(x[k : k + 1], t[k : k + 1]) for k in range(2)])
+    assert torch.allclose(net(x, t), alone, atol=1e-5)
+    assert not torch.allclose(net(x, t.flip(0)), alone, atol=1e-3)
+
+
+@pytest.mark.parametrize(("patch", "multipliers"), [(1, (1, 2, 2)), (2, (1, 2)), (4, (1,))])
+def test_space_to_depth_keeps_the_size_and_computes_on_a_smaller_grid(patch, multipliers):
+    net, seen = answering(1, patch=patch, multipliers=multipliers), []
+    net.head.register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
+    assert net(torch.randn(2, 1, 16, 32), torch.rand(2)).shape == (2, 1, 16, 32)
+    assert seen == [(2, 8, 16 // patch, 32 // patch)]
+
+
+def test_a_pixel_of_the_output_is_the_one_of_the_input():
+    """The grid takes squares of pixels apart and puts them together again: a bright pixel stays where it was."""
+    net = UNet(1, width=4, multipliers=(1,), patch=2)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+        for k in range(4):
+            net.head.weight[k, k, 1, 1] = 1.0  # each of a square's four pixels keeps its own channel
+            net.tail[-1].weight[k, k, 1, 1] = 1.0
+        for norm in (m for m in net.modules() if isinstance(m, nn.GroupNorm)):
+            norm.weight.fill_(1.0)
+    x = torch.zeros(1, 1, 8, 8)
+    x[0, 0, 5, 2] = 1.0
+    assert net(x, torch.zeros(1))[0, 0].argmax().item() == 5 * 8 + 2
 
 
 def test_time_embedding_tells_the_times_of_a_grid_apart():
@@ -193,3 +239,45 @@ def test_tile_puts_batches_in_rows():
     assert picture.shape == (1, 8, 15)
     assert picture[0, 0, 0] == 0
     assert picture[0, 7, 14] == 1  # clipped
+
+
+def test_frozen_weights_take_no_gradient_and_let_it_through():
+    inner, outer = nn.Linear(1, 1), nn.Linear(1, 1)
+    with frozen([outer]):
+        outer(inner(torch.ones(1))).sum().backward()
+    assert outer.weight.grad is None
+    assert inner.weight.grad is not None
+    assert outer.weight.requires_grad
+    with pytest.raises(ZeroDivisionError), frozen([outer]):
+        1 / 0  # noqa: B018
+    assert outer.weight.requires_grad
+
+
+def test_middle_takes_the_slices_around_the_middle_one():
+    images = torch.arange(5.0).view(1, 5, 1, 1).expand(2, 5, 4, 4)
+    for neighbours, expected in ((1, [2]), (3, [1, 2, 3]), (5, [0, 1, 2, 3, 4])):
+        assert middle(images, neighbours)[1, :, 0, 0].tolist() == expected
+    assert torch.equal(middle(images[:, :1]), images[:, :1])
+
+
+def test_shrink_takes_the_means_of_squares():
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    assert shrink(image, 2)[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    assert shrink(image, 1).item() == 7.5
+    assert shrink(image, None) is shrink(image, 4) is image
+    assert shrink(torch.zeros(2, 3, 8, 8), 4).shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((4, 4), 3), ((4, 4), 8), ((4, 8), 4), ((8, 4), 2)])
+def test_shrink_refuses_what_does_not_divide(shape, size):
+    with pytest.raises(InputError, match=rf"coarse_size {size}: slices of {shape[0]}×{shape[1]} pixels"):
+        shrink(torch.zeros(1, 1, *shape), size)
+
+
+def test_enlarge_interpolates_between_the_pixels_middles_and_shrinks_back():
+    line = torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2)
+    assert enlarge(line, (2, 4))[0, 0, 0].tolist() == [0.0, 0.25, 0.75, 1.0]
+    assert enlarge(line, (2, 2)) is line
+    ramp = torch.linspace(-1, 1, 8).expand(1, 1, 8, 8)
+    inside = (shrink(enlarge(ramp, (16, 16)), 8) - ramp)[..., 1:-1]
+    assert inside.abs().max() < 1e-6

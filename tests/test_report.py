@@ -7,9 +7,11 @@ import pytest
 
 from petct_lib import WARNING, InputError
 from petct_lib.__main__ import main
+from petct_lib.compare import EVERYONE
+from petct_lib.evaluate import METHODS
 from petct_lib.files import read_json
 from petct_lib.report import findings, write_report
-from petct_lib.scores import aggregate, read_scores
+from petct_lib.scores import SCORE_COLUMNS, aggregate, read_scores
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +49,15 @@ def test_the_cards_have_the_runs_own_numbers(smoke_run, written):
     means = aggregate(rows)
     for direction in ("pet2ct", "ct2pet"):
         line = next(
-            li
-            for li in written["model_card.md"].split(f"{direction}, body")[1].splitlines()
-            if li.startswith("refined ")
+            li for li in written["model_card.md"].split(f"{direction}, body")[1].splitlines() if li.startswith("mean ")
         )
-        assert f"{means[direction]['refined']['body']['mae']['mean']:.4g} [" in line
+        assert f"{means[direction]['mean']['body']['mae']['mean']:.4g} [" in line
+    stage2, sampling = manifest["stage2"], manifest["sampling"]
     for what in (
         manifest["commit"] or "unknown",
-        f"{manifest['refiner']['steps']} steps",
+        f"flow {stage2['steps']['flow']} steps; pairs: real",
+        f"ct2pet {stage2['residual_std']['ct2pet']:.3g} in network units",
+        f"{sampling['samples']} samples of {sampling['steps']} Heun steps",
         manifest["lpips"].split(":")[0],
     ):
         assert what in written["model_card.md"]
@@ -69,11 +72,50 @@ def test_findings_say_who_is_worse_and_how_few_patients_there_are(smoke_run):
     manifest, rows = read_json(smoke_run / "manifest.json"), read_scores(smoke_run / "scores.csv")
     said = findings(manifest, rows)
     means = {m: of["body"]["mae"]["mean"] for m, of in aggregate(rows)["pet2ct"].items()}
-    for other in ("cyclegan", "unet_l1", "pix2pix", "refiner_l1"):
-        [line] = [s for s in said if s.startswith("pet2ct: body MAE") and f"{other}'s" in s]
-        assert ("below" if means["refined"] < means[other] else "above") in line
-        assert f"{abs(means[other] - means['refined']):.3g} HU" in line
+    for other in ("cyclegan", "regression", "pix2pix"):
+        [line] = [s for s in said if s.startswith("pet2ct: body MAE of `mean`") and f" `{other}`'s" in s]
+        assert ("below" if means["mean"] < means[other] else "above") in line
+        assert f"{abs(means[other] - means['mean']):.3g} HU" in line
     assert "With 2 test patients no paired test can reach p = 0.05." in said
+
+
+BODY = {"mae": 50.0, "crps": 40.0, "crps_4": 30.0, "crps_8": 20.0, "spread_skill": 0.9, "coverage_80": 0.75}
+UNITS = {"mae": "HU", "crps": "HU", "crps_4": "HU", "crps_8": "HU"}
+
+
+def rows_of(scores, patient="p"):
+    """Rows of the body, {method: {metric: value}}."""
+    return [
+        dict(zip(SCORE_COLUMNS, ("pet2ct", method, patient, "body", metric, value, UNITS.get(metric, "1"), "SEG"),
+                 strict=True))
+        for method, metrics in scores.items() for metric, value in metrics.items()
+    ]  # fmt: skip
+
+
+def test_findings_say_how_good_the_samples_are():
+    rows = rows_of({"regression": {"mae": 60.0}, "sample": {"mae": 70.0}, "mean": BODY})
+    rows += rows_of({"sample": {"two_sample_accuracy": 0.55}, "cyclegan": {"two_sample_accuracy": 0.9}}, EVERYONE)
+    assert findings({"patients": {"test": 9}}, rows) == [
+        "pet2ct: body MAE of `mean` is 10 HU below `regression`'s (one patient: no interval).",
+        "pet2ct: the spread of the samples is 0.90 of the error of their mean (1: calibrated); 75% of the voxels lie "
+        "in the central 80 % interval.",
+        "pet2ct: CRPS of the samples is 40, 30, 20 HU (voxels, means of 4×4 and of 8×8 pixels); the MAE of "
+        "`regression`, which is its CRPS of voxels, is 60 HU.",
+        "pet2ct: two-sample accuracy of `sample` is 0.55 (0.5: looks real).",
+    ]
+
+
+def test_a_run_of_some_methods_only_has_findings_too():
+    rows = rows_of({"cyclegan": {"mae": 90.0}, "regression": {"mae": 60.0}})
+    [line] = findings({"patients": {"test": 9}}, rows)
+    assert line.startswith("pet2ct: body MAE of `regression` is 30 HU below `cyclegan`'s")
+
+
+def test_the_card_says_what_each_scored_method_is(smoke_run, written):
+    scored = {row["method"] for row in read_scores(smoke_run / "scores.csv")}
+    assert not {"unpaired_sample", "unpaired_mean"} & scored, "the profile trains none"
+    for name, (what, question) in METHODS.items():
+        assert (f"| `{name}` | {what} | {question} |" in written["model_card.md"]) == (name in scored), name
 
 
 def test_nobody_and_no_machine_is_named(smoke_run, written):

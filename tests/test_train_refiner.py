@@ -1,184 +1,289 @@
-"""Stage 2 on a run folder: who it learns from, that it resumes, and what `calibrate` fits."""
+"""Stage 2 on a run folder: plans, who it learns from, and that its trainings are validated, chained and resumed."""
 
-import shutil
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import tiny
+import torch
+from small_run import small_run
 
-from petct_lib import InputError, metrics, train_refiner
-from petct_lib.ablation import plan_of
+from petct_lib import InputError, train_refiner
 from petct_lib.augment import Augmentation
 from petct_lib.checkpoints import load_checkpoint, save_checkpoint
+from petct_lib.cycle_pairs import Perturbation
 from petct_lib.cyclegan import DIRECTIONS
-from petct_lib.data import refiner_patients
-from petct_lib.files import read_json
-from petct_lib.intensity import encode_ct
+from petct_lib.data import read_splits, refiner_patients
 from petct_lib.prepare import Prepared
-from petct_lib.prior import Prior, PriorSettings
-from petct_lib.spectrum_matching import fit_gains
+from petct_lib.regression import Regression
+from petct_lib.residual_flow import ResidualFlow
 from petct_lib.train import FitSettings
-from petct_lib.train_refiner import ALPHAS, Plan, calibrate, held_out, pairs_of, plans
-from petct_lib.translate import FITTED, Translator, load_refiner
+from petct_lib.train_refiner import Plan, held_out, pairs_of, plans, residual_std, train_stage
+from petct_lib.translate import coarse_images, load_cyclegan, load_flow, load_regression
 
-PLAN = Plan(tiny.ADVERSARIAL, FitSettings(4, checkpoint_every=2, log_every=1), Augmentation(shift=1), 2, 0)
+STEPS = {"regression_steps": 5, "pix2pix_steps": 4, "flow_steps": 6}
+SMALL = {"width": 8, "multipliers": (1, 2), "ema_decay": 0.9, "patch_width": 4, "patch_layers": 1}
+FIT = FitSettings(4, checkpoint_every=2, log_every=1)
+PLAN = Plan(tiny.REGRESSION, FIT, Augmentation(shift=1), 2, 0)
+UNTRAINED = {"regression_pet2ct.pt", "flow_pet2ct.pt", "pix2pix_pet2ct.pt", "cyclegan.pt"}  # of `small_run`
 
 
 @pytest.fixture(scope="module")
-def run(smoke_run, tmp_path_factory):
-    """A copy of the smoke run that may be changed."""
-    ignored = shutil.ignore_patterns("phantom", "logs", "synthetic", "notebooks", "figures")
-    return shutil.copytree(smoke_run, tmp_path_factory.mktemp("refiner") / "run", ignore=ignored)
+def run(prepared, tmp_path_factory):
+    return small_run(prepared, tmp_path_factory.mktemp("refiner") / "run")
 
 
-def spread(n):
-    """The slices that `calibrate` takes of n."""
-    return np.unique(np.linspace(0, n - 1, train_refiner.CALIBRATED).round().astype(int))
+@pytest.fixture(scope="module")
+def pairs(run):
+    return pairs_of(run, "pet2ct", "real", seed=0)
+
+
+def test_plans_by_name_each_with_its_steps_and_what_it_builds_on():
+    made = plans(256, seed=3, batch_size=8, **STEPS, **SMALL)
+    assert {name: (of.fit.steps, of.start, of.regression) for name, of in made.items()} == {
+        "regression": (5, None, None), "pix2pix": (4, "regression", None), "flow": (6, None, "regression"),
+    }  # fmt: skip
+    assert {(of.batch_size, of.seed, of.crop) for of in made.values()} == {(8, 3, None)}
+    assert made["regression"].draws == 3
+    assert made["pix2pix"].draws == made["flow"].draws == 4, "other batches than those that its regression saw"
+    prefixed = plans(256, seed=3, batch_size=8, prefix="unpaired_", **{**STEPS, "pix2pix_steps": 0})
+    assert {name: of.regression for name, of in prefixed.items()} == {
+        "unpaired_regression": None, "unpaired_flow": "unpaired_regression",
+    }  # fmt: skip
+
+
+def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
+    given = {"neighbours": 3, "lr": 1e-3, "laplace": True, "lambda_adversarial": 0.5, "coarse_dropout": 0.25}
+    of_data = {"scale": 0.1, "shift": 2, "crop": 32, "checkpoint_every": 7}
+    made = plans(256, seed=0, batch_size=8, **STEPS, **SMALL, **given, **of_data)
+    for of in made.values():
+        assert (of.stage.width, of.stage.multipliers, of.stage.neighbours, of.stage.lr) == (8, (1, 2), 3, 1e-3)
+        assert of.augmentation == Augmentation(shift=2, scale=0.1), "scale is the augmentation's; a flow's is measured"
+        assert (of.fit.checkpoint_every, of.crop) == (7, 32)
+    regression, pix2pix, flow = (of.stage for of in made.values())
+    assert (regression.lambda_adversarial, pix2pix.lambda_adversarial) == (0.0, 0.5)
+    assert (regression.laplace, pix2pix.laplace) == (True, False)
+    assert (regression.coarse_dropout, pix2pix.coarse_dropout, flow.coarse_dropout) == (0.25, 1.0, 0.25)
+
+
+@pytest.mark.parametrize("unknown", ["sigma", "patch", "steps", "device"])
+def test_an_unknown_setting_is_refused(unknown):
+    with pytest.raises(InputError, match=f"stage 2 has no setting {unknown}; it has accumulate, .*width"):
+        plans(64, seed=0, batch_size=8, **STEPS, **{unknown: 2})
+
+
+@pytest.mark.parametrize(("size", "patch"), [(32, 1), (64, 1), (96, 1), (128, 2), (192, 3), (256, 4), (512, 8)])
+def test_the_space_to_depth_grid_has_64_pixels_or_a_little_more(size, patch):
+    for of in plans(size, seed=0, batch_size=8, **STEPS, **SMALL).values():
+        assert of.stage.patch == patch
+    unet = Regression(plans(size, seed=0, batch_size=8, **STEPS, **SMALL)["regression"].stage).nets["unet"]
+    assert unet(torch.zeros(1, 2, size, size), torch.zeros(1)).shape == (1, 1, size, size)
+
+
+@pytest.mark.parametrize(("size", "crop", "unit"), [(100, None, 8), (208, None, 24), (256, 40, 32), (256, 24, 32)])
+def test_a_size_that_the_networks_cannot_halve_is_refused(size, crop, unit):
+    with pytest.raises(InputError, match=f"size {size}, crop {crop}: the networks need multiples of {unit} pixels"):
+        plans(size, seed=0, batch_size=8, crop=crop, **STEPS)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_nobody_validates_what_they_trained_and_nobody_of_the_test_does_either(run, direction):
-    splits = read_json(run / "splits.json")
+    splits = read_splits(run)
     validating, training = set(held_out(splits, direction)), set(refiner_patients(splits, direction))
     assert validating
     assert not validating & training
     assert not (validating | training) & set(splits["test"])
 
 
-def test_pairs_are_those_of_the_patients_asked_for(run):
-    prepared, splits = Prepared(run / "prepared"), read_json(run / "splits.json")
-    one = pairs_of(run, "pet2ct", splits["refine"][:1], name="one")
-    assert one.slices.studies == prepared.studies(splits["refine"][:1])
-    assert len(one.coarse) == len(one.slices)
-    assert (run / "coarse" / "one.npy").exists()
-    everyone = pairs_of(run, "pet2ct")
-    assert everyone.slices.studies == prepared.studies(refiner_patients(splits, "pet2ct"))
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_pairs_of_each_kind_are_of_the_refiners_patients(run, direction):
+    prepared, splits = Prepared(run / "prepared"), read_splits(run)
+    expected = prepared.studies(refiner_patients(splits, direction))
+    found = {kind: pairs_of(run, direction, kind, seed=0) for kind in train_refiner.KINDS}
+    assert {kind: len(parts) for kind, parts in found.items()} == {"real": 1, "cycle": 1, "both": 2}
+    for part in (part for parts in found.values() for part in parts):
+        assert part.slices.studies == expected
+        assert part.direction == direction
+        assert len(part.coarse) == len(part.slices)
+    assert [part.sources is None for part in found["both"]] == [True, False]
+    assert found["real"][0].slices.kinds == ("pet", "ct")
+    assert found["cycle"][0].slices.kinds == (direction.split("2")[1],)
 
 
-def test_a_training_is_validated_logged_and_resumed(run):
-    pairs = pairs_of(run, "pet2ct")
-    whole = train_refiner.train_refiner(run, "whole", pairs, PLAN, resume=False)
-    assert {"validation_mae_hu", "validation_score", "validation_spectrum"} <= set(whole[-1])
-    assert list((run / "logs" / "whole").glob("events*"))
-
-    class Stop(Exception):
-        pass
-
-    class Stops:
-        def row(self, row):
-            if row["step"] == 2:
-                raise Stop
-
-        start = picture = close = lambda self, *_: None
-
-    with pytest.raises(Stop):
-        train_refiner.train_refiner(run, "parts", pairs, PLAN, resume=False, watchers=[Stops()])
-    parts = train_refiner.train_refiner(run, "parts", pairs, PLAN, resume=True)
-    assert parts == whole
-    a, b = (load_checkpoint(run / "checkpoints" / f"{name}.pt") for name in ("whole", "parts"))
-    assert tiny.differences(a, b) == []
+def test_real_pairs_may_be_of_a_few_patients_and_cycle_pairs_are_of_all(run):
+    prepared, patients = Prepared(run / "prepared"), refiner_patients(read_splits(run), "pet2ct")
+    real, cycle = pairs_of(run, "pet2ct", "both", seed=0, paired_patients=1)
+    assert real.slices.studies == prepared.studies(patients[:1])
+    assert cycle.slices.studies == prepared.studies(patients)
 
 
-def test_a_refiner_goes_on_from_the_runs_regression_and_resumes(run):
-    pairs, plan = pairs_of(run, "pet2ct"), plan_of("smoke", run, "pet2ct")[0]
-    few = replace(plan, fit=replace(plan.fit, steps=4, checkpoint_every=2), start="refiner_l1_pet2ct")
-    whole = train_refiner.train_refiner(run, "goes_on", pairs, few, resume=False)
-    fresh = train_refiner.train_refiner(run, "fresh", pairs, replace(few, start=None), resume=False)
-    assert whole[0]["l1"] < fresh[0]["l1"], "it has learned already"
-    halfway = load_checkpoint(run / "checkpoints" / "goes_on.step0000002.pt")
-    save_checkpoint(halfway, run / "checkpoints" / "resumed.pt")
-    assert train_refiner.train_refiner(run, "resumed", pairs, few, resume=True) == whole
-    a, b = (load_checkpoint(run / "checkpoints" / f"{name}.pt") for name in ("goes_on", "resumed"))
-    assert tiny.differences(a, b) == []
+def test_the_coarse_images_of_real_pairs_are_the_cyclegans_and_kept_in_the_run(run, pairs):
+    [real] = pairs
+    source = torch.stack([real.slices[i]["pet"] for i in range(len(real.slices))])
+    expected = coarse_images(load_cyclegan(run / "checkpoints" / "cyclegan.pt"), source, "pet2ct")
+    assert np.array_equal(real.coarse, expected)
+    assert np.array_equal(np.load(run / "coarse" / "pet2ct.npy"), expected)
 
 
-def test_the_steps_are_shared_between_regressions_and_refiner():
-    plan = Plan(tiny.ADVERSARIAL, FitSettings(12), Augmentation(), 2, 0)
-    made = plans(plan, 0.75, "ct2pet")
-    assert {name: (of.fit.steps, of.start) for name, of in made.items()} == {
-        "unet_l1": (9, None), "pix2pix": (3, "unet_l1_ct2pet"),
-        "refiner_l1": (9, None), "refiner": (3, "refiner_l1_ct2pet"),
-    }  # fmt: skip
-    assert made["refiner"].stage == plan.stage
-    assert made["pix2pix"].stage == plan.stage.direct()
-    assert made["refiner_l1"].stage == plan.stage.regression()
-    assert made["unet_l1"].stage == replace(plan.stage.regression(), sees_coarse=False, error_width=0)
-    assert made["refiner"].draws != made["refiner_l1"].draws, "other batches than those it began with"
-    for nothing_left in (0.0, 1.0, 0.01, 1.5):
-        with pytest.raises(InputError, match="warmup"):
-            plans(plan, nothing_left, "ct2pet")
-
-
-def test_a_prior_trains_and_loads_in_the_same_way(run):
-    settings = PriorSettings(width=8, multipliers=(1, 2), steps=2)
-    rows = train_refiner.train_refiner(
-        run, "prior", pairs_of(run, "ct2pet"), replace(PLAN, stage=settings), resume=False
+def test_cycle_pairs_take_the_perturbation_asked_for(run):
+    [plain], [noisy] = (
+        pairs_of(run, "pet2ct", "cycle", seed=0, perturbation=Perturbation(noise, blur=False)) for noise in (0.0, 0.3)
     )
-    assert "mse" in rows[0]
-    assert "validation_mae_suv" in rows[-1]
-    prior = load_refiner(run / "checkpoints" / "prior.pt")
-    assert isinstance(prior, Prior)
-    translator = Translator(run)
-    x, c = translator.start(np.zeros((3, 64, 64), np.float32), "ct2pet")
-    image = translator.image(prior, x, c, "ct2pet", samples=2, seed=0)
-    assert image.shape == (3, 64, 64)
-    assert np.isfinite(image).all()
+    assert np.array_equal(plain.coarse[:, 0], plain.coarse[:, 1])
+    assert not np.allclose(noisy.coarse[:, 0], noisy.coarse[:, 1], atol=1e-3)
 
 
-def test_calibrate_takes_the_nearest_spectrum_within_the_margin_on_the_validation_patients(run):
-    prepared, splits, translator = Prepared(run / "prepared"), read_json(run / "splits.json"), Translator(run)
-    control = load_refiner(run / "checkpoints" / "refiner_l1_pet2ct.pt")
-    of_control, seen, encode = [], [], partial(encode_ct, window=translator.window)
-    for patient in held_out(splits, "pet2ct"):
-        pet, ct, body = (np.array(prepared.of_patient(patient, kind)) for kind in ("pet", "ct", "body"))
-        start, given = translator.start(pet, "pet2ct"), {"samples": 1, "seed": 0}
-        ends, some = translator.ends(*start, "pet2ct", **given), spread(len(pet))
-        regression = translator.image(control, *start, "pet2ct", **given)
-        of_control.append(metrics.mae(ct[some], regression[some], body[some]))
-        seen.append(([end[some] for end in ends], ct[some], body[some]))
-    line, filtered, gains = {}, {}, {}
-    for alpha in ALPHAS:
-        made = [translator.between(*ends, alpha, "pet2ct") for ends, _, _ in seen]
-        gains[alpha] = fit_gains([encode(ct) for _, ct, _ in seen], [encode(image) for image in made])
-        sharp = [translator.matched(image, gains[alpha], "pet2ct") for image in made]
-        for found, images in ((line, made), (filtered, sharp)):
-            scores = [
-                (
-                    metrics.mae(ct, image, body),
-                    metrics.spectrum_distance(np.where(body, ct, -1024.0), np.where(body, image, -1024.0)),
-                )
-                for image, (_, ct, body) in zip(images, seen, strict=True)
-            ]
-            found[alpha] = np.mean(scores, axis=0)
-    least = min(line, key=lambda a: line[a][0])
-    points = [(*of[a], a, of is filtered) for of in (line, filtered) for a in ALPHAS]
-    chosen = []
-    for margin in (0.01, 1.0001, 1.2, 10.0):
-        fitted = calibrate(run, "pet2ct", samples=1, seed=0, margin=margin)
-        for name, found, k in (("mae", line, 0), ("mae_matched", filtered, 0), ("spectrum", line, 1)):
-            assert fitted[name] == {str(a): pytest.approx(of[k], abs=2e-3) for a, of in found.items()}, name
-        assert fitted["mae_refiner_l1"] == pytest.approx(np.mean(of_control), abs=1e-3)
-        assert fitted["alpha_distortion"] == least
-        within = [
-            (spectrum, a, is_matched) for mae, spectrum, a, is_matched in points if mae <= margin * np.mean(of_control)
-        ]
-        _, alpha, is_matched = min(within, default=(0, least, False))
-        assert (fitted["alpha"], fitted["gains"] is not None) == (alpha, is_matched)
-        assert not is_matched or fitted["gains"] == pytest.approx(gains[alpha], abs=1e-3)
-        chosen.append((alpha, is_matched))
-    assert len(set(chosen)) > 1, "the margin matters"
-    assert read_json(run / FITTED)["pet2ct"] == fitted
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"kind": "mixed"}, "pairs 'mixed': must be one of real, cycle, both"),
+        ({"kind": "cycle", "neighbours": 3}, "cycle pairs have single slices, not neighbours 3"),
+        ({"kind": "both", "neighbours": 3}, "cycle pairs have single slices, not neighbours 3"),
+        ({"kind": "real", "paired_patients": 0}, "paired_patients 0 must be 1 or more, or None"),
+    ],
+)
+def test_pairs_that_there_are_none_of_are_refused(run, bad, message):
+    with pytest.raises(InputError, match=message):
+        pairs_of(run, "pet2ct", seed=0, **bad)
 
 
-def test_calibrated_expected_errors_are_as_large_as_the_errors(run):
-    splits, prepared = read_json(run / "splits.json"), Prepared(run / "prepared")
-    calibrate(run, "pet2ct", samples=1, seed=0)
-    translator, ratios = Translator(run), []
-    for patient in held_out(splits, "pet2ct"):
-        pet, ct, body = (np.array(prepared.of_patient(patient, kind)) for kind in ("pet", "ct", "body"))
-        result = translator(pet, "pet2ct", samples=1, seed=0)
-        some, error = spread(len(pet)), np.abs(result.refined - ct)
-        ratios.append(error[some][body[some]].sum() / result.uncertainty[some][body[some]].sum())
-    assert np.mean(ratios) == pytest.approx(1, rel=1e-3)
+def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
+    """As notebook 03 makes them: each leaves a checkpoint that loads, and builds on the one before."""
+    run = small_run(prepared, tmp_path / "run")
+    for name in UNTRAINED - {"cyclegan.pt"}:
+        (run / "checkpoints" / name).unlink()
+    pairs = pairs_of(run, "pet2ct", "both", seed=0)
+    plan = plans(32, seed=0, batch_size=2, crop=16, lambda_adversarial=0.1, shift=1, scale=0.05, **STEPS, **SMALL)
+    rows = {name: train_stage(run, name, pairs, of, resume=False) for name, of in plan.items()}
+    assert {name: set(of[-1]) - {"step"} for name, of in rows.items()} == {
+        name: {*losses, "validation_mae_hu", "validation_score", "validation_spectrum"}
+        for name, losses in (
+            ("regression", {"l1"}), ("pix2pix", {"l1", "adversarial", "D_patch", "accuracy_patch"}), ("flow", {"mse"}),
+        )
+    }  # fmt: skip
+    assert {name: load_checkpoint(run / "checkpoints" / f"{name}_pet2ct.pt")["step"] for name in plan} == {
+        "regression": 5, "pix2pix": 4, "flow": 6,
+    }  # fmt: skip
+    assert all(list((run / "logs" / f"{name}_pet2ct").glob("events*")) for name in plan)
+    regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
+    flow = load_flow(run / "checkpoints" / "flow_pet2ct.pt", regression)
+    batches = train_refiner._batches(pairs, 2, plan["flow"].augmentation, 16)
+    assert flow.settings.scale == residual_std(regression, batches, 0) != 0.1
+
+
+def test_pix2pix_begins_with_the_weights_of_the_runs_regression(run, pairs):
+    still = replace(tiny.PIX2PIX, patch=1, lr=0.0)
+    train_stage(run, "begun", pairs, replace(PLAN, stage=still, start="regression"), resume=False)
+    begun, regression = (load_regression(run / "checkpoints" / f"{name}_pet2ct.pt") for name in ("begun", "regression"))
+    average = tiny.weights(regression.ema["unet"].module)
+    assert torch.equal(tiny.weights(begun.nets["unet"]), average)
+    assert not torch.equal(tiny.weights(Regression(still).nets["unet"]), average)
+
+
+@pytest.mark.parametrize("kind", ["regression", "pix2pix", "flow"])
+def test_a_training_resumes_exactly(run, pairs, kind):
+    stage = {"regression": tiny.REGRESSION, "pix2pix": tiny.PIX2PIX, "flow": tiny.FLOW}[kind]
+    plan = replace(PLAN, stage=replace(stage, patch=1), regression="regression" if kind == "flow" else None)
+    whole = train_stage(run, f"whole_{kind}", pairs, plan, resume=False)
+    assert [row["step"] for row in whole] == [0, 1, 2, 3]
+    halfway = load_checkpoint(run / "checkpoints" / f"whole_{kind}_pet2ct.step0000002.pt")
+    save_checkpoint(halfway, run / "checkpoints" / f"resumed_{kind}_pet2ct.pt")
+    assert train_stage(run, f"resumed_{kind}", pairs, plan, resume=True) == whole
+    a, b = (load_checkpoint(run / "checkpoints" / f"{name}_{kind}_pet2ct.pt") for name in ("whole", "resumed"))
+    assert tiny.differences(a, b) == []
+
+
+def test_another_seed_or_other_pairs_are_another_training(run, pairs):
+    train_stage(run, "first", pairs, PLAN, resume=False)
+    for other, named in ((replace(PLAN, seed=1), "other seed"), (replace(PLAN, crop=16), "other batches: crop")):
+        with pytest.raises(InputError, match=named):
+            train_stage(run, "first", pairs, other, resume=True)
+    with pytest.raises(InputError, match="other batches"):
+        train_stage(run, "first", pairs_of(run, "pet2ct", "real", seed=0, paired_patients=1), PLAN, resume=True)
+
+
+def test_what_it_builds_on_must_be_there(run, pairs):
+    for plan in (replace(PLAN, start="absent"), replace(PLAN, stage=tiny.FLOW, regression="absent")):
+        with pytest.raises(InputError, match=r"absent_pet2ct\.pt: no such checkpoint"):
+            train_stage(run, "none", pairs, plan, resume=False)
+    other = replace(PLAN, stage=replace(tiny.REGRESSION, width=16), start="regression")
+    with pytest.raises(InputError, match="weights of another network"):
+        train_stage(run, "none", pairs, other, resume=False)
+
+
+def validated(run, pairs, monkeypatch):
+    """The patients that a training is validated on."""
+    asked = []
+
+    def watched(run_dir, patients, direction, neighbours):
+        asked.append((patients, direction, neighbours))
+
+    monkeypatch.setattr(train_refiner, "RefinerValidation", watched)
+    train_stage(run, "watched", pairs, replace(PLAN, fit=FitSettings(1)), resume=False)
+    return asked
+
+
+def test_it_is_validated_on_the_patients_held_out(run, monkeypatch):
+    expected = held_out(read_splits(run), "pet2ct")
+    wide = pairs_of(run, "pet2ct", "real", seed=0, neighbours=3)
+    assert validated(run, wide, monkeypatch) == [(expected, "pet2ct", 3)]
+    assert validated(run, pairs_of(run, "pet2ct", "cycle", seed=0), monkeypatch) == [(expected, "pet2ct", 1)]
+
+
+def test_it_is_not_validated_on_anyone_it_learns_from(run, monkeypatch):
+    splits = read_splits(run)
+    everyone = train_refiner.real_pairs(run, "pet2ct", splits["refine"] + splits["train_pet"])
+    assert validated(run, [everyone], monkeypatch) == []
+
+
+def test_a_batch_that_kinds_of_pairs_cannot_share_is_refused(run):
+    both = pairs_of(run, "pet2ct", "both", seed=0)
+    with pytest.raises(InputError, match="a batch of 3 cannot be shared by 2 kinds of pairs; take a multiple"):
+        train_stage(run, "none", both, replace(PLAN, batch_size=3), resume=False)
+
+
+def test_kinds_of_pairs_share_each_batch_equally(run):
+    real, cycle = pairs_of(run, "pet2ct", "both", seed=0)
+    batch = train_refiner._batches([real, cycle], 4)(np.random.default_rng(0))
+    for images, part in ((batch["source"][:2], real), (batch["source"][2:], cycle)):
+        own = [part.slices[i]["pet"] for i in range(len(part.slices))] if part is real else list(part.sources)
+        assert all(any(np.array_equal(image, one) for one in own) for image in images)
+
+
+class Known:
+    """Batches of which each image is 0.3 or 0.5 above what `Zero` predicts, one after the other."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, rng):
+        self.sizes.append(0.3 if len(self.sizes) % 2 else 0.5)
+        c = torch.from_numpy(rng.uniform(-1, 1, (2, 1, 8, 8)).astype(np.float32))
+        return {"source": -c, "coarse": c, "target": c + self.sizes[-1]}
+
+
+class Coarse:
+    """A regression that predicts the coarse image."""
+
+    def predict(self, source, coarse):
+        assert torch.equal(source, -coarse)
+        return coarse
+
+
+def test_the_residuals_size_is_the_root_mean_square_of_what_is_left():
+    batches = Known()
+    assert residual_std(Coarse(), batches, 0) == 0.412  # √((0.3² + 0.5²) / 2) = 0.41231, to three digits
+    assert len(batches.sizes) == train_refiner.MEASURED
+
+
+def test_a_flow_learns_residuals_of_unit_size(run, pairs):
+    regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
+    batches = train_refiner._batches(pairs, 8)
+    stage = train_refiner._stage(run, "pet2ct", replace(PLAN, stage=tiny.FLOW, regression="regression"), batches)
+    assert isinstance(stage, ResidualFlow)
+    residuals = []
+    for k in range(20):
+        batch = batches(np.random.default_rng(k))
+        m = regression.predict(batch["source"], batch["coarse"])
+        residuals.append((batch["target"] - m) / stage.settings.scale)
+    assert torch.cat(residuals).square().mean().sqrt().item() == pytest.approx(1, abs=0.05)

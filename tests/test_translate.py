@@ -21,7 +21,6 @@ from petct_lib.files import read_json
 from petct_lib.intensity import Intensity, decode_ct
 from petct_lib.nets import middle
 from petct_lib.translate import (
-    Refiner,
     Translation,
     Translator,
     coarse_for,
@@ -31,6 +30,7 @@ from petct_lib.translate import (
     export_patient,
     load_cyclegan,
     load_flow,
+    load_refiner,
     load_regression,
     noise_like,
     read_source,
@@ -185,7 +185,7 @@ def test_an_unfinished_training_does_not_translate(run, tmp_path, kind):
     load_flow(run / "checkpoints" / "flow_pet2ct.pt", regression)
     small_run.unfinished(run / name, tmp_path / name)
     with pytest.raises(InputError, match=f"{kind}_pet2ct.pt: its training stopped after step 2 of 3; resume it"):
-        Refiner(tmp_path / "checkpoints", "pet2ct")
+        load_refiner(tmp_path / "checkpoints", "pet2ct")
 
 
 @pytest.mark.parametrize("kind", ["cyclegan", "regression_pet2ct", "flow_pet2ct"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from petct_lib import InputError
-from petct_lib.updates import Updates
+from petct_lib.updates import Updates, precision
 
 
 def line(weights=(3.0, 4.0)):
@@ -140,3 +140,19 @@ def test_a_process_finds_its_share_in_everyones():
     assert update.everyone(torch.tensor([2.0, 3.0])).tolist() == [0, 1, 2, 3]
     assert update.own(torch.arange(4)).tolist() == [2, 3]
     assert update.own(np.arange(4)).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "of_gpu", "avx", "amx", "expected"),
+    [
+        (True, True, False, False, "bf16"), (True, False, True, True, "no"), (False, True, False, False, "no"),
+        (False, False, True, False, "bf16"), (False, False, False, True, "bf16"),
+    ],
+)  # fmt: skip
+def test_precision_is_what_the_processor_that_trains_computes_in(monkeypatch, gpu, of_gpu, avx, amx, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: of_gpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert precision("auto") == expected
+    assert (precision("no"), precision("bf16")) == ("no", "bf16")

@@ -1,15 +1,23 @@
-"""The scores of a training, on translations that are known."""
+"""The scores of a training, of stage 1 and of stage 2, on translations that are known."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
+import torch
+from small_run import small_run
 
 from petct_lib import InputError, metrics, validation
+from petct_lib.checkpoints import save_checkpoint
 from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.data import spread_slices
-from petct_lib.intensity import Intensity
-from petct_lib.validation import Validation
+from petct_lib.data import SOURCE, TARGET, spread_slices
+from petct_lib.intensity import DECODE, ENCODE, Intensity
+from petct_lib.prepare import Prepared
+from petct_lib.regression import Regression
+from petct_lib.residual_flow import ResidualFlow
+from petct_lib.translate import encoded, load_cyclegan, noise_like, stage2_inputs
+from petct_lib.validation import RefinerValidation, Validation
 
 WINDOW = Intensity()
 STAGE = SimpleNamespace(settings=SimpleNamespace(neighbours=1))
@@ -166,3 +174,127 @@ def test_the_error_is_the_mean_over_patients_and_not_over_voxels(monkeypatch, pr
 def test_too_little_to_score_is_refused_at_once(prepared, patients, slices):
     with pytest.raises(InputError, match="two slices or more"):
         Validation(prepared, prepared.patients[:patients], WINDOW, slices=slices)
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    return small_run(prepared, tmp_path / "run")
+
+
+UNIT = {"pet2ct": "hu", "ct2pet": "suv"}
+
+
+class Knows:
+    """A regression that predicts the real image plus something."""
+
+    def __init__(self, scored, plus):
+        self.known = [(x, encoded(real, scored.kind, WINDOW) + plus) for x, _, real, _ in scored.patients]
+
+    def predict(self, x, c):
+        [image] = [y for known, y in self.known if torch.equal(known, x)]
+        return image
+
+
+@pytest.mark.parametrize("direction", UNIT)
+def test_a_perfect_regression_scores_perfectly(run, direction):
+    patients = Prepared(run / "prepared").patients[:2]
+    scores = scored(run, patients, direction)
+    unit = UNIT[direction]
+    assert list(scores) == [f"validation_mae_{unit}", "validation_score", "validation_spectrum"]
+    # Only what lies beyond the window is lost.
+    assert scores[f"validation_mae_{unit}"] == pytest.approx(clipped_error(run, patients, direction), abs=1e-3)
+    assert scores["validation_score"] == 0
+    assert scores["validation_spectrum"] < 0.1
+    assert all(type(value) is float for value in scores.values())
+
+
+def scored(run, patients, direction, plus=0.0):
+    one = RefinerValidation(run, patients, direction, slices=4)
+    return one(Knows(one, plus))
+
+
+def clipped_error(run, patients, direction):
+    kind, errors = TARGET[direction], []
+    for patient in patients:
+        real, body = spread_slices(Prepared(run / "prepared"), patient, (kind, "body"), 4)
+        errors.append(np.abs(real - DECODE[kind](ENCODE[kind](real, WINDOW), WINDOW))[body].mean())
+    return np.mean(errors)
+
+
+def test_a_known_error_of_a_regression(run):
+    scores = scored(run, Prepared(run / "prepared").patients[:2], "pet2ct", plus=0.1)
+    assert scores["validation_score"] == pytest.approx(0.1, rel=1e-4)
+    assert scores["validation_mae_hu"] == pytest.approx(0.1 * 2524 / 2, rel=0.02), "less beyond the window"
+
+
+def test_stage_2_is_shown_what_it_is_shown_in_translation(run):
+    prepared = Prepared(run / "prepared")
+    for direction in UNIT:
+        one = RefinerValidation(run, prepared.patients[:1], direction, slices=4, neighbours=3)
+        [(x, c, real, body)] = one.patients
+        [study] = prepared.studies(prepared.patients[:1])
+        source = np.array(prepared.array(study, SOURCE[direction]))
+        cyclegan = load_cyclegan(run / "checkpoints" / "cyclegan.pt")
+        whole_x, whole_c = stage2_inputs(cyclegan, source, direction, WINDOW, 3)
+        n = len(source)
+        chosen = np.linspace(0, n - 1, 6).round().astype(int)[1:-1]
+        assert torch.equal(x, whole_x[chosen])
+        assert torch.allclose(c, whole_c[chosen], atol=1e-5)
+        assert np.array_equal(real, prepared.array(study, TARGET[direction])[chosen])
+        assert np.array_equal(body, prepared.array(study, "body")[chosen])
+
+
+def test_a_generator_with_neighbours_makes_the_coarse_images_from_them(run):
+    gan = CycleGAN(CycleGANSettings(width=4, blocks=1, patch_layers=2, neighbours=3))
+    parts = {part: {k: of.state_dict() for k, of in getattr(gan, part).items()} for part in ("nets", "ema")}
+    save_checkpoint({"step": 1, **parts, **gan.extra_state()}, run / "checkpoints" / "cyclegan.pt")
+    [(x, c, _, _)] = RefinerValidation(run, Prepared(run / "prepared").patients[:1], "pet2ct", slices=4).patients
+    assert x.shape == (4, 3, 32, 32)
+    assert torch.allclose(c, gan.translate(x, "pet2ct"), atol=1e-5)
+
+
+@pytest.fixture
+def flow():
+    stage = ResidualFlow(tiny.FLOW, tiny.answering(tiny.REGRESSION))
+    torch.nn.init.normal_(stage.ema["velocity"].module.tail[-1].weight, std=0.1)
+    return stage
+
+
+def test_a_flows_score_is_its_loss_and_its_error_that_of_a_sample_of_two_steps(run, flow):
+    one = RefinerValidation(run, Prepared(run / "prepared").patients[:1], "pet2ct", slices=4)
+    [(x, c, real, body)] = one.patients
+    scores = one(flow)
+    y = encoded(real, "ct", WINDOW)
+    assert scores["validation_score"] == pytest.approx(flow.loss_on(x, c, y, torch.Generator().manual_seed(0)))
+    image = flow.sample(x, c, flow.regression.predict(x, c), noise_like(c, 0, 0), steps=2)[-1]
+    hu = DECODE["ct"](image, WINDOW)[:, 0].numpy()
+    assert scores["validation_mae_hu"] == pytest.approx(np.abs(hu - real)[body].mean(), rel=1e-4)
+    assert one(flow) == scores
+    assert one(flow.regression)["validation_mae_hu"] < scores["validation_mae_hu"]
+
+
+def test_a_better_flow_has_a_better_score(run, flow):
+    one = RefinerValidation(run, Prepared(run / "prepared").patients[:2], "pet2ct", slices=4)
+    score = one(flow)["validation_score"]
+    torch.nn.init.zeros_(flow.ema["velocity"].module.tail[-1].weight)
+    assert one(flow)["validation_score"] < score, "no velocity at all is better than one at random"
+
+
+def test_stage_2_is_scored_by_the_mean_over_patients_and_not_over_voxels(run):
+    prepared = Prepared(run / "prepared")
+    both, *each = (
+        RefinerValidation(run, p, "ct2pet", slices=4)
+        for p in (prepared.patients[:2], *([p] for p in prepared.patients[:2]))
+    )
+    stage = Regression(tiny.REGRESSION)
+    scores, apart = both(stage), [one(stage) for one in each]
+    for key, value in scores.items():
+        assert value == pytest.approx(np.mean([of[key] for of in apart]))
+
+
+def test_a_pix2pix_is_scored_without_the_coarse_image_that_it_never_saw(run):
+    one = RefinerValidation(run, Prepared(run / "prepared").patients[:1], "pet2ct", slices=4)
+    stage = tiny.answering(tiny.PIX2PIX)
+    scores = one(stage)
+    one.patients = [(x, torch.zeros_like(c), real, body) for x, c, real, body in one.patients]
+    assert one(stage) == scores

@@ -1,0 +1,146 @@
+"""Settings of stage 2 by what they reach in equal time: crops, batch, width, rate, averaging, precision, compile.
+
+    .venv/bin/python benchmarks/stage2.py --run runs/quick --seconds 60
+
+Each setting trains a regression, and a flow on the run's own regression, for as many steps as fit into the seconds,
+with the schedule of that many steps. Scored on the `held_out` patients, whom stage 2 has not learned from.
+The peer of each row is the profile's own setting in the same run.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from report import row, show_and_save
+from torch import Tensor
+
+from petct_lib import distribution, metrics
+from petct_lib.data import SOURCE, TARGET, read_splits
+from petct_lib.prepare import Prepared
+from petct_lib.realism import spread
+from petct_lib.regression import Regression
+from petct_lib.residual_flow import ResidualFlow
+from petct_lib.run import parameters_of
+from petct_lib.train import fit
+from petct_lib.train_refiner import Plan, _batches, held_out, pairs_of, plans, residual_std
+from petct_lib.translate import Refiner, Translator, batched, decoded, encoded
+from petct_lib.updates import precision
+
+TIMED = 12  # steps that the time of one is measured on
+SLICES, SAMPLES, STEPS = 12, 4, 4
+SETTINGS = {  # by name: what differs from the profile
+    "profile": {}, "whole slices": {"crop": None, "batch_size": 4}, "crop 48": {"crop": 48, "batch_size": 14},
+    "crop 96": {"crop": 96, "batch_size": 4}, "batch 16": {"batch_size": 16}, "batch 4": {"batch_size": 4},
+    "width 24": {"width": 24}, "half the lr": {"lr": 0.5}, "twice the lr": {"lr": 2.0},
+    "ema 0.999": {"ema_decay": 0.999},    "float32": {"mixed_precision": "no"}, "compile": {"compile": True},
+}  # fmt: skip
+TAKEN = (  # parameters of notebook 03
+    "seed", "batch_size", "regression_steps", "pix2pix_steps", "flow_steps", "crop", "width", "neighbours",
+    "coarse_dropout", "patch_width", "patch_layers", "lr", "ema_decay", "shift", "rotate_deg", "scale",
+    "mixed_precision",
+)  # fmt: skip
+
+
+def plans_of(profile: str, size: int, changes: dict) -> dict[str, Plan]:
+    """The plans of notebook 03 with some settings changed; a learning rate is a factor on the profile's."""
+    p = parameters_of("03_diffusion_refinement", profile)
+    given = {name: p[name] for name in TAKEN} | {"multipliers": tuple(p["multipliers"]), "checkpoint_every": 10**6}
+    given |= {**changes, "lr": p["lr"] * changes.get("lr", 1.0), "channels_last": True}
+    return plans(size, **{**given, "mixed_precision": precision(given["mixed_precision"])})
+
+
+def trained(make: Callable, plan: Plan, pairs: list, seconds: float, folder: Path) -> tuple[object, int]:
+    """A stage trained for about so many seconds, and its steps."""
+    batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
+    given = {"fingerprint": "", "seed": 0, "resume": False}
+    start = time.perf_counter()
+    fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **given)
+    if plan.fit.compile:  # the first steps compile
+        start = time.perf_counter()
+        fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **given)
+    steps, stage = round(seconds / ((time.perf_counter() - start) / TIMED)), make()
+    fit(stage, batches, replace(plan.fit, steps=max(steps, 1)), checkpoint=folder / "stage.pt", **given)
+    return stage, steps
+
+
+class Validation:
+    """A few slices of each validation patient of a direction, and the scores of images of them."""
+
+    def __init__(self, run: Path, direction: str) -> None:
+        prepared, splits = Prepared(run / "prepared"), read_splits(run)
+        self.translator, self.kind, self.cases = Translator(run), TARGET[direction], []
+        for patient in held_out(splits, direction):
+            source, real, body = (prepared.of_patient(patient, of) for of in (SOURCE[direction], self.kind, "body"))
+            chosen = spread(len(source), SLICES)
+            self.cases.append((*self.translator.start(source[chosen], direction), real[chosen], body[chosen]))
+        self.low = min(float(real.min()) for _, _, real, _ in self.cases)
+
+    def decoded(self, image: Tensor) -> np.ndarray:
+        """In HU or SUV."""
+        return decoded(image.clamp(-1, 1), self.kind, self.translator.window)
+
+    def scored(self, images: list[np.ndarray]) -> tuple[float, float]:
+        """Body MAE and spectrum distance, means over the patients."""
+        found = []
+        for image, (_, _, real, body) in zip(images, self.cases, strict=True):
+            both = (metrics.inside(of, body, self.low) for of in (real, image))
+            found.append((metrics.mae(real, image, body), metrics.spectrum_distance(*both)))
+        return tuple(np.mean(found, axis=0))
+
+    def regression(self, stage: Regression) -> tuple[float, float]:
+        """Of a regression's images."""
+        return self.scored([self.decoded(batched(stage.predict, x, c)) for x, c, _, _ in self.cases])
+
+    def flow(self, stage: ResidualFlow) -> dict[str, float]:
+        """Loss; MAE and spectrum of a sample; MAE of the mean; spread/skill."""
+        given, stacks, losses, skills = {"samples": SAMPLES, "steps": STEPS, "seed": 0}, [], [], []
+        for x, c, real, body in self.cases:
+            stacks.append(self.decoded(torch.stack(list(Refiner(stage).samples(x, c, **given)))))
+            y = encoded(real, self.kind, self.translator.window)
+            losses.append(stage.loss_on(x, c, y, torch.Generator().manual_seed(0)))
+            skills.append(distribution.spread_skill(stacks[-1][:, body], real[body]))
+        (sample, spectrum), (mean, _) = (
+            self.scored(of) for of in ([s[0] for s in stacks], [s.mean(0) for s in stacks])
+        )
+        return {"loss": np.mean(losses), "sample": sample, "spec.": spectrum, "mean": mean, "sp/sk": np.mean(skills)}
+
+
+def main() -> None:
+    """Trains every setting, prints the table, and adds it to results.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--profile", default="quick", help="whose settings (%(default)s)")
+    parser.add_argument("--direction", default="pet2ct", choices=list(SOURCE))
+    parser.add_argument("--seconds", type=float, default=60, help="of each training (%(default)s)")
+    parser.add_argument("--only", nargs="*", default=list(SETTINGS), help="settings, beside the profile's own")
+    args = parser.parse_args()
+    validation, pairs = Validation(args.run, args.direction), pairs_of(args.run, args.direction, "real", seed=0)
+    own, size = validation.translator.refiners[args.direction].regression, validation.translator.grid["size"]
+    found = {}
+    for name in dict.fromkeys(("profile", *args.only)):
+        plan = plans_of(args.profile, size, SETTINGS[name])
+        with tempfile.TemporaryDirectory() as folder:
+            train = partial(trained, pairs=pairs, seconds=args.seconds, folder=Path(folder))
+            regression, steps = train(partial(Regression, plan["regression"].stage), plan["regression"])
+            stage = replace(plan["flow"].stage, scale=residual_std(own, _batches(pairs, 8), 0))
+            flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"])
+        mae, spectrum = validation.regression(regression)
+        found[name] = {"steps": steps, "MAE": mae, "spec": spectrum, "steps of flow": flow_steps} | validation.flow(
+            flow
+        )
+        print(name, {key: round(float(value), 3) for key, value in found[name].items()}, flush=True)
+    profile, unit = found.pop("profile"), {"ct": "HU", "pet": "SUV"}[TARGET[args.direction]]
+    show_and_save([
+        row(f"stage2_{name.replace(' ', '_')}_{key}", profile[key], of[key], f"{name}, {args.seconds:g} s", unit)
+        for name, of in found.items() for key in ("MAE", "mean")
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
