@@ -17,6 +17,7 @@ from petct_lib.translate import Translator, decoded
 
 PATIENTS = [f"p{k}" for k in range(8)]
 ROLES = {"train_pet": PATIENTS[:3], "train_ct": PATIENTS[3:5], "refine": PATIENTS[5:6], "test": PATIENTS[6:]}
+DRAWN = {"samples": 1, "steps": 1, "seed": 0, "atlas": np.zeros((64, 64), np.float32)}
 
 
 def test_a_split_by_patient_passes():
@@ -65,7 +66,7 @@ def test_a_patient_of_the_training_is_not_scored(smoke_run):
     prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
     for role in ("train_pet", "train_ct", "refine"):
         with pytest.raises(InputError, match="is not one of the 2 test patients"):
-            translate_patient(prepared, splits, splits[role][0], "pet2ct", Translator(smoke_run), samples=1, seed=0)
+            translate_patient(prepared, splits, splits[role][0], "pet2ct", Translator(smoke_run), **DRAWN)
 
 
 def test_scores_of_a_patient_of_the_training_are_not_compared(smoke_run, tmp_path):
@@ -103,7 +104,7 @@ def test_a_translation_knows_nothing_of_the_target(smoke_run, monkeypatch):
     splits, translator = read_splits(smoke_run), Translator(smoke_run)
     prepared = Prepared(smoke_run / "prepared")
     given = splits, splits["test"][0], "pet2ct", translator
-    first = translate_patient(prepared, *given, samples=1, seed=0)
+    first = translate_patient(prepared, *given, **DRAWN)
     load = evaluate.load_case
 
     def other_target(*arguments):
@@ -112,7 +113,7 @@ def test_a_translation_knows_nothing_of_the_target(smoke_run, monkeypatch):
         return replace(case, real=noise, masks={name: np.zeros_like(mask) for name, mask in case.masks.items()})
 
     monkeypatch.setattr(evaluate, "load_case", other_target)
-    second = translate_patient(prepared, *given, samples=1, seed=0)
+    second = translate_patient(prepared, *given, **DRAWN)
     for method, image in first.images.items():
         assert np.array_equal(image, second.images[method]), method
 
