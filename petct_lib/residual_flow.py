@@ -70,20 +70,21 @@ class ResidualFlow:
         batch: "source" (B, neighbours or more, H, W), "coarse", "target" (B, 1, H, W) in [−1, 1].
         """
         c = dropped(batch["coarse"], self.settings.coarse_dropout, rng, update)
-        m = self.regression.predict(batch["source"], c)
         n = len(c) * update.processes
         t = update.own(spread_times(n, rng.random())).to(c)
         noise = rng.standard_normal((n, *c.shape[1:]), dtype=np.float32)
-        more = {"coarse": c, "mean": m, "t": t, "noise": torch.from_numpy(update.own(noise)).to(c)}
+        more = {"coarse": c, "t": t, "noise": torch.from_numpy(update.own(noise)).to(c)}
         losses, _ = update("velocity", self.losses, {**batch, **more})
         self.ema["velocity"].update_parameters(self.nets["velocity"])
         return losses
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Mean squared error of the velocity ε − r at z_t (conditional flow matching, Lipman 2023, eq. 9)."""
-        r = (batch["target"] - batch["mean"]) / self.settings.scale
+        x, c = batch["source"], batch["coarse"]
+        m = self.regression.predict(x, c)  # here, in the precision of the update
+        r = (batch["target"] - m) / self.settings.scale
         z = path(r, batch["noise"], batch["t"][:, None, None, None])
-        v = self._forward(self.nets["velocity"], z, batch["source"], batch["coarse"], batch["mean"], batch["t"])
+        v = self._forward(self.nets["velocity"], z, x, c, m, batch["t"])
         return {"mse": (v - (batch["noise"] - r)).square().mean()}, {}
 
     def _forward(self, net: nn.Module, z: Tensor, x: Tensor, c: Tensor, m: Tensor, t: Tensor) -> Tensor:

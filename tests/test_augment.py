@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import affine_transform
 
 from petct_lib import InputError
-from petct_lib.augment import Augmentation, Change, draw, move
+from petct_lib.augment import Augmentation, Change, crop, draw, move
 
 
 def image(height=5, width=5):
@@ -106,3 +106,22 @@ def test_the_generator_alone_decides_and_what_is_off_takes_its_numbers_too():
 def test_impossible_settings_are_refused(name, value):
     with pytest.raises(InputError, match=f"augmentation: {name} {value} must be"):
         Augmentation(**{name: value})
+
+
+@pytest.mark.parametrize(("chance", "at"), [(0.0, (2, 3)), (0.5, (4, 4)), (0.999, (7, 0))])
+def test_a_crop_is_around_a_pixel_that_is_above_the_mean_or_as_near_as_the_edge_allows(chance, at):
+    body, other = torch.full((1, 8, 8), -1.0), torch.arange(128.0).view(2, 8, 8)
+    for row, column in ((2, 3), (4, 4), (7, 0)):
+        body[0, row, column] = 1.0
+    out = crop({"body": body, "other": other}, 4, "body", chance)
+    top, left = (min(max(k - 2, 0), 4) for k in at)
+    assert torch.equal(out["other"], other[:, top : top + 4, left : left + 4])
+    assert torch.equal(out["body"], body[:, top : top + 4, left : left + 4])
+
+
+def test_a_crop_of_air_or_of_the_whole_image_is_one_and_a_larger_one_is_refused():
+    air = {"x": torch.full((1, 8, 8), -1.0)}
+    assert crop(air, 4, "x", 0.9)["x"].shape == (1, 4, 4)
+    assert torch.equal(crop({"x": image()}, 5, "x", 0.3)["x"], image())
+    with pytest.raises(ValueError, match=r"crop 9: the slices have \(8, 8\) pixels"):
+        crop(air, 9, "x", 0.0)

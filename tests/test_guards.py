@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from small_run import small_run
 
 from petct_lib import InputError, compare, evaluate, metrics
 from petct_lib.data import check_splits, read_splits, split_patients
@@ -12,12 +12,26 @@ from petct_lib.evaluate import Case, load_case, score_case, translate_patient
 from petct_lib.files import read_json, write_json
 from petct_lib.intensity import Intensity
 from petct_lib.prepare import Prepared
-from petct_lib.scores import read_scores, write_scores
+from petct_lib.scores import SCORE_COLUMNS, read_scores, write_scores
 from petct_lib.translate import Translator, decoded
 
 PATIENTS = [f"p{k}" for k in range(8)]
 ROLES = {"train_pet": PATIENTS[:3], "train_ct": PATIENTS[3:5], "refine": PATIENTS[5:6], "test": PATIENTS[6:]}
-DRAWN = {"samples": 1, "steps": 1, "seed": 0, "atlas": np.zeros((64, 64), np.float32)}
+DRAWN = {"samples": 1, "steps": 1, "seed": 0, "atlas": np.zeros((32, 32), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory):
+    """A run folder with scores of its test patients, finished."""
+    folder = small_run(prepared, tmp_path_factory.mktemp("guards") / "run")
+    rows = [
+        dict(zip(SCORE_COLUMNS, ("pet2ct", "mean", patient, "body", "mae", 100.0, "HU", "SEG"), strict=True))
+        for patient in read_splits(folder)["test"]
+    ]
+    write_scores(rows, folder / "scores.csv")
+    manifest = {"finished": True, "parameters": {}, "data_fingerprint": prepared.fingerprint}
+    write_json(manifest, folder / "manifest.json")
+    return folder
 
 
 def test_a_split_by_patient_passes():
@@ -62,47 +76,46 @@ def test_both_time_points_of_a_patient_are_on_one_side(tmp_path):
     assert all(sides[f"p{k}-1"] == sides[f"p{k}-2"] for k in range(1, 8, 2))
 
 
-def test_a_patient_of_the_training_is_not_scored(smoke_run):
-    prepared, splits = Prepared(smoke_run / "prepared"), read_splits(smoke_run)
+def test_a_patient_of_the_training_is_not_scored(run):
+    prepared, splits = Prepared(run / "prepared"), read_splits(run)
     for role in ("train_pet", "train_ct", "refine"):
         with pytest.raises(InputError, match="is not one of the 2 test patients"):
-            translate_patient(prepared, splits, splits[role][0], "pet2ct", Translator(smoke_run), **DRAWN)
+            translate_patient(prepared, splits, splits[role][0], "pet2ct", Translator(run), **DRAWN)
 
 
-def test_scores_of_a_patient_of_the_training_are_not_compared(smoke_run, tmp_path):
+def test_scores_of_a_patient_of_the_training_are_not_compared(run, tmp_path):
     for name in ("manifest.json", "splits.json", "prepared"):
-        (tmp_path / name).symlink_to(smoke_run / name)
-    stranger = read_splits(smoke_run)["refine"][0]
-    write_scores([{**row, "patient": stranger} for row in read_scores(smoke_run / "scores.csv")
-                  if row["patient"] == read_splits(smoke_run)["test"][0]], tmp_path / "scores.csv")  # fmt: skip
+        (tmp_path / name).symlink_to(run / name)
+    stranger = read_splits(run)["refine"][0]
+    write_scores([{**row, "patient": stranger} for row in read_scores(run / "scores.csv")
+                  if row["patient"] == read_splits(run)["test"][0]], tmp_path / "scores.csv")  # fmt: skip
+    assert len(compare.load_run(run).rows) == 2
     with pytest.raises(InputError, match="patients who are not test patients"):
         compare.load_run(tmp_path)
 
 
-def test_runs_of_other_data_are_not_mixed(smoke_run, tmp_path):
+def test_runs_of_other_data_are_not_mixed(run, tmp_path):
     for name in ("scores.csv", "splits.json", "prepared"):
-        (tmp_path / name).symlink_to(smoke_run / name)
-    manifest = read_json(smoke_run / "manifest.json")
+        (tmp_path / name).symlink_to(run / name)
+    manifest = read_json(run / "manifest.json")
     write_json({**manifest, "data_fingerprint": "0" * 64}, tmp_path / "manifest.json")
     with pytest.raises(InputError, match="of other data"):
-        compare.merged([compare.load_run(smoke_run), compare.load_run(tmp_path)])
+        compare.merged([compare.load_run(run), compare.load_run(tmp_path)])
 
 
-def test_a_cycles_reconstruction_is_not_scored_as_a_translation(smoke_run):
-    prepared, splits, translator = Prepared(smoke_run / "prepared"), read_splits(smoke_run), Translator(smoke_run)
+def test_a_cycles_reconstruction_is_not_scored_as_a_translation(run):
+    prepared, splits, translator = Prepared(run / "prepared"), read_splits(run), Translator(run)
     case = load_case(prepared, splits["test"][0], "pet2ct")
     x = translator.start(case.real, "ct2pet")[0]
-    with torch.no_grad():
-        there = translator.cyclegan.generator("ct2pet")(x)
-        again = translator.cyclegan.generator("pet2ct")(there)
+    again = translator.cyclegan.translate(translator.cyclegan.translate(x, "ct2pet"), "pet2ct")
     reconstruction = decoded(again, "ct", translator.window)
     with pytest.raises(InputError, match="a reconstruction is not scored"):
         score_case(replace(case, source=case.real, images={"cycle": reconstruction}), "pet2ct", translator.window)
 
 
-def test_a_translation_knows_nothing_of_the_target(smoke_run, monkeypatch):
-    splits, translator = read_splits(smoke_run), Translator(smoke_run)
-    prepared = Prepared(smoke_run / "prepared")
+def test_a_translation_knows_nothing_of_the_target(run, monkeypatch):
+    splits, translator = read_splits(run), Translator(run)
+    prepared = Prepared(run / "prepared")
     given = splits, splits["test"][0], "pet2ct", translator
     first = translate_patient(prepared, *given, **DRAWN)
     load = evaluate.load_case
@@ -114,6 +127,7 @@ def test_a_translation_knows_nothing_of_the_target(smoke_run, monkeypatch):
 
     monkeypatch.setattr(evaluate, "load_case", other_target)
     second = translate_patient(prepared, *given, **DRAWN)
+    assert {"cyclegan", "regression", "pix2pix", "sample", "mean", "unpaired_mean"} < set(first.images)
     for method, image in first.images.items():
         assert np.array_equal(image, second.images[method]), method
 

@@ -40,6 +40,20 @@ def test_a_checkerboard_is_told():
     assert two_sample_accuracy(real, [stack + board for stack in real], seed=0) > 0.9
 
 
+def test_faint_noise_is_told():
+    real, rng = textures(0, sigma=2.0), np.random.default_rng(5)
+    assert two_sample_accuracy(real, [stack + rng.normal(0, 0.02, stack.shape) for stack in real], seed=0) > 0.9
+
+
+def test_slices_larger_than_a_square_are_covered_and_the_background_around_them_is_not_seen():
+    real, synthetic = ([np.tile(stack, (1, 3, 3)) for stack in textures(s, slices=4)] for s in (0, 1))
+    given = {"seed": 0, "epochs": 2}
+    accuracy = two_sample_accuracy(real, synthetic, **given)
+    padded = [[np.pad(stack, ((0, 0), (9, 20), (30, 5)), constant_values=-1) for stack in of]
+              for of in (real, synthetic)]  # fmt: skip
+    assert two_sample_accuracy(*padded, **given) == accuracy
+
+
 def test_one_seed_one_answer_and_the_global_state_is_left():
     real, synthetic = textures(0, slices=4), textures(1, slices=4, sigma=0.8)
     before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002

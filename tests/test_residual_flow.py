@@ -43,6 +43,11 @@ def given_of(batch, stage, seed=7):
     return batch["source"], batch["coarse"], stage.regression.predict(batch["source"], batch["coarse"]), noise
 
 
+def mean_of(stage, batch):
+    """The regression's image of a batch that an update saw."""
+    return stage.regression.predict(batch["source"], batch["coarse"])
+
+
 def knowing(stage, target, scale):
     """Both networks of the flow give (z − r)/t, the true velocity of this target, for a residual of this scale."""
 
@@ -91,7 +96,7 @@ def test_the_loss_of_an_untrained_flow_by_hand():
     stage, batch = flow(), batch_of(64)
     logged, seen = step(stage, batch, 0)
     assert list(logged) == ["mse"]
-    residual = (batch["target"] - seen["mean"]) / 0.3
+    residual = (batch["target"] - mean_of(stage, seen)) / 0.3
     assert logged["mse"].item() == pytest.approx((seen["noise"] - residual).square().mean().item(), rel=1e-5)
     assert seen["noise"].std().item() == pytest.approx(1, abs=0.02)
     times = seen["t"].sort().values
@@ -105,18 +110,20 @@ def test_the_network_sees_the_paths_state_source_coarse_mean_and_time(monkeypatc
     monkeypatch.setattr(net, "forward", lambda *given: inputs.append(given) or forward(*given))
     _, seen = step(stage, batch, 0)
     [(channels, t)] = inputs
-    z = path((batch["target"] - seen["mean"]) / 0.3, seen["noise"], seen["t"][:, None, None, None])
-    assert torch.equal(channels, torch.cat([z, batch["source"], seen["coarse"], seen["mean"]], 1))
+    z = path((batch["target"] - mean_of(stage, seen)) / 0.3, seen["noise"], seen["t"][:, None, None, None])
+    assert torch.equal(channels, torch.cat([z, batch["source"], seen["coarse"], mean_of(stage, seen)], 1))
     assert torch.equal(t, seen["t"])
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 12), (0.5, None), (1.0, 0)])
 def test_a_dropped_coarse_image_is_dropped_for_regression_and_flow_alike(share, kept):
-    stage, batch = flow(coarse_dropout=share), batch_of(12)
+    stage, batch, inputs = flow(coarse_dropout=share), batch_of(12), []
+    stage.nets["velocity"].register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach()))
     _, seen = step(stage, batch, 0)
     there = seen["coarse"].flatten(1).any(1)
     assert there.sum().item() == kept if kept is not None else 0 < there.sum() < 12
-    c, m = batch["coarse"], seen["mean"]
+    c, m = batch["coarse"], inputs[0][:, -1:]
+    assert torch.equal(inputs[0][:, -2:-1], seen["coarse"])
     with_it, without = (stage.regression.predict(batch["source"], coarse) for coarse in (c, torch.zeros_like(c)))
     assert torch.equal(seen["coarse"][there], c[there])
     assert torch.allclose(m[there], with_it[there], atol=1e-6)
@@ -132,7 +139,6 @@ def test_two_processes_have_the_times_the_noise_and_the_drops_of_one():
             own = slice(4 * rank, 4 * rank + 4)
             _, half = step(stage, {k: v[own] for k, v in batch.items()}, number, rank=rank, processes=2)
             assert all(torch.equal(half[key], whole[key][own]) for key in ("t", "noise", "coarse", "target"))
-            assert torch.allclose(half["mean"], whole["mean"][own], atol=1e-6)
 
 
 def test_parts_see_the_times_and_the_noise_of_the_whole_batch():
@@ -282,8 +288,7 @@ def test_the_loss_on_slices_is_the_averaged_networks_and_of_its_generator_alone(
     g = torch.Generator().manual_seed(0)
     t, noise = spread_times(4, torch.rand((), generator=g).item()), torch.randn(4, 1, 16, 16, generator=g)
     stage.nets["velocity"].load_state_dict(stage.ema["velocity"].module.state_dict())
-    more = {"mean": stage.regression.predict(*given[:2]), "t": t, "noise": noise}
-    assert stage.losses({**batch, **more})[0]["mse"].item() == pytest.approx(one, rel=1e-5)
+    assert stage.losses({**batch, "t": t, "noise": noise})[0]["mse"].item() == pytest.approx(one, rel=1e-5)
 
 
 def test_sampling_takes_its_inputs_to_the_networks_device():

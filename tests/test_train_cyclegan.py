@@ -73,8 +73,9 @@ def difference(one, other):
 
 
 def test_every_parameter_of_notebook_02_is_a_setting(run_dir):
-    made = plan(run_dir, rotate_deg=3.0, neighbours=3, accumulate=2, gan="hinge")
+    made = plan(run_dir, rotate_deg=3.0, neighbours=3, accumulate=2, gan="hinge", coarse_size=16)
     assert (made.augmentation.rotate_deg, made.gan.neighbours, made.fit.accumulate) == (3.0, 3, 2)
+    assert (made.gan.coarse_size, plan(run_dir, coarse_size=None).gan.coarse_size) == (16, None)
     assert (made.gan.gan, made.fit.steps, made.batch_size) == ("hinge", 3, 2)
     with pytest.raises(InputError, match="stage 1 has no setting widht; it has accumulate"):
         plan(run_dir, widht=3)
