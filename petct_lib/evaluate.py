@@ -118,23 +118,26 @@ def _around_lung_bases(case: Case) -> np.ndarray:
 
 def translate_patient(
     prepared: Prepared, splits: dict, patient: str, direction: str, translator: Translator, *, samples: int, steps: int,
-    seed: int, atlas: np.ndarray, methods: Collection[str] = METHODS,
+    seed: int, atlas: np.ndarray, methods: Collection[str] = METHODS, shared_noise: bool = True,
+    without_coarse: bool = False,
 ) -> Case:  # fmt: skip
     """Those of `methods` that the run has on one patient, by their names in `scores.csv`.
 
-    atlas: `data.mean_atlas` of the training targets. InputError for a patient who is not of the role `test`: something
-    has learned from all others, or was chosen by them.
+    shared_noise: see `translate.noise_like`. without_coarse: the samples do not see the coarse image. atlas:
+    `data.mean_atlas` of the training targets. InputError for a patient who is not of the role `test`: something has
+    learned from all others, or was chosen by them.
     """
     if patient not in splits["test"]:
         raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
     case = load_case(prepared, patient, direction)
     x, coarse = translator.start(case.source, direction, case.lengths)
     images = _controls(case, x, coarse, direction, translator, atlas, methods)
-    given, stacks, scales = {"samples": samples, "steps": steps, "seed": seed}, {}, {}
+    given = {"samples": samples, "steps": steps, "seed": seed, "shared": shared_noise}
+    seen, stacks, scales = torch.zeros_like(coarse) if without_coarse else coarse, {}, {}
     for prefix in ("", "unpaired_"):
         refiner = translator.refiner(direction, prefix)
         if refiner and {f"{prefix}sample", f"{prefix}mean"} & set(methods):
-            stack = translator.decoded(torch.stack(list(refiner.samples(x, coarse, **given))), direction)
+            stack = translator.decoded(torch.stack(list(refiner.samples(x, seen, **given))), direction)
             images |= {f"{prefix}sample": stack[0], f"{prefix}mean": stack.mean(axis=0)}
             stacks[f"{prefix}mean"] = stack
     if "regression" in images and translator.refiners[direction].regression.settings.laplace:
@@ -166,17 +169,18 @@ def _controls(
 
 
 def score_patients(
-    run_dir: Path, direction: str, *, samples: int, steps: int, seed: int, methods: Collection[str] = METHODS,
-    lpips_model: torch.nn.Module | None = None, progress: Callable = iter,
+    run_dir: Path, direction: str, *, methods: Collection[str] = METHODS, lpips_model: torch.nn.Module | None = None,
+    progress: Callable = iter, **drawing: object,
 ) -> tuple[list[dict], list[Case]]:  # fmt: skip
     """Rows of `methods` on all test patients of a run, and the cases without their samples: one patient a core.
 
-    On a GPU one after the other. samples, steps, seed: as for `translate.Refiner.samples`. Errors as for its parts.
+    On a GPU one after the other. drawing: samples, steps, seed and more for `translate_patient`. Errors as for it and
+    `score_case`.
     """
     prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
     kind = TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
-    given = {"samples": samples, "steps": steps, "seed": seed, "atlas": atlas, "methods": tuple(methods)}
+    given = {**drawing, "atlas": atlas, "methods": tuple(methods)}
     work = partial(_score_patient, Path(run_dir), direction, lpips_model, given)
     found = whole(each(work, splits["test"], jobs=1 if torch.cuda.is_available() else None, progress=progress))
     return [row for rows, _ in found for row in rows], [case for _, case in found]

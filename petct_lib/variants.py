@@ -32,8 +32,10 @@ def variants(longer_steps: int) -> list[Variant]:
     alone = f"{TRAINING}.pix2pix_steps=0"  # a flow of one step, where the regression alone is asked for, is not shown
     cycle = (alone, f"{TRAINING}.pairs=cycle")
     return [
-        *(_scored(f"steps{n}", samples=SHOWN_SAMPLES, steps=n) for n in STEPS if n != SHOWN_STEPS),
-        *(_scored(f"samples{n}", samples=n, steps=SHOWN_STEPS) for n in SAMPLES),
+        *(_scored(f"steps{n}", steps=n) for n in STEPS if n != SHOWN_STEPS),
+        *(_scored(f"samples{n}", samples=n) for n in SAMPLES),
+        _scored("without_coarse", more=(f"{SCORING}.without_coarse=true",)),
+        _scored("noise_by_slice", more=(f"{SCORING}.shared_noise=false",)),
         _trained(
             "longer", ("regression",), alone, f"{TRAINING}.regression_steps={longer_steps}", f"{TRAINING}.flow_steps=1"
         ),
@@ -53,8 +55,10 @@ def _trained(name: str, methods: tuple[str, ...], *overrides: str) -> Variant:
     return Variant(name, (*overrides, *shown), methods)
 
 
-def _scored(name: str, *, samples: int, steps: int) -> Variant:
-    return Variant(name, (f"{SCORING}.samples={samples}", f"{SCORING}.steps={steps}"), trained=False)
+def _scored(
+    name: str, *, samples: int = SHOWN_SAMPLES, steps: int = SHOWN_STEPS, more: tuple[str, ...] = ()
+) -> Variant:
+    return Variant(name, (f"{SCORING}.samples={samples}", f"{SCORING}.steps={steps}", *more), trained=False)
 
 
 def chosen(among: Sequence[Variant], only: str) -> list[Variant]:
