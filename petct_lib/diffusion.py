@@ -37,16 +37,6 @@ def path(r: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
     return (1 - t) * r + t * noise
 
 
-def clean(z: Tensor, v: Tensor, t: float) -> Tensor:
-    """The data that a velocity at z_t points to: r = z_t − t·v.
-
-    >>> z = path(torch.tensor(1.0), torch.tensor(-1.0), 0.25)
-    >>> clean(z, torch.tensor(-2.0), 0.25).item()  # with the true v = ε − r
-    1.0
-    """
-    return z - t * v
-
-
 def spread_times(n: int, offset: float) -> Tensor:
     """N times in [0, 1), evenly spaced from a random offset in [0, 1): uniform, with less variance than n draws.
 
