@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.networks.schedulers import RFlowScheduler
 
-from petct_lib.diffusion import EVALUATIONS, SAMPLERS, clean, euler, heun, path, spread_times, time_grid
+from petct_lib.diffusion import EVALUATIONS, SAMPLERS, euler, heun, path, spread_times, time_grid
 from petct_lib.translate import noise_like
 
 N = 20_000

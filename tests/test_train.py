@@ -127,7 +127,8 @@ def test_a_checkpoint_carries_settings_data_and_batches(tmp_path):
 
 def test_the_last_ones_and_the_best_by_validation_are_kept(tmp_path):
     scores = iter([0.5, math.nan, np.float64(0.2), 0.3, 0.2, 0.9])  # a new best one where it is as good
-    tiny.train(tmp_path / "c.pt", "regression", steps=12, every=2, validate=lambda _: {"validation_score": next(scores)})
+    validate = lambda _: {"validation_score": next(scores)}  # noqa: E731
+    tiny.train(tmp_path / "c.pt", "regression", steps=12, every=2, validate=validate)
     assert [load_checkpoint(p)["step"] for p in earlier(tmp_path / "c.pt")] == [10, 12]
     assert load_checkpoint(best_of(tmp_path / "c.pt"))["step"] == 10
 
@@ -183,7 +184,9 @@ def finite_score(stage):
     return tiny.score(stage)
 
 
-@pytest.mark.parametrize(("kind", "net"), [("gan", "G_pet2ct"), ("regression", "unet"), ("pix2pix", "unet"), ("flow", "velocity")])
+@pytest.mark.parametrize(
+    ("kind", "net"), [("gan", "G_pet2ct"), ("regression", "unet"), ("pix2pix", "unet"), ("flow", "velocity")]
+)
 def test_weights_that_are_not_finite_are_not_saved_though_the_losses_are(tmp_path, kind, net):
     with pytest.raises(FloatingPointError, match=f"step 5: weights of {net}.*last good checkpoint: step 3"):
         tiny.train(tmp_path / "c.pt", kind, prepare=overflows(5), validate=finite_score)
