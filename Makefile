@@ -87,8 +87,6 @@ figures: run  ## the README's pictures, from the run (made first if it is missin
 		notebooks/05_explore.ipynb "runs/$(NAME)/notebooks/05_explore.ipynb"
 	cp $(EXPLORED:%=runs/explore/figures/%.png) figures/
 	if test -e runs/ablation/scores.csv; then cp runs/ablation/figures/*.png figures/; fi
-	if test -e runs/ablation_sts/scores.csv; then for d in pet2ct ct2pet; do \
-		cp runs/ablation_sts/figures/ablation_plane_$$d.png figures/ablation_sts_plane_$$d.png; done; fi
 
 demo: $(STAMP)  ## train the small run of notebooks 00 and 05 anew, into notebooks/demo (as long as make run)
 	$(BIN)/python -m petct_lib run --profile demo --out runs/demo $(FLAGS)
