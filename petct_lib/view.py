@@ -153,11 +153,13 @@ def invented(real_hu: np.ndarray, fake_hu: np.ndarray, marked: np.ndarray) -> Fi
     return fig
 
 
-def translations(rows: Sequence[dict], source_unit: str, target_unit: str, error_of: str = "mean") -> Figure:
+def translations(
+    rows: Sequence[dict], source_unit: str, target_unit: str, error_of: str = "mean", side: float = 2.2
+) -> Figure:
     """One row a slice: source, synthetic images, real, spread, |error_of − real|. Dicts of (H, W) images by name.
 
     "spread", where the dicts have it, is drawn in the colours of the error; "place" is the row and column to ring in
-    all of them. Without rows the figure says so.
+    all of them. side: inches of one image. Without rows the figure says so.
     """
     if not rows:
         fig = Figure(figsize=(4, 0.6))
@@ -166,7 +168,7 @@ def translations(rows: Sequence[dict], source_unit: str, target_unit: str, error
     low, high = ERROR_WINDOW[target_unit]
     shown = [name for name in rows[0] if name not in ("source", "spread", "place")]
     errors = [*(["spread"] if "spread" in rows[0] else []), f"error of {error_of}"]
-    fig, axes = _panels(len(rows), 1 + len(shown) + len(errors), side=2.2, synthetic=True)
+    fig, axes = _panels(len(rows), 1 + len(shown) + len(errors), side=side, synthetic=True)
     for line, row in zip(axes, rows, strict=True):
         images = {**row, errors[-1]: np.abs(row[error_of] - row["real"])}
         _show(line[0], row["source"], source_unit)

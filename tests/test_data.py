@@ -231,19 +231,25 @@ def test_sources_given_take_the_place_of_the_slices_own(prepared):
         assert torch.equal(batch["target"][k], slices[number]["ct"][1:2]), "the middle one of three"
 
 
-def test_crops_are_aligned_squares_of_the_slices_that_show_the_patient(prepared):
-    whole, cropped = (numbered_pairs(prepared, size=16, crop=crop) for crop in (None, 12))
+def test_crops_are_aligned_squares_of_the_slices_around_the_target(prepared):
+    slices = numbered_pairs(prepared).slices
+    negative = np.stack([-slices[i]["ct"].numpy() for i in range(len(slices))])  # bright where the target is air
+    whole, cropped = (numbered_pairs(prepared, size=48, sources=negative, crop=crop) for crop in (None, 12))
     big, small = (batches(np.random.default_rng(0)) for batches in (whole, cropped))
-    places = set()
-    for k in range(16):
+    places, inside = set(), 0
+    for k in range(48):
         here = [
             (top, left) for top in range(21) for left in range(21)
             if all(torch.equal(big[key][k, :, top : top + 12, left : left + 12], small[key][k]) for key in big)
         ]  # fmt: skip
         assert here, "one place for source, coarse and target"
-        assert small["target"][k].max() >= big["target"][k].mean()
-        places.add(here[0])
-    assert len(places) > 4
+        top, left = here[0]
+        places.add((top, left))
+        if 0 < top < 20 and 0 < left < 20:  # not held back by the slice's edge
+            inside += 1
+            assert small["target"][k, 0, 6, 6] >= big["target"][k].mean()
+    assert len(places) > 10
+    assert inside > 10
 
 
 def mixed(prepared):

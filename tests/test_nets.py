@@ -10,6 +10,7 @@ from petct_lib.nets import (
     UPSAMPLINGS,
     PatchDiscriminator,
     ResnetGenerator,
+    TimeBlock,
     UNet,
     averaged,
     count_parameters,
@@ -202,6 +203,14 @@ def test_each_image_of_a_batch_has_its_own_time():
     alone = torch.cat([net(x[k : k + 1], t[k : k + 1]) for k in range(2)])
     assert torch.allclose(net(x, t), alone, atol=1e-5)
     assert not torch.allclose(net(x, t.flip(0)), alone, atol=1e-3)
+
+
+def test_time_scales_and_shifts_between_a_blocks_convolutions():
+    block, x = TimeBlock(4, 4, 8), torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        block.film.weight.zero_()
+        block.film.bias.copy_(torch.tensor([0.5] * 4 + [2.0] * 4))
+    assert torch.allclose(block(x, torch.randn(2, 8)), x + block.second(1.5 * block.first(x) + 2.0), atol=1e-6)
 
 
 @pytest.mark.parametrize(("patch", "multipliers"), [(1, (1, 2, 2)), (2, (1, 2)), (4, (1,))])

@@ -161,8 +161,9 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
             ("regression", {"l1"}), ("pix2pix", {"l1", "adversarial", "D_patch", "accuracy_patch"}), ("flow", {"mse"}),
         )
     }  # fmt: skip
-    assert {name: load_checkpoint(run / "checkpoints" / f"{name}_pet2ct.pt")["step"] for name in plan} == {
-        "regression": 5, "pix2pix": 4, "flow": 6,
+    states = {name: load_checkpoint(run / "checkpoints" / f"{name}_pet2ct.pt") for name in plan}
+    assert {name: (of["step"], of["origin"]["seed"]) for name, of in states.items()} == {
+        "regression": (5, 0), "pix2pix": (4, 1), "flow": (6, 1),
     }  # fmt: skip
     assert all(list((run / "logs" / f"{name}_pet2ct").glob("events*")) for name in plan)
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
