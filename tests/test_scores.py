@@ -124,14 +124,15 @@ def test_plain_table(table_rows):
     first, second = scores.format_table(table_rows).split("\n\n")
     title, header, zebra, atlas = first.splitlines()
     assert title.startswith("pet2ct, body, n = 3 patients")
-    assert header.split() == ["method", "MAE", "(HU)", "RMSE", "PSNR", "(dB)", "SSIM", "MS-SSIM", "spectrum", "LPIPS"]
-    assert zebra.split() == f"zebra 3 [{low:.4g}, {high:.4g}] n/a 21.5 0.8 [0.8, 0.8] n/a n/a n/a".split()
-    assert atlas.split() == ["atlas", "4", "[4,", "4]", "n/a", "not", "finite", "n/a", "n/a", "n/a", "n/a"]
+    names = ["SSIM", "MS-SSIM", "spectrum", "two-sample", "LPIPS"]
+    assert header.split() == ["method", "MAE", "(HU)", "RMSE", "PSNR", "(dB)", *names]
+    assert zebra.split() == f"zebra 3 [{low:.4g}, {high:.4g}] n/a 21.5 0.8 [0.8, 0.8] n/a n/a n/a n/a".split()
+    assert atlas.split() == ["atlas", "4", "[4,", "4]", "n/a", "not", "finite", "n/a", "n/a", "n/a", "n/a", "n/a"]
     assert zebra.index("21.5") == atlas.index("not finite") == header.index("PSNR")
     title, header, copy = second.splitlines()
     assert title.startswith("ct2pet, body, n = 1 patient")
     assert "RMSE (SUV)" in header
-    assert copy.split() == ["copy", "n/a", "1.25", "n/a", "n/a", "n/a", "n/a", "n/a"]
+    assert copy.split() == ["copy", "n/a", "1.25", *["n/a"] * 6]
     assert "777" not in first
 
 
@@ -139,6 +140,16 @@ def test_the_table_says_when_methods_have_unequal_numbers_of_patients():
     rows = rows_of() + rows_of(method="copy", values=(1.0, 2.0))
     assert "n = 2 to 3 patients" in scores.format_table(rows)
     assert scores.format_table([]) == ""
+
+
+def test_table_of_the_samples_has_the_mae_beside_it_and_methods_of_one_image_a_dash():
+    rows = rows_of() + rows_of(method="mean") + rows_of(method="mean", metric="crps", values=(0.5, 1.0, 1.5))
+    title, header, first, mean = scores.format_distribution(rows).splitlines()
+    assert title.startswith("pet2ct, body, mean over patients")
+    assert header.split()[:3] == ["MAE", "(HU)", "CRPS"]
+    assert first.split()[2:] == ["-"] * 7
+    assert mean.split()[2:] == ["1", *["-"] * 6]
+    assert scores.format_distribution(rows_of()) == ""
 
 
 def test_table_of_regions_names_the_source_of_the_masks():
