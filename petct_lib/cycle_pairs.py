@@ -39,14 +39,16 @@ def perturbed(image: Tensor, perturbation: Perturbation, rng: np.random.Generato
 
 @torch.no_grad()
 def cycle_pair(
-    cyclegan: CycleGAN, y: Tensor, direction: str, perturbation: Perturbation, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Target slices y (B, C, H, W) of a direction → F(y), a synthetic source, and c', both (B, 1, H, W), on the CPU.
+    cyclegan: CycleGAN, y: Tensor, direction: str, perturbation: Perturbation, rng: np.random.Generator,
+    variants: int = 1,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Target slices y (B, C, H, W) of a direction → F(y), a synthetic source, (B, 1, H, W), and c', on the CPU.
 
-    C: the generators' `neighbours`. Both generators work on the coarse grid; what they give is brought up to y's size.
+    c': (B, variants, H, W), each of another perturbation. C: the generators' `neighbours`. Both generators work on the
+    coarse grid; what they give is brought up to y's size.
     """
     F_, G = cyclegan.generator(BACK[direction]), cyclegan.generator(direction)
     small = shrink(y.to(next(G.parameters()).device), cyclegan.settings.coarse_size)
     x = F_(small)
-    c = G(perturbed(x, perturbation, rng))
-    return tuple(enlarge(middle(image), y.shape[-2:]).cpu() for image in (x, c))
+    c = torch.cat([middle(G(perturbed(x, perturbation, rng))) for _ in range(variants)], dim=1)
+    return tuple(enlarge(image, y.shape[-2:]).cpu() for image in (middle(x), c))

@@ -133,10 +133,11 @@ def translate_patient(
     x, coarse = translator.start(case.source, direction, case.lengths)
     images = _controls(case, x, coarse, direction, translator, atlas, methods)
     given = {"samples": samples, "steps": steps, "seed": seed, "shared": shared_noise}
-    seen, stacks, scales = torch.zeros_like(coarse) if without_coarse else coarse, {}, {}
-    for prefix in ("", "unpaired_"):
+    stacks, scales = {}, {}
+    for prefix in ("",) if without_coarse else ("", "unpaired_"):  # of cycle pairs, there is nothing else to see
         refiner = translator.refiner(direction, prefix)
         if refiner and {f"{prefix}sample", f"{prefix}mean"} & set(methods):
+            seen = refiner.without(coarse) if without_coarse else coarse
             stack = translator.decoded(torch.stack(list(refiner.samples(x, seen, **given))), direction)
             images |= {f"{prefix}sample": stack[0], f"{prefix}mean": stack.mean(axis=0)}
             stacks[f"{prefix}mean"] = stack

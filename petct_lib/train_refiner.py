@@ -67,10 +67,11 @@ def plans(
 ) -> dict[str, Plan]:  # fmt: skip
     """The trainings of a direction in their order, by the method's name, from the parameters of notebook 03.
 
-    `regression`; `pix2pix`, which begins with its weights, sees no coarse image, and is left out for no steps; `flow`,
-    which learns the regression's residual. size: of the slices, in pixels. prefix: of the names, such as "unpaired_".
-    settings: fields of RegressionSettings, FlowSettings, FitSettings and Augmentation by name. InputError for a name
-    that none of them has, and for a size or a crop that the U-Net cannot halve down to its last level.
+    `regression`; `pix2pix`, which begins with its weights, sees no coarse image, and is left out for no steps or where
+    the source is not seen; `flow`, which learns the regression's residual. size: of the slices, in pixels. prefix: of
+    the names, such as "unpaired_". settings: fields of RegressionSettings, FlowSettings, FitSettings and Augmentation,
+    by name. InputError for a name that none of them has, and for a size or a crop that the U-Net cannot halve down to
+    its last level.
     """
     kinds = (RegressionSettings, FlowSettings, FitSettings, Augmentation)
     names = [{field.name for field in fields(kind)} - {"patch", "steps"} for kind in kinds]
@@ -91,7 +92,7 @@ def plans(
         return Plan(stage, FitSettings(steps, **of_fit), augmentation, batch_size, seed, crop, **more)
 
     found = {"regression": plan(regression, regression_steps)}
-    if pix2pix_steps:
+    if pix2pix_steps and regression.sees_source:
         pix2pix = RegressionSettings(**{**of_regression, **patch, "coarse_dropout": 1.0, "laplace": False})
         found["pix2pix"] = plan(pix2pix, pix2pix_steps, start=f"{prefix}regression")
     found["flow"] = plan(FlowSettings(**{**of_flow, **patch}), flow_steps, regression=f"{prefix}regression")
@@ -140,9 +141,8 @@ def cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Pertu
         for first in range(0, len(slices), BATCH):
             part = slice(first, min(first + BATCH, len(slices)))
             y = torch.stack([slices[i][kind] for i in range(part.start, part.stop)])
-            for k in range(VARIANTS):
-                made = cycle_pair(cyclegan, y, direction, perturbation or Perturbation(), rng)
-                x[part], c[part, k : k + 1] = (image.numpy() for image in made)
+            made = cycle_pair(cyclegan, y, direction, perturbation or Perturbation(), rng, VARIANTS)
+            x[part], c[part] = (image.numpy() for image in made)
         x.flush()
         c.flush()
     held = [np.load(folder / f"{name}_{which}.npy", mmap_mode="r") for which in "cx"]

@@ -181,6 +181,14 @@ class Refiner:
         """How many slices of the source it looks at."""
         return max(self.regression.settings.neighbours, self.flow.settings.neighbours)
 
+    def without(self, c: Tensor) -> Tensor:
+        """What stands for coarse images where it is to do without. InputError where it was never trained without."""
+        if not (self.regression.settings.coarse_dropout and self.flow.settings.coarse_dropout):
+            raise InputError(
+                "without the coarse image: this run's stage 2 was trained with it alone (coarse_dropout 0)"
+            )
+        return torch.zeros_like(c)
+
     def predict(self, x: Tensor, c: Tensor) -> Tensor:
         """The regression's image, (n, 1, H, W)."""
         return batched(self.regression.predict, x, c)
@@ -231,7 +239,7 @@ class Translator:
         if mode not in MODES:
             raise InputError(f"mode {mode!r}: it must be {' or '.join(MODES)}")
         x, coarse = self.start(source, direction, lengths)
-        c = torch.zeros_like(coarse) if without_coarse else coarse
+        c = self.refiners[direction].without(coarse) if without_coarse else coarse
         n = SAMPLES[mode] if samples is None else samples
         stack = self.samples(x, c, direction, samples=n, steps=steps, seed=seed, progress=progress)
         image = stack[0] if mode == "sample" else stack.mean(axis=0)

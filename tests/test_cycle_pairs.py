@@ -64,6 +64,15 @@ def test_with_perturbation_the_source_is_the_same_and_what_is_made_of_it_is_not(
     assert not torch.allclose(first[1], other[1], atol=1e-3)
 
 
+def test_variants_are_of_one_synthetic_source_and_of_perturbations_of_their_own():
+    stage, y = cyclegan(), images()
+    one, several = (cycle_pair(stage, y, "pet2ct", Perturbation(), rng(), n) for n in (1, 3))
+    assert torch.equal(one[0], several[0])
+    assert several[1].shape == (len(y), 3, *y.shape[2:])
+    assert torch.equal(one[1], several[1][:, :1])
+    assert not torch.allclose(several[1][:, 0], several[1][:, 1], atol=1e-3)
+
+
 def test_generators_work_on_their_coarse_grid_and_pairs_have_the_slices_size():
     stage, y = cyclegan(coarse_size=16), images()
     x, c = cycle_pair(stage, y, "ct2pet", NONE, rng())

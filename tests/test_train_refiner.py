@@ -52,6 +52,11 @@ def test_plans_by_name_each_with_its_steps_and_what_it_builds_on():
     }  # fmt: skip
 
 
+def test_without_the_source_there_is_no_pix2pix():
+    made = plans(256, seed=3, batch_size=8, sees_source=False, **{**SMALL, "coarse_dropout": 0.0}, **STEPS)
+    assert list(made) == ["regression", "flow"]
+
+
 def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
     given = {"neighbours": 3, "lr": 1e-3, "laplace": True, "lambda_adversarial": 0.5, "coarse_dropout": 0.25}
     of_data = {"scale": 0.1, "shift": 2, "crop": 32, "checkpoint_every": 7}

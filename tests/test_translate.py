@@ -135,6 +135,12 @@ def test_a_sample_is_the_regression_and_its_flows_residual(translator, source, s
     assert np.array_equal(translator.regression(x, coarse, "pet2ct"), decoded(mean, "ct", translator.window))
 
 
+def test_a_stage_2_that_knows_the_coarse_image_alone_cannot_do_without(run):
+    unpaired = Translator(run).refiner("pet2ct", "unpaired_")
+    with pytest.raises(InputError, match="without the coarse image: .* trained with it alone"):
+        unpaired.without(torch.zeros(1, 1, 32, 32))
+
+
 def test_without_the_coarse_image_stage_2_sees_zeros_and_stage_1_stays(translator, source, stack):
     result = translator(source, "pet2ct", mode="sample", samples=1, steps=2, without_coarse=True)
     x, coarse = translator.start(source, "pet2ct")
