@@ -41,7 +41,7 @@ def run_ablation(
     made = chosen(variants(steps), only)
     for variant in made:
         _run_variant(variant, profile, data, out, settings[0])
-    rows = _rows(out, seeds, made)
+    rows = _rows(out, made)
     scores.write_scores(rows, out / "scores.csv")
     text = "\n\n".join([*(table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds)])
     (out / "ablation.txt").write_text(text + "\n", encoding="utf-8")
@@ -88,7 +88,7 @@ def _run_variant(variant: Variant, profile: str, data: str, out: Path, settings:
     run_all(profile, data, folder, overrides=overrides, resume=True)
 
 
-def _rows(out: Path, seeds: int, made: Sequence[Variant]) -> list[Row]:
+def _rows(out: Path, made: Sequence[Variant]) -> list[Row]:
     """The first run's rows, and each variant's of its methods, which are then called `variant/method`."""
     rows = scores.read_scores(out / "seed0" / "scores.csv")
     for variant in made:

@@ -137,7 +137,7 @@ def test_a_sample_is_the_regression_and_its_flows_residual(translator, source, s
 
 def test_a_stage_2_that_knows_the_coarse_image_alone_cannot_do_without(run):
     unpaired = Translator(run).refiner("pet2ct", "unpaired_")
-    with pytest.raises(InputError, match="without the coarse image: .* trained with it alone"):
+    with pytest.raises(InputError, match=r"without the coarse image: .* trained with it alone"):
         unpaired.without(torch.zeros(1, 1, 32, 32))
 
 
