@@ -5,13 +5,19 @@
 Each setting trains a regression, and a flow on the run's own regression, for as many steps as fit into the seconds,
 with the schedule of that many steps. Scored on the `held_out` patients, whom stage 2 has not learned from.
 The peer of each row is the profile's own setting in the same run.
+
+CURES are against samples that differ too little: the flow learns the residuals of a regression that has seen its
+training patients, and they are smaller than those of new ones.
+    noise on m: white, of half the residual's standard deviation, while the flow trains
+    out of fold: of two regressions, each for the other's patients, while the flow trains
+    validation's s: the profile's flow, its residual as large as on the validation patients
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +27,14 @@ from report import row, show_and_save
 from torch import Tensor
 
 from petct_lib import distribution, metrics
-from petct_lib.data import SOURCE, TARGET, read_splits
+from petct_lib.data import SOURCE, TARGET, read_splits, refiner_patients
 from petct_lib.prepare import Prepared
 from petct_lib.realism import spread
 from petct_lib.regression import Regression
 from petct_lib.residual_flow import ResidualFlow
 from petct_lib.run import parameters_of
 from petct_lib.train import fit
-from petct_lib.train_refiner import Plan, _batches, held_out, pairs_of, plans, residual_std
+from petct_lib.train_refiner import Pairs, Plan, _batches, held_out, pairs_of, plans, real_pairs, residual_std
 from petct_lib.translate import Refiner, Translator, batched, decoded, encoded
 from petct_lib.updates import precision
 
@@ -38,8 +44,10 @@ SETTINGS = {  # by name: what differs from the profile
     "profile": {}, "whole slices": {"crop": None, "batch_size": 4}, "crop 48": {"crop": 48, "batch_size": 14},
     "crop 96": {"crop": 96, "batch_size": 4}, "batch 16": {"batch_size": 16}, "batch 4": {"batch_size": 4},
     "width 24": {"width": 24}, "half the lr": {"lr": 0.5}, "twice the lr": {"lr": 2.0},
-    "ema 0.999": {"ema_decay": 0.999},    "float32": {"mixed_precision": "no"}, "compile": {"compile": True},
+    "ema 0.999": {"ema_decay": 0.999}, "float32": {"mixed_precision": "no"}, "compile": {"compile": True},
+    "turned, resized": {"rotate_deg": 8.0, "scale": 0.1},
 }  # fmt: skip
+CURES = ("noise on m", "out of fold", "validation's s")
 TAKEN = (  # parameters of notebook 03
     "seed", "batch_size", "regression_steps", "pix2pix_steps", "flow_steps", "crop", "width", "neighbours",
     "coarse_dropout", "patch_width", "patch_layers", "lr", "ema_decay", "shift", "rotate_deg", "scale",
@@ -67,6 +75,46 @@ def trained(make: Callable, plan: Plan, pairs: list, seconds: float, folder: Pat
     steps, stage = round(seconds / ((time.perf_counter() - start) / TIMED)), make()
     fit(stage, batches, replace(plan.fit, steps=max(steps, 1)), checkpoint=folder / "stage.pt", **given)
     return stage, steps
+
+
+@dataclass
+class Instead:
+    """What a flow takes for its regression while it trains."""
+
+    predict: Callable[[Tensor, Tensor], Tensor]
+
+
+def noisy(own: Regression, std: float) -> Instead:
+    """The regression with white noise on its image."""
+    generator = torch.Generator().manual_seed(0)
+
+    def predict(x: Tensor, c: Tensor) -> Tensor:
+        m = own.predict(x, c)
+        return m + std * torch.randn(m.shape, generator=generator)
+
+    return Instead(predict)
+
+
+def out_of_fold(run: Path, direction: str, train: Callable, plan: Plan) -> tuple[Instead, list]:
+    """Two regressions, each for the pairs of the other's patients, as halves of a batch; and those pairs."""
+    patients = refiner_patients(read_splits(run), direction)
+    folds = []
+    for fold in (patients[::2], patients[1::2]):
+        pairs = pairs_of_patients(run, direction, fold)
+        folds.append((pairs, train(partial(Regression, plan.stage), plan, pairs=[pairs])[0]))
+    (first, of_first), (second, of_second) = folds
+
+    def predict(x: Tensor, c: Tensor) -> Tensor:
+        half = len(x) // 2
+        return torch.cat([of_second.predict(x[:half], c[:half]), of_first.predict(x[half:], c[half:])])
+
+    return Instead(predict), [first, second]
+
+
+def pairs_of_patients(run: Path, direction: str, patients: list[str]) -> Pairs:
+    """Their real pairs, with the coarse images in memory: the other fold's go into the same file."""
+    pairs = real_pairs(run, direction, patients)
+    return replace(pairs, coarse=np.array(pairs.coarse))
 
 
 class Validation:
@@ -97,6 +145,13 @@ class Validation:
         """Of a regression's images."""
         return self.scored([self.decoded(batched(stage.predict, x, c)) for x, c, _, _ in self.cases])
 
+    def residual_std(self, regression: Regression) -> float:
+        """Of these patients, in network units."""
+        errors = []
+        for x, c, real, _ in self.cases:
+            errors.append(batched(regression.predict, x, c) - encoded(real, self.kind, self.translator.window))
+        return float(np.sqrt(np.mean([error.square().mean().item() for error in errors])))
+
     def flow(self, stage: ResidualFlow) -> dict[str, float]:
         """Loss; MAE and spectrum of a sample; MAE of the mean; spread/skill."""
         given, stacks, losses, skills = {"samples": SAMPLES, "steps": STEPS, "seed": 0}, [], [], []
@@ -118,27 +173,41 @@ def main() -> None:
     parser.add_argument("--profile", default="quick", help="whose settings (%(default)s)")
     parser.add_argument("--direction", default="pet2ct", choices=list(SOURCE))
     parser.add_argument("--seconds", type=float, default=60, help="of each training (%(default)s)")
-    parser.add_argument("--only", nargs="*", default=list(SETTINGS), help="settings, beside the profile's own")
+    everything = [*SETTINGS, *CURES]
+    parser.add_argument("--only", nargs="*", default=everything, help="settings and cures, beside the profile's own")
     args = parser.parse_args()
     validation, pairs = Validation(args.run, args.direction), pairs_of(args.run, args.direction, "real", seed=0)
     own, size = validation.translator.refiners[args.direction].regression, validation.translator.grid["size"]
     found = {}
+    s, flows = residual_std(own, _batches(pairs, 8), 0), {}
     for name in dict.fromkeys(("profile", *args.only)):
-        plan = plans_of(args.profile, size, SETTINGS[name])
+        plan = plans_of(args.profile, size, SETTINGS.get(name, {}))
+        stage = replace(plan["flow"].stage, residual_std=s)
         with tempfile.TemporaryDirectory() as folder:
-            train = partial(trained, pairs=pairs, seconds=args.seconds, folder=Path(folder))
-            regression, steps = train(partial(Regression, plan["regression"].stage), plan["regression"])
-            stage = replace(plan["flow"].stage, scale=residual_std(own, _batches(pairs, 8), 0))
-            flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"])
-        mae, spectrum = validation.regression(regression)
-        found[name] = {"steps": steps, "MAE": mae, "spec": spectrum, "steps of flow": flow_steps} | validation.flow(
-            flow
-        )
+            train = partial(trained, seconds=args.seconds, folder=Path(folder))
+            if name in SETTINGS:
+                of_regression = plan["regression"]
+                regression, steps = train(partial(Regression, of_regression.stage), of_regression, pairs=pairs)
+                mae, spectrum = validation.regression(regression)
+                found[name] = {"steps": steps, "MAE": mae, "spec": spectrum}
+                flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"], pairs=pairs)
+            elif name == "validation's s":
+                flow, flow_steps = flows["profile"]
+                flow.settings = replace(stage, residual_std=validation.residual_std(own))
+            else:
+                of, mine = noisy(own, s / 2), pairs
+                if name == "out of fold":
+                    of, mine = out_of_fold(args.run, args.direction, train, plan["regression"])
+                stage = replace(stage, residual_std=residual_std(of, _batches(mine, 8), 0))
+                flow, flow_steps = train(partial(ResidualFlow, stage, of), plan["flow"], pairs=mine)
+        flow.regression, flows[name] = own, (flow, flow_steps)
+        found[name] = found.get(name, {}) | {"s": flow.settings.residual_std, "steps of flow": flow_steps}
+        found[name] |= validation.flow(flow)
         print(name, {key: round(float(value), 3) for key, value in found[name].items()}, flush=True)
     profile, unit = found.pop("profile"), {"ct": "HU", "pet": "SUV"}[TARGET[args.direction]]
     show_and_save([
         row(f"stage2_{name.replace(' ', '_')}_{key}", profile[key], of[key], f"{name}, {args.seconds:g} s", unit)
-        for name, of in found.items() for key in ("MAE", "mean")
+        for name, of in found.items() for key in ("MAE", "mean") if key in of
     ])  # fmt: skip
 
 

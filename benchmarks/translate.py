@@ -39,8 +39,7 @@ def ours(volume: np.ndarray) -> None:
     given = {"multipliers": tuple(p["multipliers"]), "patch": max(1, volume.shape[-1] // GRID)}
     given |= {"sees_source": True}
     regression = Regression(settings_of(RegressionSettings, "03_diffusion_refinement", lambda_adversarial=0.0, **given))
-    of_flow = {**given, "scale": FlowSettings.scale}  # the notebook's `scale` is the augmentation's
-    refiner = Refiner(ResidualFlow(settings_of(FlowSettings, "03_diffusion_refinement", **of_flow), regression))
+    refiner = Refiner(ResidualFlow(settings_of(FlowSettings, "03_diffusion_refinement", **given), regression))
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))
     translator.refiners, translator.window = {"pet2ct": refiner}, Intensity()

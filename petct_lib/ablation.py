@@ -28,9 +28,9 @@ def run_ablation(
 ) -> str:
     """The whole ablation into `out`; returns its tables, which are in `ablation.txt`, too, beside `scores.csv`.
 
-    A run with each seed; forks of the first, of which `only` is a regular expression that their whole names must match
-    ("": all). What an earlier call finished is not done again. Errors as for `run.run_all`, and for a wrong `only` or a
-    seed among the overrides.
+    A run with each seed; forks of the first, or of each where a variant says so, of which `only` is a regular
+    expression that their whole names must match ("": all). What an earlier call finished is not done again. Errors as
+    for `run.run_all`, and for a wrong `only` or a seed among the overrides.
     """
     chosen(variants(longer_steps=1), only)  # a wrong name is an error now, not after the first run
     shown = (f"{SCORING}.samples={SHOWN_SAMPLES}", f"{SCORING}.steps={SHOWN_STEPS}")
@@ -40,10 +40,11 @@ def run_ablation(
     steps = _longer_steps(out, profile, settings[0])
     made = chosen(variants(steps), only)
     for variant in made:
-        _run_variant(variant, profile, data, out, settings[0])
+        for seed, of_seed in enumerate(settings[: None if variant.every_seed else 1]):
+            _run_variant(variant, profile, data, out, seed, of_seed)
     rows = _rows(out, made)
     scores.write_scores(rows, out / "scores.csv")
-    text = "\n\n".join([*(table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds)])
+    text = "\n\n".join([*(table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds, made)])
     (out / "ablation.txt").write_text(text + "\n", encoding="utf-8")
     draw(rows, len(refiner_patients(read_splits(out / "seed0"), "pet2ct")), out)
     return text
@@ -70,31 +71,28 @@ def _longer_steps(out: Path, profile: str, overrides: Sequence[str]) -> int:
     return read_json(path)["steps"]
 
 
-def _run_variant(variant: Variant, profile: str, data: str, out: Path, settings: Sequence[str]) -> None:
+def _folder(out: Path, variant: Variant, seed: int) -> Path:
+    return out / (f"{variant.name}_seed{seed}" if seed else variant.name)
+
+
+def _run_variant(variant: Variant, profile: str, data: str, out: Path, seed: int, settings: Sequence[str]) -> None:
     changed = {text.split("=")[0] for text in variant.overrides}
     kept = [text for text in settings if text.split("=")[0] not in changed]
     methods = ", ".join(dict.fromkeys((*variant.methods, *OURS)))  # notebook 04 draws ours
     overrides = [*kept, *variant.overrides, f"{SCORING}.methods=[{methods}]", f"{SCORING}.export=false"]
-    folder = out / variant.name
+    folder, until = _folder(out, variant, seed), "02_cyclegan_training" if variant.trained else TRAINING
     if not folder.exists():
-        fork(
-            out / "seed0",
-            folder,
-            profile,
-            data,
-            overrides,
-            until="02_cyclegan_training" if variant.trained else TRAINING,
-        )
+        fork(out / f"seed{seed}", folder, profile, data, overrides, until=until)
     run_all(profile, data, folder, overrides=overrides, resume=True)
 
 
-def _rows(out: Path, made: Sequence[Variant]) -> list[Row]:
-    """The first run's rows, and each variant's of its methods, which are then called `variant/method`."""
-    rows = scores.read_scores(out / "seed0" / "scores.csv")
+def _rows(out: Path, made: Sequence[Variant], seed: int = 0) -> list[Row]:
+    """The rows of a seed's run, and each variant's of its methods, which are then called `variant/method`."""
+    rows = scores.read_scores(out / f"seed{seed}" / "scores.csv")
     for variant in made:
         rows += [
             {**row, "method": f"{variant.name}/{row['method']}"}
-            for row in scores.read_scores(out / variant.name / "scores.csv")
+            for row in scores.read_scores(_folder(out, variant, seed) / "scores.csv")
             if row["method"] in variant.methods
         ]
     return rows
@@ -115,11 +113,12 @@ def _mean(by_patient: dict[str, float] | None) -> str:
     return f"{sum(by_patient.values()) / len(by_patient):.3g}" if by_patient else "-"
 
 
-def _of_seeds(out: Path, seeds: int) -> list[str]:
-    """The table of the run's own methods over all seeds: mean of the seeds' means, and the least and most of them."""
+def _of_seeds(out: Path, seeds: int, made: Sequence[Variant]) -> list[str]:
+    """The table of what there is of all seeds: mean of the seeds' means, and the least and most of them."""
     if seeds < 2:
         return []
-    of_seeds = [scores.read_scores(out / f"seed{seed}" / "scores.csv") for seed in range(seeds)]
+    everywhere = [variant for variant in made if variant.every_seed]
+    of_seeds = [_rows(out, everywhere, seed) for seed in range(seeds)]
     found = []
     for direction in DIRECTIONS:
         lines = [["", *COLUMNS.values()]]

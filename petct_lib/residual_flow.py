@@ -25,7 +25,7 @@ PREVIEW_STEPS = 4
 class FlowSettings:
     """The sizes here are the profile `full`'s. InputError for settings out of their range."""
 
-    scale: float = 0.1  # s: standard deviation of y − m, in network units
+    residual_std: float = 0.1  # s: standard deviation of y − m, in network units
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     patch: int = 4  # of the space-to-depth grid: size / 64
@@ -40,9 +40,10 @@ class FlowSettings:
     def __post_init__(self) -> None:
         if self.neighbours not in (1, 3, 5):
             raise InputError(f"flow: neighbours {self.neighbours} is not 1, 3 or 5")
-        if not 0 <= self.coarse_dropout <= 1 or not self.scale > 0 or min(self.width, self.patch) < 1:
+        if not 0 <= self.coarse_dropout <= 1 or not self.residual_std > 0 or min(self.width, self.patch) < 1:
             raise InputError(
-                f"flow: coarse_dropout must lie between 0 and 1, scale be above 0, width and patch 1 or more: {self}"
+                "flow: coarse_dropout must lie between 0 and 1, residual_std be above 0, width and patch 1 or more: "
+                f"{self}"
             )
 
 
@@ -80,12 +81,13 @@ class ResidualFlow:
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Mean squared error of the velocity ε − r at z_t (conditional flow matching, Lipman 2023, eq. 9)."""
-        x, c = batch["source"], batch["coarse"]
-        m = self.regression.predict(x, c)  # here, in the precision of the update
-        r = (batch["target"] - m) / self.settings.scale
-        z = path(r, batch["noise"], batch["t"][:, None, None, None])
-        v = self._forward(self.nets["velocity"], z, x, c, m, batch["t"])
-        return {"mse": (v - (batch["noise"] - r)).square().mean()}, {}
+        return {"mse": self._loss(self.nets["velocity"], **batch)}, {}
+
+    def _loss(self, net: nn.Module, source: Tensor, coarse: Tensor, target: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        m = self.regression.predict(source, coarse)  # here, in the precision of the update
+        r = (target - m) / self.settings.residual_std
+        v = self._forward(net, path(r, noise, t[:, None, None, None]), source, coarse, m, t)
+        return (v - (noise - r)).square().mean()
 
     def _forward(self, net: nn.Module, z: Tensor, x: Tensor, c: Tensor, m: Tensor, t: Tensor) -> Tensor:
         if self.settings.coarse_dropout == 1:  # a coarse image would be something new to it
@@ -114,7 +116,7 @@ class ResidualFlow:
         def velocity(z: Tensor, t: float) -> Tensor:
             return self._forward(net, z, x, c, m, torch.full((len(z),), t, device=z.device))
 
-        return [m + self.settings.scale * r for r in SAMPLERS[sampler](velocity, z, time_grid(steps))]
+        return [m + self.settings.residual_std * r for r in SAMPLERS[sampler](velocity, z, time_grid(steps))]
 
     @torch.no_grad()
     def loss_on(self, source: Tensor, coarse: Tensor, target: Tensor, generator: torch.Generator) -> float:
@@ -122,11 +124,7 @@ class ResidualFlow:
         x, c, y = (image.to(self.device) for image in (source, coarse, target))
         t = spread_times(len(y), torch.rand((), generator=generator).item()).to(y)
         noise = torch.randn(y.shape, generator=generator).to(y)
-        m = self.regression.predict(x, c)
-        r = (y - m) / self.settings.scale
-        z = path(r, noise, t[:, None, None, None])
-        v = self._forward(self.ema["velocity"].module.eval(), z, x, c, m, t)
-        return (v - (noise - r)).square().mean().item()
+        return self._loss(self.ema["velocity"].module.eval(), x, c, y, noise, t).item()
 
     def preview(self, batch: dict[str, Tensor]) -> Tensor:
         """Rows: source, coarse, regression, sample, target; (1, 5 · H, B · W) in [0, 1]."""

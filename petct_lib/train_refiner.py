@@ -75,7 +75,7 @@ def plans(
     """
     kinds = (RegressionSettings, FlowSettings, FitSettings, Augmentation)
     names = [{field.name for field in fields(kind)} - {"patch", "steps"} for kind in kinds]
-    names[1].remove("scale")  # the residual's is measured; the name is the augmentation's
+    names[1].remove("residual_std")  # it is measured
     if unknown := sorted(set(settings) - set().union(*names)):
         raise InputError(
             f"stage 2 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
@@ -213,15 +213,15 @@ def _batches(
 def _stage(
     run_dir: Path, direction: str, plan: Plan, batches: PairedBatches | MixedBatches
 ) -> Regression | ResidualFlow:
-    """The stage before its first step; a flow's scale is measured on the training's own batches."""
+    """The stage before its first step; a flow's residual is measured on the training's own batches."""
     if isinstance(plan.stage, RegressionSettings):
         stage = Regression(plan.stage, plan.seed)
         if plan.start:
             stage.start_from(load_regression(run_dir / "checkpoints" / f"{plan.start}_{direction}.pt"))
         return stage
     regression = load_regression(run_dir / "checkpoints" / f"{plan.regression}_{direction}.pt")
-    scale = residual_std(regression, batches, plan.seed)
-    return ResidualFlow(replace(plan.stage, scale=scale), regression, plan.seed)
+    settings = replace(plan.stage, residual_std=residual_std(regression, batches, plan.seed))
+    return ResidualFlow(settings, regression, plan.seed)
 
 
 def residual_std(regression: Regression, batches: PairedBatches | MixedBatches, seed: int) -> float:

@@ -18,13 +18,15 @@ PAIRED = (1, 2, 4, 8)  # paired patients of the curve, before all of them
 class Variant:
     """A fork of the first run: overrides ("NOTEBOOK.NAME=VALUE"), and the methods whose scores it is made for.
 
-    trained: whether stage 2 is trained anew; else the run's own is scored in another way.
+    trained: whether stage 2 is trained anew; else the run's own is scored in another way. every_seed: whether it is a
+    fork of the run of each seed, and not of the first alone.
     """
 
     name: str
     overrides: tuple[str, ...]
     methods: tuple[str, ...] = OURS
     trained: bool = True
+    every_seed: bool = False
 
 
 def variants(longer_steps: int) -> list[Variant]:
@@ -32,33 +34,39 @@ def variants(longer_steps: int) -> list[Variant]:
     alone = f"{TRAINING}.pix2pix_steps=0"  # a flow of one step, where the regression alone is asked for, is not shown
     cycle = (alone, f"{TRAINING}.pairs=cycle")
     return [
-        *(_scored(f"steps{n}", steps=n) for n in STEPS if n != SHOWN_STEPS),
+        *(_scored(f"steps{n}", steps=n, every_seed=n == STEPS[-1]) for n in STEPS if n != SHOWN_STEPS),
         *(_scored(f"samples{n}", samples=n) for n in SAMPLES),
         _scored("without_coarse", more=(f"{SCORING}.without_coarse=true",)),
         _scored("noise_by_slice", more=(f"{SCORING}.shared_noise=false",)),
         _trained(
-            "longer", ("regression",), alone, f"{TRAINING}.regression_steps={longer_steps}", f"{TRAINING}.flow_steps=1"
+            "longer", ("regression",), alone, f"{TRAINING}.regression_steps={longer_steps}", f"{TRAINING}.flow_steps=1",
+            every_seed=True,
         ),
-        _trained("laplace", ("regression",), alone, f"{TRAINING}.laplace=true", f"{TRAINING}.flow_steps=1"),
+        _trained(
+            "laplace", ("regression",), alone, f"{TRAINING}.laplace=true", f"{TRAINING}.flow_steps=1", every_seed=True
+        ),
         *(_trained(f"pairs{k}", ("regression", *OURS), alone, f"{TRAINING}.paired_patients={k}") for k in PAIRED),
-        _trained("cycle", ("regression", *OURS), *cycle),
+        _trained("cycle", ("regression", *OURS), *cycle, every_seed=True),
         _trained("cycle_with_source", OURS, *cycle, f"{TRAINING}.sees_source=true"),
         _trained("cycle_without_noise", OURS, *cycle, f"{TRAINING}.cycle_noise=0.0"),
         _trained("cycle_more_noise", OURS, *cycle, f"{TRAINING}.cycle_noise=0.3"),
         _trained("both2", OURS, alone, f"{TRAINING}.pairs=both", f"{TRAINING}.paired_patients=2"),
         _trained("neighbours3", ("regression", *OURS), alone, f"{TRAINING}.neighbours=3"),
-    ]
+    ]  # fmt: skip
 
 
-def _trained(name: str, methods: tuple[str, ...], *overrides: str) -> Variant:
-    shown = (f"{SCORING}.samples={SHOWN_SAMPLES}", f"{SCORING}.steps={SHOWN_STEPS}")
-    return Variant(name, (*overrides, *shown), methods)
+def _trained(name: str, methods: tuple[str, ...], *overrides: str, every_seed: bool = False) -> Variant:
+    samples = SHOWN_SAMPLES if set(OURS) & set(methods) else 2  # two: the fewest that have a spread
+    shown = (f"{SCORING}.samples={samples}", f"{SCORING}.steps={SHOWN_STEPS}")
+    return Variant(name, (*overrides, *shown), methods, every_seed=every_seed)
 
 
 def _scored(
-    name: str, *, samples: int = SHOWN_SAMPLES, steps: int = SHOWN_STEPS, more: tuple[str, ...] = ()
-) -> Variant:
-    return Variant(name, (f"{SCORING}.samples={samples}", f"{SCORING}.steps={steps}", *more), trained=False)
+    name: str, *, samples: int = SHOWN_SAMPLES, steps: int = SHOWN_STEPS, more: tuple[str, ...] = (),
+    every_seed: bool = False,
+) -> Variant:  # fmt: skip
+    overrides = (f"{SCORING}.samples={samples}", f"{SCORING}.steps={steps}", *more)
+    return Variant(name, overrides, trained=False, every_seed=every_seed)
 
 
 def chosen(among: Sequence[Variant], only: str) -> list[Variant]:

@@ -34,7 +34,7 @@ def test_a_variant_is_a_fork_of_the_first_run_and_trains_only_what_it_changes(ou
     manifest = read_json(out / "seed0" / "manifest.json")
     variant = Variant("steps1", (f"{SCORING}.samples=2", f"{SCORING}.steps=1"), trained=False)
     before = {path.name: path.stat().st_mtime_ns for path in (out / "seed0" / "checkpoints").iterdir()}
-    _run_variant(variant, "smoke", "phantom", out, [])
+    _run_variant(variant, "smoke", "phantom", out, 0, [])
     fork = read_json(out / "steps1" / "manifest.json")
     assert fork["finished"]
     assert fork["data_fingerprint"] == manifest["data_fingerprint"]
@@ -75,18 +75,18 @@ def test_the_table_has_a_line_a_method_and_means_over_patients():
 
 
 def test_seeds_are_averaged_with_their_range(tmp_path):
+    made = [Variant("longer", (), ("mean",), every_seed=True), Variant("steps1", (), ("mean",), trained=False)]
     for seed, value in enumerate((10.0, 12.0)):
-        scores.write_scores([*rows_of("mean", value), *rows_of("mean", 1.0, direction="ct2pet")],
-                            _folder(tmp_path / f"seed{seed}") / "scores.csv")  # fmt: skip
-    first, _ = _of_seeds(tmp_path, 2)
+        for name, more in ((f"seed{seed}", 0), (f"longer_seed{seed}" if seed else "longer", 20)):
+            (tmp_path / name).mkdir()
+            rows = [*rows_of("mean", value + more), *rows_of("mean", 1.0, direction="ct2pet")]
+            scores.write_scores(rows, tmp_path / name / "scores.csv")
+    first, _ = _of_seeds(tmp_path, 2, made)
     assert "mean of 2 seeds" in first
     assert "11.5 [10.5, 12.5]" in first
-    assert _of_seeds(tmp_path, 1) == []
-
-
-def _folder(path):
-    path.mkdir()
-    return path
+    assert re.search(r"longer/mean +31.5 \[30.5, 32.5\]", first)
+    assert "steps1" not in first, "it is a fork of the first seed alone"
+    assert _of_seeds(tmp_path, 1, made) == []
 
 
 def test_planes_and_curves_are_drawn_of_what_is_there(tmp_path):

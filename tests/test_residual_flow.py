@@ -11,7 +11,7 @@ from tiny import Share, answering, weights
 from torch import nn
 
 from petct_lib import InputError
-from petct_lib.diffusion import EVALUATIONS, SAMPLERS, path, spread_times
+from petct_lib.diffusion import EVALUATIONS, SAMPLERS, path, spread_times, time_grid
 from petct_lib.residual_flow import FlowSettings, ResidualFlow
 
 REGRESSION = replace(tiny.REGRESSION, patch=1)
@@ -78,14 +78,14 @@ def test_with_the_true_velocity_the_sample_is_the_target_and_the_way_there_the_p
     x, c, m, noise = given_of(batch, stage)
     states = knowing(stage, batch["target"], 0.3).sample(x, c, m, noise, steps=4, sampler=sampler)
     residual = (batch["target"] - m) / 0.3
-    for image, t in zip(states, (0.75, 0.5, 0.25, 0.0), strict=True):
+    for image, t in zip(states, time_grid(4)[1:], strict=True):
         assert torch.allclose(image, m + 0.3 * path(residual, noise, t), atol=1e-5)
     assert torch.allclose(states[-1], batch["target"], atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5])
 def test_an_untrained_flows_sample_is_the_mean_and_noise_of_the_residuals_size(scale):
-    stage = flow(scale=scale)
+    stage = flow(residual_std=scale)
     x, c, m, noise = given_of(batch_of(), stage)
     assert m.std() > 0.1
     for image in stage.sample(x, c, m, noise, steps=3):
@@ -258,8 +258,8 @@ def test_an_unknown_sampler_and_no_steps_are_refused():
     [
         ({"neighbours": 2}, "neighbours 2 is not 1, 3 or 5"),
         ({"coarse_dropout": -0.1}, "coarse_dropout must lie between 0 and 1"),
-        ({"scale": 0.0}, "scale be above 0"),
-        ({"scale": math.nan}, "scale be above 0"),
+        ({"residual_std": 0.0}, "residual_std be above 0"),
+        ({"residual_std": math.nan}, "residual_std be above 0"),
         ({"width": 0}, "width and patch 1 or more"),
         ({"patch": 0}, "width and patch 1 or more"),
     ],
@@ -271,7 +271,7 @@ def test_impossible_settings_are_refused(bad, message):
 
 def test_a_flow_overfits_one_batch():
     """Of one target alone the velocity can be known; the sample is then nearer to it than the regression is."""
-    stage, batch = flow(scale=0.6), batch_of(2)
+    stage, batch = flow(residual_std=0.6), batch_of(2)
     batch["target"] = batch["target"].sign() * 0.6
     losses = [step(stage, batch, k)[0]["mse"].item() for k in range(250)]
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])

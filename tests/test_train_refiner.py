@@ -63,7 +63,7 @@ def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
     made = plans(256, seed=0, batch_size=8, **STEPS, **SMALL, **given, **of_data)
     for of in made.values():
         assert (of.stage.width, of.stage.multipliers, of.stage.neighbours, of.stage.lr) == (8, (1, 2), 3, 1e-3)
-        assert of.augmentation == Augmentation(shift=2, scale=0.1), "scale is the augmentation's; a flow's is measured"
+        assert of.augmentation == Augmentation(shift=2, scale=0.1)
         assert (of.fit.checkpoint_every, of.crop) == (7, 32)
     regression, pix2pix, flow = (of.stage for of in made.values())
     assert (regression.lambda_adversarial, pix2pix.lambda_adversarial) == (0.0, 0.5)
@@ -174,7 +174,7 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
     flow = load_flow(run / "checkpoints" / "flow_pet2ct.pt", regression)
     batches = train_refiner._batches(pairs, 2, plan["flow"].augmentation, 16)
-    assert flow.settings.scale == residual_std(regression, batches, 0) != 0.1
+    assert flow.settings.residual_std == residual_std(regression, batches, 0) != 0.1
 
 
 def test_pix2pix_begins_with_the_weights_of_the_runs_regression(run, pairs):
