@@ -176,7 +176,7 @@ def answering(in_channels=3, **settings):
     """A U-Net whose last layer is not 0, as it is untrained."""
     torch.manual_seed(0)
     net = UNet(in_channels, **{"width": 8, "multipliers": (1, 2), **settings})
-    nn.init.normal_(net.tail[-1].weight, std=0.1)
+    nn.init.normal_(net.pixels[-1].weight, std=0.1)
     return net
 
 
@@ -230,11 +230,23 @@ def test_a_pixel_of_the_output_is_the_one_of_the_input():
         for k in range(4):
             net.head.weight[k, k, 1, 1] = 1.0  # each of a square's four pixels keeps its own channel
             net.tail[-1].weight[k, k, 1, 1] = 1.0
+        for conv in (net.pixels[0], net.pixels[-1]):
+            conv.weight[0, 0, 1, 1] = 1.0
         for norm in (m for m in net.modules() if isinstance(m, nn.GroupNorm)):
             norm.weight.fill_(1.0)
     x = torch.zeros(1, 1, 8, 8)
     x[0, 0, 5, 2] = 1.0
     assert net(x, torch.zeros(1))[0, 0].argmax().item() == 5 * 8 + 2
+
+
+def test_the_last_layers_see_pixels_and_no_squares():
+    """With nothing from the grid, an image moved by one pixel gives the output moved by one pixel."""
+    net, x = answering(1, patch=2), torch.randn(1, 1, 16, 16)
+    for p in net.tail[-1].parameters():
+        nn.init.zeros_(p)
+    out, moved = net(x, torch.zeros(1)), net(x.roll(1, dims=3), torch.zeros(1))
+    assert out.std() > 0.01
+    assert torch.allclose(moved[..., 3:-2], out.roll(1, dims=3)[..., 3:-2], atol=1e-6)
 
 
 def test_time_embedding_tells_the_times_of_a_grid_apart():

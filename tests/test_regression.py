@@ -34,7 +34,7 @@ def constant(stage, *values):
     """The stage with a U-Net that gives one value for each of its outputs, whatever it sees."""
     for net in (stage.nets["unet"], stage.ema["unet"].module):
         with torch.no_grad():
-            net.tail[-1].bias.copy_(torch.tensor(values))
+            net.pixels[-1].bias.copy_(torch.tensor(values))
     return stage
 
 
@@ -66,7 +66,7 @@ def test_laplace_likelihood_by_hand():
 def slope_of_scale(log_b, batch):
     stage = constant(Regression(LAPLACE), 0.0, log_b - FIRST_LOG_SCALE)
     stage.losses(batch)[0]["laplace"].backward()
-    return stage.nets["unet"].tail[-1].bias.grad[1].item()
+    return stage.nets["unet"].pixels[-1].bias.grad[1].item()
 
 
 def test_the_likelihood_is_best_where_the_scale_is_the_mean_absolute_error():
@@ -253,7 +253,7 @@ def test_it_answers_with_its_averaged_weights_and_without_a_gradient():
     stage, batch = trained(PLAIN, batch_of()), batch_of()
     image = stage.predict(batch["source"], batch["coarse"])
     assert not image.requires_grad
-    nn.init.zeros_(stage.nets["unet"].tail[-1].weight)
+    nn.init.zeros_(stage.nets["unet"].pixels[-1].weight)
     assert torch.equal(stage.predict(batch["source"], batch["coarse"]), image)
     assert not stage.ema["unet"].module.training
 
@@ -274,7 +274,7 @@ def test_parts_see_what_the_whole_batch_drops():
     ends, batch = [], batch_of()
     for parts in (1, 2):
         stage = answering(PLAIN)
-        nn.init.normal_(stage.nets["unet"].tail[-1].weight, generator=torch.Generator().manual_seed(0))
+        nn.init.normal_(stage.nets["unet"].pixels[-1].weight, generator=torch.Generator().manual_seed(0))
         stage.optimisers = {"unet": torch.optim.SGD(stage.nets["unet"].parameters(), lr=0.1)}
         for k in range(2):
             step(stage, batch, k, accumulate=parts)

@@ -145,7 +145,7 @@ def test_parts_see_the_times_and_the_noise_of_the_whole_batch():
     ends, batch = [], batch_of()
     for parts in (1, 2):
         stage = flow()
-        nn.init.normal_(stage.nets["velocity"].tail[-1].weight, std=0.1, generator=torch.Generator().manual_seed(0))
+        nn.init.normal_(stage.nets["velocity"].pixels[-1].weight, std=0.1, generator=torch.Generator().manual_seed(0))
         stage.optimisers = {"velocity": torch.optim.SGD(stage.nets["velocity"].parameters(), lr=0.1)}
         for k in range(2):
             step(stage, batch, k, accumulate=parts)
@@ -168,7 +168,7 @@ def test_the_regression_stays_as_it_is_and_is_no_part_of_the_flow():
 
 def answering_flow(regression=REGRESSION, **settings):
     stage = flow(regression, **settings)
-    nn.init.normal_(stage.ema["velocity"].module.tail[-1].weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(stage.ema["velocity"].module.pixels[-1].weight, std=0.1, generator=torch.Generator().manual_seed(0))
     return stage
 
 

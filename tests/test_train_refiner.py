@@ -291,5 +291,5 @@ def test_a_flow_learns_residuals_of_unit_size(run, pairs):
     for k in range(20):
         batch = batches(np.random.default_rng(k))
         m = regression.predict(batch["source"], batch["coarse"])
-        residuals.append((batch["target"] - m) / stage.settings.scale)
+        residuals.append((batch["target"] - m) / stage.settings.residual_std)
     assert torch.cat(residuals).square().mean().sqrt().item() == pytest.approx(1, abs=0.05)

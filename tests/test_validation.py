@@ -256,7 +256,7 @@ def test_a_generator_with_neighbours_makes_the_coarse_images_from_them(run):
 @pytest.fixture
 def flow():
     stage = ResidualFlow(tiny.FLOW, tiny.answering(tiny.REGRESSION))
-    torch.nn.init.normal_(stage.ema["velocity"].module.tail[-1].weight, std=0.1)
+    torch.nn.init.normal_(stage.ema["velocity"].module.pixels[-1].weight, std=0.1)
     return stage
 
 
@@ -276,7 +276,7 @@ def test_a_flows_score_is_its_loss_and_its_error_that_of_a_sample_of_two_steps(r
 def test_a_better_flow_has_a_better_score(run, flow):
     one = RefinerValidation(run, Prepared(run / "prepared").patients[:2], "pet2ct", slices=4)
     score = one(flow)["validation_score"]
-    torch.nn.init.constant_(flow.ema["velocity"].module.tail[-1].bias, 10.0)
+    torch.nn.init.constant_(flow.ema["velocity"].module.pixels[-1].bias, 10.0)
     assert one(flow)["validation_score"] > score + 50, "a velocity that is 10 too large: about 10² more"
 
 

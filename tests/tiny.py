@@ -58,7 +58,7 @@ def stage_of(kind: str, **settings: object):
 def answering(settings: RegressionSettings, seed: int = 1) -> Regression:
     """A regression whose averaged network answers to what it sees, as an untrained one, which gives 0, does not."""
     regression = Regression(settings, seed)
-    torch.nn.init.normal_(regression.ema["unet"].module.tail[-1].weight, std=0.1)
+    torch.nn.init.normal_(regression.ema["unet"].module.pixels[-1].weight, std=0.1)
     return regression
 
 
