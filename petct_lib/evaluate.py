@@ -119,20 +119,20 @@ def _around_lung_bases(case: Case) -> np.ndarray:
 def translate_patient(
     prepared: Prepared, splits: dict, patient: str, direction: str, translator: Translator, *, samples: int, steps: int,
     seed: int, atlas: np.ndarray, methods: Collection[str] = METHODS, shared_noise: bool = True,
-    without_coarse: bool = False,
+    without_coarse: bool = False, bf16: bool = False,
 ) -> Case:  # fmt: skip
     """Those of `methods` that the run has on one patient, by their names in `scores.csv`.
 
-    shared_noise: see `translate.noise_like`. without_coarse: the samples do not see the coarse image. atlas:
-    `data.mean_atlas` of the training targets. InputError for a patient who is not of the role `test`: something has
-    learned from all others, or was chosen by them.
+    shared_noise: see `translate.noise_like`. without_coarse: the samples do not see the coarse image. bf16: see
+    `Refiner.samples`. atlas: `data.mean_atlas` of the training targets. InputError for a patient who is not of the role
+    `test`: something has learned from all others, or was chosen by them.
     """
     if patient not in splits["test"]:
         raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
     case = load_case(prepared, patient, direction)
     x, coarse = translator.start(case.source, direction, case.lengths)
     images = _controls(case, x, coarse, direction, translator, atlas, methods)
-    given = {"samples": samples, "steps": steps, "seed": seed, "shared": shared_noise}
+    given = {"samples": samples, "steps": steps, "seed": seed, "shared": shared_noise, "bf16": bf16}
     stacks, scales = {}, {}
     for prefix in ("",) if without_coarse else ("", "unpaired_"):  # of cycle pairs, there is nothing else to see
         refiner = translator.refiner(direction, prefix)

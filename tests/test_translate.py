@@ -105,6 +105,14 @@ def test_a_sample_depends_neither_on_how_many_there_are_nor_on_the_batch(transla
     assert np.allclose(translator.samples(x, coarse, "pet2ct", samples=3, steps=2, seed=0), stack, atol=0.1)
 
 
+def test_bf16_changes_a_sample_by_rounding_alone(translator, source, stack):
+    given = {"samples": 3, "steps": 2, "seed": 0}
+    rounded = translator.samples(*translator.start(source, "pet2ct"), "pet2ct", **given, bf16=True)
+    assert rounded.dtype == np.float32
+    assert not np.array_equal(rounded, stack)
+    assert np.abs(rounded - stack).mean() < 0.02 * np.abs(stack[0] - stack[1]).mean()
+
+
 def test_slices_of_a_sample_share_their_noise_unless_each_is_to_have_its_own(translator, source):
     x, coarse = (images[:1].expand(3, -1, -1, -1) for images in translator.start(source, "pet2ct"))
     refiner = translator.refiners["pet2ct"]
