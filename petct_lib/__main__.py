@@ -163,7 +163,7 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", type=Path, required=True, help="new or empty folder for the results")
     p.add_argument(
         "--mode", choices=("mean", "sample"), default="mean",
-        help="mean: of the samples, the least error; sample: one of them, which looks real (%(default)s)",
+        help="mean: of the samples, less error; sample: one of them, which looks real (%(default)s)",
     )  # fmt: skip
     p.add_argument("--samples", type=_positive, help="samples drawn (default: 8 for mean, 1 for sample)")
     p.add_argument("--steps", type=_positive, default=4, help="steps of Heun's method from noise (%(default)s)")

@@ -33,8 +33,8 @@ METHODS = {  # by name in `scores.csv`: what it is, and the question that it is 
     "pix2pix": (
         "the regression without coarse image, fine-tuned with a discriminator", "Is a discriminator enough?",
     ),
-    "sample": ("one sample of the residual flow", "Mode `sample`: looks real."),
-    "mean": ("the mean of the samples", "Mode `mean`: the least error."),
+    "sample": ("one sample of the residual flow", "Mode `sample`: can it be told from a real image?"),
+    "mean": ("the mean of the samples", "Mode `mean`: has it less error than a regression?"),
     "unpaired_sample": ("one sample of a flow trained on cycle pairs", "What is possible without any real pair?"),
     "unpaired_mean": ("the mean of such samples", "What is possible without any real pair?"),
 }  # fmt: skip

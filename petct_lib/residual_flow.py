@@ -2,8 +2,8 @@
 
 With x the source, c the coarse image, m = m(x, c) the regression's and y the real target, all (B, 1, H, W): the flow
 of `diffusion.py` learns the residual r = (y − m)/s given x, c and m, s being the residual's standard deviation
-(CorrDiff, Mardani et al. 2023). A sample is m + s·r: one image that may be the real one. The mean of several has the
-least error, their spread is the uncertainty.
+(CorrDiff, Mardani et al. 2023). A sample is m + s·r: one image that may be the real one. The mean of several has less
+error, their spread is the uncertainty.
 """
 
 from dataclasses import asdict, dataclass

@@ -236,7 +236,7 @@ class Translator:
     ) -> Translation:  # fmt: skip
         """A stack of slices (n, H, W) in SUV or HU, on the run's pixel size, to its translation in the target's unit.
 
-        mode: "mean" of the samples, which has the least error, or "sample", the first of them, which looks real; the
+        mode: "mean" of the samples, which has less error, or "sample", the first of them, which looks real; the
         spread is that of all samples in either. samples: None takes SAMPLES. steps: of Heun's method, 2 · steps − 1
         evaluations of the network a sample. lengths: slices of its studies, where there are several. without_coarse:
         regression and flow do not see the CycleGAN output. InputError for another mode, and for no samples or steps.
