@@ -123,7 +123,7 @@ def write_derived(
 ) -> list[Path]:
     """A synthetic series (HU as CT, SUV as PET in GML): DERIVED, new UIDs, the warning in every file.
 
-    ImageType goes on with SECONDARY for CT, as befits what is no direct result of an examination (PS3.3 C.7.6.1.1.2),
+    ImageType continues with SECONDARY for CT, as befits what is no direct result of an examination (PS3.3 C.7.6.1.1.2),
     and with PRIMARY for PET, whose image module allows nothing else (C.8.9.4.1.2).
 
     description: what the series is ("synthetic CT from PET"); the warning is added to it. seed: makes the UIDs.

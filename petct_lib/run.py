@@ -115,7 +115,7 @@ def run_all(
 ) -> None:  # fmt: skip
     """The four notebooks in order into the run folder `out`; prints the table, the seconds by stage and the folder.
 
-    overrides: see `load_params`. until: the last notebook to run; the run goes on with `resume`. A finished run of the
+    overrides: see `load_params`. until: the last notebook to run; `resume` continues the run. A finished run of the
     same settings is only shown again. InputError, and no change anywhere, for bad input, for a run of other settings in
     `out` (unless `force`), and for an unfinished one (unless `resume`).
     """
@@ -141,7 +141,7 @@ def fork(
 ) -> None:  # fmt: skip
     """A new run folder with other settings that shares what the notebooks up to `until` made in a finished run.
 
-    Files are hard links where the file system has them. `run_all` with the same settings and `resume` goes on with it.
+    Files are hard links where the file system has them. `run_all` with the same settings and `resume` continues it.
     The caller sees to it that those notebooks have the same settings.
     """
     shared = NOTEBOOKS[: NOTEBOOKS.index(until) + 1]

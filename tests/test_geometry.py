@@ -276,7 +276,7 @@ def rescale_at_random(folder: Path, rng: np.random.Generator) -> float:
 def check_values(got: Volume, value: Callable, rounding: float, curvature: float, rng: np.random.Generator) -> None:
     """Voxels where the reader says that they lie, and points between them.
 
-    Trilinear interpolation errs by at most Σ h² |f″| / 8 over the three steps h, whatever way they point.
+    The error of trilinear interpolation is at most Σ h² |f″| / 8 over the three steps h, whatever way they point.
     """
     truth = value(centres_mm(got.size, got.affine))
     assert np.abs(got.array - truth).max() < rounding

@@ -1,4 +1,4 @@
-"""Realism: images that can and cannot be told apart, and changes along z known by hand."""
+"""Realism: images that can and cannot be distinguished, and changes along z known by hand."""
 
 import numpy as np
 import pytest
