@@ -77,7 +77,7 @@ bench: $(BENCHED)  ## speed and memory of ingest, phantom, training, translation
 	$(BIN)/python benchmarks/projection.py --measure
 
 ablation: NAME = ablation
-ablation: $(STAMP)  ## three seeds of the run, every variant and control with the first, into runs/ablation or runs/NAME (about 2.5 hours)
+ablation: $(STAMP)  ## three seeds of the run, every variant and control, into runs/ablation or runs/NAME (hours)
 	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" --only "$(ONLY)"
 
 figures: run  ## the README's pictures, from the run (made first if it is missing), and from the ablations where there are some

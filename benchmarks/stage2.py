@@ -179,7 +179,7 @@ def main() -> None:
     validation, pairs = Validation(args.run, args.direction), pairs_of(args.run, args.direction, "real", seed=0)
     own, size = validation.translator.refiners[args.direction].regression, validation.translator.grid["size"]
     found = {}
-    s = residual_std(own, _batches(pairs, 8), 0)
+    s, flows = residual_std(own, _batches(pairs, 8), 0), {}
     for name in dict.fromkeys(("profile", *args.only)):
         plan = plans_of(args.profile, size, SETTINGS.get(name, {}))
         stage = replace(plan["flow"].stage, residual_std=s)
@@ -192,7 +192,7 @@ def main() -> None:
                 found[name] = {"steps": steps, "MAE": mae, "spec": spectrum}
                 flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"], pairs=pairs)
             elif name == "validation's s":
-                flow, flow_steps = of_profile
+                flow, flow_steps = flows["profile"]
                 flow.settings = replace(stage, residual_std=validation.residual_std(own))
             else:
                 of, mine = noisy(own, s / 2), pairs
@@ -200,9 +200,7 @@ def main() -> None:
                     of, mine = out_of_fold(args.run, args.direction, train, plan["regression"])
                 stage = replace(stage, residual_std=residual_std(of, _batches(mine, 8), 0))
                 flow, flow_steps = train(partial(ResidualFlow, stage, of), plan["flow"], pairs=mine)
-        flow.regression = own
-        if name == "profile":
-            of_profile = flow, flow_steps
+        flow.regression, flows[name] = own, (flow, flow_steps)
         found[name] = found.get(name, {}) | {"s": flow.settings.residual_std, "steps of flow": flow_steps}
         found[name] |= validation.flow(flow)
         print(name, {key: round(float(value), 3) for key, value in found[name].items()}, flush=True)
