@@ -1,7 +1,7 @@
 """Slices per second and peak memory of translating a volume, against 50 steps of DDIM with MONAI's network.
 
 `make bench` runs it. Networks of the quick profile's widths, untrained (their weights do not change the time), on a
-volume of 200 slices of 256×256: generator, regression, and one sample of the flow in 4 steps of Heun's method. The peer
+volume of 200 slices of 256×256: generator, regression, and one sample of the flow in 4 midpoint steps. The peer
 is a conditional diffusion model that sees (z_t, source, coarse image): MONAI's DiffusionModelUNet with the flow's
 widths, with attention only in its middle, on a few slices of the same volume; its generator is left out.
 """

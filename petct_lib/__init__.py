@@ -40,6 +40,7 @@ Networks and training
     nets            generator, discriminator, U-Net
     cyclegan        losses, image pool, and one training step
     diffusion       rectified flow: path, velocity, samplers
+    spectrum        how much of each spatial frequency is in an image, and a filter by frequency
     regression      stage 2, first part: a U-Net, and pix2pix
     residual_flow   stage 2, second part: diffusion of what the regression could not know
     cycle_pairs     pairs for stage 2 without a real one
@@ -47,6 +48,7 @@ Networks and training
     train           the loop: devices, schedule, watchers, exact resume
     checkpoints     states on disk, whole or absent
     interrupt       Ctrl-C as a wish that is granted at the end of a step
+    memory          freed memory kept by the process, for speed
     logs            TensorBoard's files, and a plot that lives while a training runs
     collapse        early signs that a GAN collapses or invents
     validation      scores of a stage under training

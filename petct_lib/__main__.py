@@ -166,7 +166,7 @@ def _add_translate(commands: argparse._SubParsersAction) -> None:
         help="mean: of the samples, less error; sample: one of them, which looks real (%(default)s)",
     )  # fmt: skip
     p.add_argument("--samples", type=_positive, help="samples drawn (default: 8 for mean, 1 for sample)")
-    p.add_argument("--steps", type=_positive, default=4, help="steps of Heun's method from noise (%(default)s)")
+    p.add_argument("--steps", type=_positive, default=4, help="steps of the midpoint method from noise (%(default)s)")
     p.add_argument("--without-coarse", action="store_true", help="stage 2 does not see the CycleGAN output")
     p.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     p.set_defaults(command=_translate)

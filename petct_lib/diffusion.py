@@ -76,5 +76,22 @@ def heun(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tensor]:
     return states
 
 
-SAMPLERS = {"euler": euler, "heun": heun}
-EVALUATIONS = {"euler": lambda steps: steps, "heun": lambda steps: 2 * steps - 1}  # of the network, a sample
+def midpoint(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tensor]:
+    """The velocity halfway along Euler's step, for the whole step: error of order 2 (Hairer 1993, §II.1, eq. 1.4).
+
+    Two evaluations a step. The default: of a Gaussian with the residual's spectrum, 4 steps keep 95 % of the variance,
+    Heun's 81 % (its velocity at t = 1 and its last step, which is Euler's, both draw to the mean).
+    """
+    states = []
+    for t, s in pairwise(times):
+        half = (t + s) / 2
+        z = z + (s - t) * velocity(z + (half - t) * velocity(z, t), half)
+        states.append(z)
+    return states
+
+
+SAMPLERS = {"euler": euler, "heun": heun, "midpoint": midpoint}
+DEFAULT = "midpoint"
+EVALUATIONS = {  # of the network, a sample
+    "euler": lambda steps: steps, "heun": lambda steps: 2 * steps - 1, "midpoint": lambda steps: 2 * steps,
+}  # fmt: skip

@@ -54,6 +54,7 @@ class Case:
     scales: dict[str, np.ndarray] = field(default_factory=dict)  # Laplace scale of the error, by method
     spread: np.ndarray | None = None  # standard deviation of the samples of `mean`
     ranks: np.ndarray | None = None  # histogram of the real image's rank among them, (N + 1,)
+    drawn: np.ndarray | None = None  # the middle slice of each of them, (N, H, W)
     lengths: tuple[int, ...] | None = None  # slices of each study, one after the other; None: one study
     voxel_mm: tuple[float, float, float] | None = None  # z, y, x; None: no lesions are counted
     kvp: float | None = None  # the real CT's tube voltage; None: not known, and no attenuation is scored
@@ -65,7 +66,7 @@ class Case:
 
 
 # what a part of a case goes without
-PART = {"source": None, "samples": {}, "scales": {}, "spread": None, "ranks": None, "lengths": None}
+PART = {"source": None, "samples": {}, "scales": {}, "spread": None, "ranks": None, "drawn": None, "lengths": None}
 
 
 def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
@@ -197,17 +198,18 @@ def _score_patient(
 
 
 def summarised(case: Case) -> Case:
-    """The case with the spread and the ranks of its samples in their place: they are many times the rest.
+    """The case with spread, ranks and middle slice of its samples in their place: they are many times the rest.
 
     Of a single sample the spread is 0, as `translate.Translation`'s, and there are no ranks.
     """
     stack, body = case.samples.get("mean"), case.body
     if stack is None:
         return replace(case, samples={})
+    case = replace(case, samples={}, drawn=stack[:, stack.shape[1] // 2].copy())
     if len(stack) == 1:
-        return replace(case, samples={}, spread=np.zeros_like(stack[0]))
+        return replace(case, spread=np.zeros_like(stack[0]))
     ranks = distribution.rank_histogram(stack[:, body], case.real[body], np.random.default_rng(0))
-    return replace(case, samples={}, spread=stack.std(axis=0, ddof=1), ranks=ranks)
+    return replace(case, spread=stack.std(axis=0, ddof=1), ranks=ranks)
 
 
 def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch.nn.Module | None = None) -> list[dict]:

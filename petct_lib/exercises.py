@@ -102,13 +102,13 @@ def check_worst_slice(answer: int | None, marked: np.ndarray) -> bool:
 
 
 def check_budget(answer: Collection[tuple[int, int]] | None, budget: int) -> bool:
-    """All (steps, samples) of Heun's method with at most `budget` evaluations a slice.
+    """All (steps, samples) of the midpoint method with at most `budget` evaluations a slice.
 
-    Generator and regression take one each, a sample of n steps 2·n − 1 of the flow.
+    Generator and regression take one each, a sample of n steps 2·n of the flow.
     """
     left = budget - 2
-    expected = {(n, m) for n in range(1, left + 1) for m in range(1, left + 1) if (2 * n - 1) * m <= left}
-    hint = "Generator and regression take one each; each sample 2 · steps − 1, for the last step is Euler's."
+    expected = {(n, m) for n in range(1, left + 1) for m in range(1, left + 1) if 2 * n * m <= left}
+    hint = "Generator and regression take one each; each sample 2 · steps of the flow."
     return _set(answer, expected, hint)
 
 

@@ -112,8 +112,11 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
             f"batch {parameters['02_cyclegan_training'].get('batch_size', 'as in the notebook')}",
             "stage 2": f"{_listed(stage2['steps'])} steps; pairs: {stage2['pairs']}"
             + (", and cycle pairs for `unpaired_*`" if stage2["unpaired"] else ""),
-            "residual's standard deviation": f"{_listed(stage2['residual_std'])} in network units",
-            "sampling": f"{sampling['samples']} samples of {sampling['steps']} Heun steps",
+            "residual's spectrum": ", ".join(
+                f"{direction} {of[0]:.3g} to {of[-1]:.3g}" for direction, of in stage2["residual_spectrum"].items()
+            )
+            + " in network units, coarse to fine",
+            "sampling": f"{sampling['samples']} samples of {sampling['steps']} midpoint steps",
             "seeds": ", ".join(f"{name[:2]}: {of.get('seed', 'the notebook’s')}" for name, of in parameters.items()),
             "time and memory": f"{sum(manifest['seconds'].values()):.0f} s on {manifest['cores']} cores, "
             f"{manifest['peak_memory_mb']} MB at most",

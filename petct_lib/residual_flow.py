@@ -1,9 +1,11 @@
 """Residual flow: what the regression could not know, drawn by diffusion (stage 2, second part).
 
 With x the source, c the coarse image, m = m(x, c) the regression's and y the real target, all (B, 1, H, W): the flow
-of `diffusion.py` learns the residual r = (y − m)/s given x, c and m, s being the residual's standard deviation
-(CorrDiff, Mardani et al. 2023). A sample is m + s·r: one image that may be the real one. The mean of several has less
-error, their spread is the uncertainty.
+of `diffusion.py` learns the residual y − m given x, c and m (CorrDiff, Mardani et al. 2023). It is whitened first: r is
+the residual with each spatial frequency divided by its standard deviation s, so that noise drowns coarse and fine
+structures at the same times (EqualSNR, Falck et al. 2025). Else the coarse ones would be drawn in the first of the few
+steps and the fine ones in the last. A sample is m + s·r: one image that may be the real one. The mean of several has
+less error, their spread is the uncertainty.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,9 +16,10 @@ from torch import Tensor, nn
 
 from petct_lib import InputError
 from petct_lib.cyclegan import Update
-from petct_lib.diffusion import SAMPLERS, path, spread_times, time_grid
+from petct_lib.diffusion import DEFAULT, SAMPLERS, path, spread_times, time_grid
 from petct_lib.nets import UNet, averaged, middle, tile
 from petct_lib.regression import Regression, dropped
+from petct_lib.spectrum import filtered
 
 PREVIEW_STEPS = 4
 
@@ -25,7 +28,7 @@ PREVIEW_STEPS = 4
 class FlowSettings:
     """The sizes here are the profile `full`'s. InputError for settings out of their range."""
 
-    residual_std: float = 0.1  # s: standard deviation of y − m, in network units
+    residual_spectrum: tuple[float, ...] = (0.1,)  # s: of y − m by frequency, in network units, see `spectrum`
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     patch: int = 4  # of the space-to-depth grid: size / 64
@@ -40,11 +43,10 @@ class FlowSettings:
     def __post_init__(self) -> None:
         if self.neighbours not in (1, 3, 5):
             raise InputError(f"flow: neighbours {self.neighbours} is not 1, 3 or 5")
-        if not 0 <= self.coarse_dropout <= 1 or not self.residual_std > 0 or min(self.width, self.patch) < 1:
-            raise InputError(
-                "flow: coarse_dropout must lie between 0 and 1, residual_std be above 0, width and patch 1 or more: "
-                f"{self}"
-            )
+        if not 0 <= self.coarse_dropout <= 1 or min(self.width, self.patch) < 1:
+            raise InputError(f"flow: coarse_dropout must lie between 0 and 1, width and patch be 1 or more: {self}")
+        if not self.residual_spectrum or not all(s > 0 for s in self.residual_spectrum):
+            raise InputError(f"flow: residual_spectrum must have bands, each above 0: {self.residual_spectrum}")
 
 
 class ResidualFlow:
@@ -85,7 +87,7 @@ class ResidualFlow:
 
     def _loss(self, net: nn.Module, source: Tensor, coarse: Tensor, target: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         m = self.regression.predict(source, coarse)  # here, in the precision of the update
-        r = (target - m) / self.settings.residual_std
+        r = filtered(target - m, [1 / s for s in self.settings.residual_spectrum])
         v = self._forward(net, path(r, noise, t[:, None, None, None]), source, coarse, m, t)
         return (v - (noise - r)).square().mean()
 
@@ -102,7 +104,7 @@ class ResidualFlow:
 
     @torch.no_grad()
     def sample(
-        self, source: Tensor, coarse: Tensor, mean: Tensor, noise: Tensor, *, steps: int, sampler: str = "heun"
+        self, source: Tensor, coarse: Tensor, mean: Tensor, noise: Tensor, *, steps: int, sampler: str = DEFAULT
     ) -> list[Tensor]:
         """The image m + s·r after each step from noise (B, 1, H, W), the last one being the sample; not clipped.
 
@@ -116,7 +118,8 @@ class ResidualFlow:
         def velocity(z: Tensor, t: float) -> Tensor:
             return self._forward(net, z, x, c, m, torch.full((len(z),), t, device=z.device))
 
-        return [m + self.settings.residual_std * r for r in SAMPLERS[sampler](velocity, z, time_grid(steps))]
+        spectrum = self.settings.residual_spectrum
+        return [m + filtered(r, spectrum) for r in SAMPLERS[sampler](velocity, z, time_grid(steps))]
 
     @torch.no_grad()
     def loss_on(self, source: Tensor, coarse: Tensor, target: Tensor, generator: torch.Generator) -> float:
@@ -135,7 +138,9 @@ class ResidualFlow:
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: the settings."""
-        return {"settings": {**asdict(self.settings), "multipliers": list(self.settings.multipliers)}}
+        s = self.settings
+        lists = {"multipliers": list(s.multipliers), "residual_spectrum": list(s.residual_spectrum)}
+        return {"settings": {**asdict(s), **lists}}
 
     def load_extra_state(self, state: dict) -> None:
         """Nothing beside the settings, which `train.fit` has compared already."""

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from petct_lib import InputError
 from petct_lib.checkpoints import clear_leftovers, load_checkpoint, save_checkpoint
 from petct_lib.interrupt import Interrupt
+from petct_lib.memory import keep_freed_memory
 from petct_lib.progress import bar
 from petct_lib.updates import Updates
 
@@ -206,6 +207,7 @@ class _Training:
                 watcher.close()
 
     def _place(self) -> None:
+        keep_freed_memory()
         layout = torch.channels_last if self.settings.channels_last else torch.preserve_format
         for net in (*self.stage.nets.values(), *self.stage.ema.values()):
             net.to(self.accelerator.device, memory_format=layout)

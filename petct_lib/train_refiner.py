@@ -20,6 +20,7 @@ from petct_lib.logs import TensorBoardLog
 from petct_lib.prepare import Prepared
 from petct_lib.regression import Regression, RegressionSettings
 from petct_lib.residual_flow import FlowSettings, ResidualFlow
+from petct_lib.spectrum import spectrum
 from petct_lib.train import FitSettings, Watcher, fit
 from petct_lib.train_cyclegan import checkpoint_of
 from petct_lib.translate import BATCH, coarse_for, load_cyclegan, load_regression
@@ -29,7 +30,8 @@ KINDS = ("real", "cycle", "both")  # of pairs
 GRID = 64  # pixels along x and y of the space-to-depth grid
 VARIANTS = 4  # perturbed images of each slice that cycle pairs draw from
 PREVIEWED = 4  # slices of the sample panel
-MEASURED = 32  # batches that the residual's standard deviation is measured on
+FLOOR = 1e-3  # chosen: a band of the residual with less would turn rounding into signal
+MEASURED = 32  # batches that the residual's spectrum is measured on
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def plans(
     """
     kinds = (RegressionSettings, FlowSettings, FitSettings, Augmentation)
     names = [{field.name for field in fields(kind)} - {"patch", "steps"} for kind in kinds]
-    names[1].remove("residual_std")  # it is measured
+    names[1].remove("residual_spectrum")  # it is measured
     if unknown := sorted(set(settings) - set().union(*names)):
         raise InputError(
             f"stage 2 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
@@ -220,18 +222,21 @@ def _stage(
             stage.start_from(load_regression(run_dir / "checkpoints" / f"{plan.start}_{direction}.pt"))
         return stage
     regression = load_regression(run_dir / "checkpoints" / f"{plan.regression}_{direction}.pt")
-    settings = replace(plan.stage, residual_std=residual_std(regression, batches, plan.seed))
+    settings = replace(plan.stage, residual_spectrum=residual_spectrum(regression, batches, plan.seed))
     return ResidualFlow(settings, regression, plan.seed)
 
 
-def residual_std(regression: Regression, batches: PairedBatches | MixedBatches, seed: int) -> float:
-    """Root mean square of y − m(x, c) over MEASURED batches, in network units.
+def residual_spectrum(
+    regression: Regression, batches: PairedBatches | MixedBatches, seed: int
+) -> tuple[float, ...]:  # fmt: skip
+    """The spectrum of y − m(x, c) over MEASURED batches, in network units; see `spectrum.spectrum`.
 
-    To three digits, so that another number of threads does not make it another flow, which would not resume.
+    To three digits, so that another number of threads does not make it another flow, which would not resume. No band
+    is below FLOOR of the largest.
     """
-    squares = []
+    residuals = []
     for k in range(MEASURED):
         batch = batches(np.random.default_rng([seed, k]))
-        error = batch["target"] - regression.predict(batch["source"], batch["coarse"]).cpu()
-        squares.append(error.square().mean().item())
-    return float(f"{np.sqrt(np.mean(squares)):.3g}")
+        residuals.append(batch["target"] - regression.predict(batch["source"], batch["coarse"]).cpu())
+    bands = spectrum(torch.cat(residuals))
+    return tuple(float(f"{max(s, FLOOR * max(bands)):.3g}") for s in bands)

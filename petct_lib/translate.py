@@ -15,8 +15,10 @@ from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
 from petct_lib.data import SOURCE, TARGET, Slices, neighbours_of
 from petct_lib.dicom_files import LeftOut, Series, read_series
+from petct_lib.diffusion import DEFAULT
 from petct_lib.files import read_json, replacing
 from petct_lib.intensity import DECODE, ENCODE, Intensity, read_window
+from petct_lib.memory import keep_freed_memory
 from petct_lib.nets import middle
 from petct_lib.prepare import FILL, Prepared
 from petct_lib.regression import Regression, RegressionSettings
@@ -30,7 +32,7 @@ UNIT = {"pet": "SUV", "ct": "HU"}
 MODALITY = {"pet": "PT", "ct": "CT"}  # DICOM's
 MODES = ("mean", "sample")
 SAMPLES = {"mean": 8, "sample": 1}  # of a mode, where no number is given
-STEPS = 4  # of Heun's method, 7 evaluations a sample
+STEPS = 4  # of the midpoint method, 8 evaluations a sample
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _finished(path: Path) -> dict:
 
 
 def _settings(state: dict) -> dict:
-    return {**state["settings"], "multipliers": tuple(state["settings"]["multipliers"])}
+    return {name: tuple(of) if isinstance(of, list) else of for name, of in state["settings"].items()}
 
 
 def _placed(stage: CycleGAN | Regression | ResidualFlow, state: dict) -> CycleGAN | Regression | ResidualFlow:
@@ -194,7 +196,7 @@ class Refiner:
         return batched(self.regression.predict, x, c)
 
     def samples(
-        self, x: Tensor, c: Tensor, *, samples: int, steps: int, seed: int, sampler: str = "heun", shared: bool = True,
+        self, x: Tensor, c: Tensor, *, samples: int, steps: int, seed: int, sampler: str = DEFAULT, shared: bool = True,
         bf16: bool = False, progress: Callable[[Iterable], Iterable] = iter,
     ) -> Iterable[Tensor]:  # fmt: skip
         """Sample after sample, each (n, 1, H, W) in [−1, 1]. InputError for no samples.
@@ -222,6 +224,7 @@ class Translator:
     """
 
     def __init__(self, run_dir: Path) -> None:
+        keep_freed_memory()
         run_dir = Path(run_dir)
         self.checkpoints = run_dir / "checkpoints"
         self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
@@ -237,7 +240,7 @@ class Translator:
         """A stack of slices (n, H, W) in SUV or HU, on the run's pixel size, to its translation in the target's unit.
 
         mode: "mean" of the samples, which has less error, or "sample", the first of them, which looks real; the
-        spread is that of all samples in either. samples: None takes SAMPLES. steps: of Heun's method, 2 · steps − 1
+        spread is that of all samples in either. samples: None takes SAMPLES. steps: of the midpoint method, 2 · steps
         evaluations of the network a sample. lengths: slices of its studies, where there are several. without_coarse:
         regression and flow do not see the CycleGAN output. InputError for another mode, and for no samples or steps.
         """

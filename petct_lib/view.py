@@ -183,6 +183,26 @@ def translations(
     return fig
 
 
+def samples(row: dict, drawn: np.ndarray, source_unit: str, target_unit: str, side: float = 2.2) -> Figure:
+    """A slice's source, its images, spread and real one, and below them every sample of it, (N, H, W), eight in a row.
+
+    row: images (H, W) by name, such as `evaluate.middle_slice` gives. side: inches of one image.
+    """
+    top = {name: row[name] for name in ("source", "coarse", "regression", "mean", "spread", "real") if name in row}
+    columns = max(len(top), min(len(drawn), 8))
+    fig, axes = _panels(1 + -(-len(drawn) // columns), columns, side=side, synthetic=True)
+    for axis, (name, image) in zip(axes[0], top.items(), strict=False):
+        if name == "spread":
+            low, high = ERROR_WINDOW[target_unit]
+            axis.imshow(image, cmap="magma", vmin=low, vmax=high, **PIXELS)
+            axis.set_title(f"spread, {low} to {high} {target_unit}", fontsize=9)
+        else:
+            _show(axis, image, source_unit if name == "source" else target_unit, name)
+    for k, (axis, image) in enumerate(zip(axes[1:].ravel(), drawn, strict=False)):
+        _show(axis, image, target_unit, f"sample {k + 1}")
+    return fig
+
+
 def _ring(axis: Axes, place: tuple[int, int], shape: tuple[int, int]) -> None:
     """Orange around a pixel, wide enough to leave what is in it to be seen."""
     axis.add_patch(Circle(place[::-1], max(shape) / 12, fill=False, edgecolor="#E69F00", lw=1.2))

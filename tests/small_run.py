@@ -40,7 +40,7 @@ def small_run(prepared: Prepared, run: Path) -> Path:
 def refiner(run: Path, direction: str, seed: int, prefix: str = "", laplace: bool = False, **settings: object) -> None:
     """A regression and a flow of random weights into the run's checkpoints."""
     regression = Regression(RegressionSettings(**SIZES, laplace=laplace, **settings), seed)
-    flow = ResidualFlow(FlowSettings(residual_std=0.2, **SIZES, **settings), regression, seed)
+    flow = ResidualFlow(FlowSettings(residual_spectrum=(0.3, 0.1), **SIZES, **settings), regression, seed)
     _save(regression, run, f"{prefix}regression_{direction}")
     _save(flow, run, f"{prefix}flow_{direction}")
 

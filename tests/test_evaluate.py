@@ -204,6 +204,7 @@ def test_a_summary_has_the_spread_and_the_ranks_in_place_of_the_samples(case):
     short = summarised(case)
     assert short.samples == {}
     assert np.array_equal(short.spread, case.samples["mean"].std(axis=0, ddof=1))
+    assert np.array_equal(short.drawn, case.samples["mean"][:, len(case.real) // 2]), "of the middle slice"
     below = (case.samples["mean"] < case.real)[:, case.body].sum(axis=0)
     assert short.ranks.sum() == case.body.sum()
     assert np.abs(short.ranks - np.bincount(below, minlength=3)).sum() < 0.01 * case.body.sum(), "but for ties"
@@ -211,7 +212,7 @@ def test_a_summary_has_the_spread_and_the_ranks_in_place_of_the_samples(case):
     assert (one.samples, one.ranks) == ({}, None)
     assert not one.spread.any()
     none = summarised(replace(case, samples={}))
-    assert none.spread is none.ranks is None
+    assert none.spread is none.ranks is none.drawn is None
 
 
 def test_patients_are_scored_one_a_core_as_in_a_row(prepared, run, atlas):
@@ -341,7 +342,7 @@ def test_what_goes_to_another_process_is_small():
     one = {"mean": stack}
     case = Case("p", stack, stack, {"body": stack > 0, "lung": stack > 0}, {}, one, one, one, stack, np.ones(3))
     few = few_slices(case)
-    assert few.source is few.spread is few.ranks is None
+    assert few.source is few.spread is few.ranks is few.drawn is None
     assert few.samples == few.scales == {}
     assert few.real.shape == few.images["mean"].shape == few.body.shape == (24, 4, 4)
     assert list(few.masks) == ["body"]

@@ -20,7 +20,7 @@ from petct_lib.variants import chosen, variants
 ORDER = (  # imports point upwards only
     ("files", "progress", "volume", "suv", "intensity", "nets", "archives", "enhanced", "parallel", "statistics"),
     ("scores",),
-    ("augment", "interrupt", "updates"),
+    ("augment", "interrupt", "memory", "spectrum", "updates"),
     ("canvas", "tissues"),
     ("metrics", "distribution", "dicom_files", "geometry", "dicom_write", "cyclegan", "checkpoints", "download"),
     ("diffusion", "regression", "cycle_pairs", "realism", "lesion_scores", "synthrad", "collapse", "train"),

@@ -56,8 +56,8 @@ def test_the_cards_have_the_runs_own_numbers(smoke_run, written):
     for what in (
         manifest["commit"] or "unknown",
         f"flow {stage2['steps']['flow']} steps; pairs: real",
-        f"ct2pet {stage2['residual_std']['ct2pet']:.3g} in network units",
-        f"{sampling['samples']} samples of {sampling['steps']} Heun steps",
+        f"ct2pet {stage2['residual_spectrum']['ct2pet'][0]:.3g} to",
+        f"{sampling['samples']} samples of {sampling['steps']} midpoint steps",
         manifest["lpips"].split(":")[0],
     ):
         assert what in written["model_card.md"]

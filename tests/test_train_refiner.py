@@ -17,8 +17,9 @@ from petct_lib.data import read_splits, refiner_patients
 from petct_lib.prepare import Prepared
 from petct_lib.regression import Regression
 from petct_lib.residual_flow import ResidualFlow
+from petct_lib.spectrum import BANDS, filtered, spectrum
 from petct_lib.train import FitSettings
-from petct_lib.train_refiner import Plan, held_out, pairs_of, plans, residual_std, train_stage
+from petct_lib.train_refiner import Plan, held_out, pairs_of, plans, residual_spectrum, train_stage
 from petct_lib.translate import coarse_images, load_cyclegan, load_flow, load_regression
 
 STEPS = {"regression_steps": 5, "pix2pix_steps": 4, "flow_steps": 6}
@@ -174,7 +175,8 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
     flow = load_flow(run / "checkpoints" / "flow_pet2ct.pt", regression)
     batches = train_refiner._batches(pairs, 2, plan["flow"].augmentation, 16)
-    assert flow.settings.residual_std == residual_std(regression, batches, 0) != 0.1
+    assert flow.settings.residual_spectrum == residual_spectrum(regression, batches, 0)
+    assert len(set(flow.settings.residual_spectrum)) > 1
 
 
 def test_pix2pix_begins_with_the_weights_of_the_runs_regression(run, pairs):
@@ -276,13 +278,16 @@ class Coarse:
         return coarse
 
 
-def test_the_residuals_size_is_the_root_mean_square_of_what_is_left():
+def test_the_residuals_spectrum_is_that_of_what_is_left():
     batches = Known()
-    assert residual_std(Coarse(), batches, 0) == 0.412  # √((0.3² + 0.5²) / 2) = 0.41231, to three digits
+    bands = residual_spectrum(Coarse(), batches, 0)
+    # A constant of which √((0.3² + 0.5²) / 2) = 0.41231 is left is one coefficient, the first, of 8 · 0.41231.
+    assert bands[0] == 3.3, "to three digits"
+    assert set(bands[1:]) - {bands[1]} == {0.0033}, "no band is nothing"
     assert len(batches.sizes) == train_refiner.MEASURED
 
 
-def test_a_flow_learns_residuals_of_unit_size(run, pairs):
+def test_a_flow_learns_residuals_of_unit_size_at_every_frequency(run, pairs):
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
     batches = train_refiner._batches(pairs, 8)
     stage = train_refiner._stage(run, "pet2ct", replace(PLAN, stage=tiny.FLOW, regression="regression"), batches)
@@ -291,5 +296,6 @@ def test_a_flow_learns_residuals_of_unit_size(run, pairs):
     for k in range(20):
         batch = batches(np.random.default_rng(k))
         m = regression.predict(batch["source"], batch["coarse"])
-        residuals.append((batch["target"] - m) / stage.settings.residual_std)
-    assert torch.cat(residuals).square().mean().sqrt().item() == pytest.approx(1, abs=0.05)
+        residuals.append(filtered(batch["target"] - m, [1 / s for s in stage.settings.residual_spectrum]))
+    assert torch.cat(residuals).square().mean().sqrt().item() == pytest.approx(1, abs=0.1)
+    assert spectrum(torch.cat(residuals)) == pytest.approx([1] * BANDS, abs=0.5), "at every frequency"

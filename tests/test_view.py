@@ -86,6 +86,18 @@ def test_translations_may_have_no_spread_and_the_error_of_another_image():
     assert np.allclose(images_of(fig)[-1], np.abs(CT[0] - CT[2]))
 
 
+def test_every_sample_is_shown_below_mean_spread_and_real():
+    drawn = np.stack([CT[0] + k for k in range(9)])
+    fig = view.samples(ROW, drawn, "SUV", "HU")
+    titles = [title for axis in fig.axes if (title := axis.get_title())]
+    of_slice = ["source", "coarse", "mean", "spread, 0 to 400 HU", "real"]
+    assert titles == [*of_slice, *(f"sample {k}" for k in range(1, 10))]
+    shown = images_of(fig)
+    assert np.array_equal(shown[3], ROW["spread"])
+    assert all(np.array_equal(image, CT[0] + k) for k, image in enumerate(shown[5:])), "all nine, in their order"
+    assert len(fig.axes) == 3 * 8, "eight in a row"
+
+
 def test_a_place_is_ringed_in_every_image_of_its_slice():
     fig = view.translations([ROW, {**ROW, "place": (3, 5)}], "SUV", "HU")
     rings = [[patch.center for patch in axis.patches] for axis in fig.axes]
@@ -127,6 +139,7 @@ def test_invented_marks_in_red_on_the_synthetic_ct():
         view.montage(CT, "HU", "abcd", synthetic=True),
         view.preview(PET[0], CT[0], CT[1] - CT.min(), "SUV", "HU"),
         view.invented(CT, CT, CT > 0),
+        view.samples(ROW, CT, "SUV", "HU"),
     ],
 )
 def test_synthetic_figures_carry_the_warning(fig):

@@ -17,7 +17,7 @@ from petct_lib.updates import Updates
 GAN = CycleGANSettings(width=4, blocks=1, patch_layers=2, pool_size=3, ema_decay=0.9)
 REGRESSION = RegressionSettings(width=8, multipliers=(1, 2), patch=2, ema_decay=0.9)
 PIX2PIX = replace(REGRESSION, coarse_dropout=1.0, lambda_adversarial=1.0, patch_width=4, patch_layers=1)
-FLOW = FlowSettings(residual_std=0.3, width=8, multipliers=(1, 2), patch=2, ema_decay=0.9)
+FLOW = FlowSettings(residual_spectrum=(0.3,), width=8, multipliers=(1, 2), patch=2, ema_decay=0.9)
 KINDS = ("gan", "regression", "pix2pix", "flow")
 PAIRED = ("source", "coarse", "target")
 
