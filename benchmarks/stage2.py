@@ -6,8 +6,10 @@ Each setting trains a regression, and a flow on the run's own regression, for as
 with the schedule of that many steps. Scored on the `held_out` patients, whom stage 2 has not learned from.
 The peer of each row is the profile's own setting in the same run.
 
-CURES are against samples that differ too little: the flow learns the residuals of a regression that has seen its
-training patients, and they are smaller than those of new ones.
+FLOWS are settings of the flow alone, and cures of samples that differ too little: the flow learns the residuals of a
+regression that has seen its training patients, and they are smaller than those of new ones.
+    Heun: the profile's flow, sampled by Heun's method
+    white noise: the residual is not whitened
     noise on m: white, of half the residual's standard deviation, while the flow trains
     out of fold: of two regressions, each for the other's patients, while the flow trains
     validation's s: the profile's flow, its residual as large as on the validation patients
@@ -26,15 +28,17 @@ import torch
 from report import row, show_and_save
 from torch import Tensor
 
-from petct_lib import distribution, metrics
+from petct_lib import distribution, metrics, realism
 from petct_lib.data import SOURCE, TARGET, read_splits, refiner_patients
+from petct_lib.diffusion import DEFAULT
+from petct_lib.intensity import ENCODE
 from petct_lib.prepare import Prepared
-from petct_lib.realism import spread
 from petct_lib.regression import Regression
 from petct_lib.residual_flow import ResidualFlow
 from petct_lib.run import parameters_of
+from petct_lib.spectrum import filtered, spectrum
 from petct_lib.train import fit
-from petct_lib.train_refiner import Pairs, Plan, _batches, held_out, pairs_of, plans, real_pairs, residual_std
+from petct_lib.train_refiner import Pairs, Plan, _batches, held_out, pairs_of, plans, real_pairs, residual_spectrum
 from petct_lib.translate import Refiner, Translator, batched, decoded, encoded
 from petct_lib.updates import precision
 
@@ -47,7 +51,7 @@ SETTINGS = {  # by name: what differs from the profile
     "ema 0.999": {"ema_decay": 0.999}, "float32": {"mixed_precision": "no"}, "compile": {"compile": True},
     "turned, resized": {"rotate_deg": 8.0, "scale": 0.1},
 }  # fmt: skip
-CURES = ("noise on m", "out of fold", "validation's s")
+FLOWS = ("Heun", "white noise", "noise on m", "out of fold", "validation's s")
 TAKEN = (  # parameters of notebook 03
     "seed", "batch_size", "regression_steps", "pix2pix_steps", "flow_steps", "crop", "width", "neighbours",
     "coarse_dropout", "patch_width", "patch_layers", "lr", "ema_decay", "shift", "rotate_deg", "scale",
@@ -125,7 +129,7 @@ class Validation:
         self.translator, self.kind, self.cases = Translator(run), TARGET[direction], []
         for patient in held_out(splits, direction):
             source, real, body = (prepared.of_patient(patient, of) for of in (SOURCE[direction], self.kind, "body"))
-            chosen = spread(len(source), SLICES)
+            chosen = realism.spread(len(source), SLICES)
             self.cases.append((*self.translator.start(source[chosen], direction), real[chosen], body[chosen]))
         self.low = min(float(real.min()) for _, _, real, _ in self.cases)
 
@@ -145,25 +149,37 @@ class Validation:
         """Of a regression's images."""
         return self.scored([self.decoded(batched(stage.predict, x, c)) for x, c, _, _ in self.cases])
 
-    def residual_std(self, regression: Regression) -> float:
-        """Of these patients, in network units."""
+    def spectrum(self, regression: Regression) -> tuple[float, ...]:
+        """Of the residuals of these patients."""
         errors = []
         for x, c, real, _ in self.cases:
             errors.append(batched(regression.predict, x, c) - encoded(real, self.kind, self.translator.window))
-        return float(np.sqrt(np.mean([error.square().mean().item() for error in errors])))
+        return spectrum(torch.cat(errors))
 
-    def flow(self, stage: ResidualFlow) -> dict[str, float]:
-        """Loss; MAE and spectrum of a sample; MAE of the mean; spread/skill."""
-        given, stacks, losses, skills = {"samples": SAMPLES, "steps": STEPS, "seed": 0}, [], [], []
+    def two_sample(self, images: list[np.ndarray]) -> float:
+        """Two-sample accuracy, as `evaluate` has it."""
+        both = [[], []]
+        for image, (_, _, real, body) in zip(images, self.cases, strict=True):
+            for of, one in zip(both, (real, image), strict=True):
+                of.append(np.where(body, ENCODE[self.kind](one, self.translator.window), -1.0).astype(np.float32))
+        return realism.two_sample_accuracy(*both, seed=0)
+
+    def flow(self, stage: ResidualFlow, sampler: str = DEFAULT) -> dict[str, float]:
+        """Loss; MAE, spectrum and two-sample accuracy of a sample; MAE of the mean; spread/skill and CRPS."""
+        given = {"samples": SAMPLES, "steps": STEPS, "seed": 0, "sampler": sampler}
+        stacks, losses, skills, crps = [], [], [], []
         for x, c, real, body in self.cases:
             stacks.append(self.decoded(torch.stack(list(Refiner(stage).samples(x, c, **given)))))
             y = encoded(real, self.kind, self.translator.window)
             losses.append(stage.loss_on(x, c, y, torch.Generator().manual_seed(0)))
             skills.append(distribution.spread_skill(stacks[-1][:, body], real[body]))
-        (sample, spectrum), (mean, _) = (
-            self.scored(of) for of in ([s[0] for s in stacks], [s.mean(0) for s in stacks])
-        )
-        return {"loss": np.mean(losses), "sample": sample, "spec.": spectrum, "mean": mean, "sp/sk": np.mean(skills)}
+            crps.append(distribution.crps(stacks[-1][:, body], real[body]).mean())
+        one = [stack[0] for stack in stacks]
+        (sample, distance), (mean, _) = (self.scored(of) for of in (one, [stack.mean(0) for stack in stacks]))
+        return {
+            "loss": np.mean(losses), "sample": sample, "spec.": distance, "two-sample": self.two_sample(one),
+            "mean": mean, "sp/sk": np.mean(skills), "CRPS": np.mean(crps),
+        }  # fmt: skip
 
 
 def main() -> None:
@@ -173,16 +189,17 @@ def main() -> None:
     parser.add_argument("--profile", default="quick", help="whose settings (%(default)s)")
     parser.add_argument("--direction", default="pet2ct", choices=list(SOURCE))
     parser.add_argument("--seconds", type=float, default=60, help="of each training (%(default)s)")
-    everything = [*SETTINGS, *CURES]
-    parser.add_argument("--only", nargs="*", default=everything, help="settings and cures, beside the profile's own")
+    everything = [*SETTINGS, *FLOWS]
+    parser.add_argument("--only", nargs="*", default=everything, help="settings and flows, beside the profile's own")
     args = parser.parse_args()
     validation, pairs = Validation(args.run, args.direction), pairs_of(args.run, args.direction, "real", seed=0)
     own, size = validation.translator.refiners[args.direction].regression, validation.translator.grid["size"]
     found = {}
-    s, flows = residual_std(own, _batches(pairs, 8), 0), {}
+    bands, flows = residual_spectrum(own, _batches(pairs, 8), 0), {}
+    s = filtered(torch.randn(64, 1, 64, 64, generator=torch.Generator().manual_seed(0)), bands).std().item()
     for name in dict.fromkeys(("profile", *args.only)):
         plan = plans_of(args.profile, size, SETTINGS.get(name, {}))
-        stage = replace(plan["flow"].stage, residual_std=s)
+        stage = replace(plan["flow"].stage, residual_spectrum=bands)
         with tempfile.TemporaryDirectory() as folder:
             train = partial(trained, seconds=args.seconds, folder=Path(folder))
             if name in SETTINGS:
@@ -191,23 +208,29 @@ def main() -> None:
                 mae, spectrum = validation.regression(regression)
                 found[name] = {"steps": steps, "MAE": mae, "spec": spectrum}
                 flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"], pairs=pairs)
+            elif name == "Heun":
+                flow, flow_steps = flows["profile"]
             elif name == "validation's s":
                 flow, flow_steps = flows["profile"]
-                flow.settings = replace(stage, residual_std=validation.residual_std(own))
+                flow.settings = replace(stage, residual_spectrum=validation.spectrum(own))
+            elif name == "white noise":
+                stage = replace(stage, residual_spectrum=(s,))
+                flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"], pairs=pairs)
             else:
                 of, mine = noisy(own, s / 2), pairs
                 if name == "out of fold":
                     of, mine = out_of_fold(args.run, args.direction, train, plan["regression"])
-                stage = replace(stage, residual_std=residual_std(of, _batches(mine, 8), 0))
+                stage = replace(stage, residual_spectrum=residual_spectrum(of, _batches(mine, 8), 0))
                 flow, flow_steps = train(partial(ResidualFlow, stage, of), plan["flow"], pairs=mine)
         flow.regression, flows[name] = own, (flow, flow_steps)
-        found[name] = found.get(name, {}) | {"s": flow.settings.residual_std, "steps of flow": flow_steps}
-        found[name] |= validation.flow(flow)
+        found[name] = found.get(name, {}) | {"steps of flow": flow_steps}
+        found[name] |= validation.flow(flow, "heun" if name == "Heun" else DEFAULT)
         print(name, {key: round(float(value), 3) for key, value in found[name].items()}, flush=True)
     profile, unit = found.pop("profile"), {"ct": "HU", "pet": "SUV"}[TARGET[args.direction]]
     show_and_save([
-        row(f"stage2_{name.replace(' ', '_')}_{key}", profile[key], of[key], f"{name}, {args.seconds:g} s", unit)
-        for name, of in found.items() for key in ("MAE", "mean") if key in of
+        row(f"stage2_{name.replace(' ', '_')}_{key}", profile[key], of[key], f"{name}, {args.seconds:g} s",
+            "1" if key == "two-sample" else unit)
+        for name, of in found.items() for key in ("MAE", "mean", "two-sample") if key in of
     ])  # fmt: skip
 
 

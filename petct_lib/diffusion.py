@@ -79,8 +79,11 @@ def heun(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tensor]:
 def midpoint(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tensor]:
     """The velocity halfway along Euler's step, for the whole step: error of order 2 (Hairer 1993, §II.1, eq. 1.4).
 
-    Two evaluations a step. The default: of a Gaussian with the residual's spectrum, 4 steps keep 95 % of the variance,
-    Heun's 81 % (its velocity at t = 1 and its last step, which is Euler's, both draw to the mean).
+    Two evaluations a step. The default, for a sampler of few steps takes variance away, and this one the least:
+
+    >>> unit = lambda z, t: z * (2 * t - 1) / ((1 - t) ** 2 + t**2)  # where r is from N(0, 1), too: z should stay 1
+    >>> {name: round(of(unit, torch.tensor(1.0), time_grid(4))[-1].item() ** 2, 2) for name, of in SAMPLERS.items()}
+    {'euler': 0.42, 'heun': 0.92, 'midpoint': 0.99}
     """
     states = []
     for t, s in pairwise(times):
