@@ -9,6 +9,7 @@ The peer of each row is the profile's own setting in the same run.
 FLOWS are settings of the flow alone, and cures of samples that differ too little: the flow learns the residuals of a
 regression that has seen its training patients, and they are smaller than those of new ones.
     Heun: the profile's flow, sampled by Heun's method
+    8 steps: the profile's flow, in twice the steps
     white noise: the residual is not whitened
     noise on m: white, of half the residual's standard deviation, while the flow trains
     out of fold: of two regressions, each for the other's patients, while the flow trains
@@ -51,7 +52,8 @@ SETTINGS = {  # by name: what differs from the profile
     "ema 0.999": {"ema_decay": 0.999}, "float32": {"mixed_precision": "no"}, "compile": {"compile": True},
     "turned, resized": {"rotate_deg": 8.0, "scale": 0.1},
 }  # fmt: skip
-FLOWS = ("Heun", "white noise", "noise on m", "out of fold", "validation's s")
+FLOWS = ("Heun", "8 steps", "white noise", "noise on m", "out of fold", "validation's s")
+DRAWN = {"Heun": {"sampler": "heun"}, "8 steps": {"steps": 2 * STEPS}}  # the profile's own flow
 TAKEN = (  # parameters of notebook 03
     "seed", "batch_size", "regression_steps", "pix2pix_steps", "flow_steps", "crop", "width", "neighbours",
     "coarse_dropout", "patch_width", "patch_layers", "lr", "ema_decay", "shift", "rotate_deg", "scale",
@@ -164,9 +166,9 @@ class Validation:
                 of.append(np.where(body, ENCODE[self.kind](one, self.translator.window), -1.0).astype(np.float32))
         return realism.two_sample_accuracy(*both, seed=0)
 
-    def flow(self, stage: ResidualFlow, sampler: str = DEFAULT) -> dict[str, float]:
+    def flow(self, stage: ResidualFlow, sampler: str = DEFAULT, steps: int = STEPS) -> dict[str, float]:
         """Loss; MAE, spectrum and two-sample accuracy of a sample; MAE of the mean; spread/skill and CRPS."""
-        given = {"samples": SAMPLES, "steps": STEPS, "seed": 0, "sampler": sampler}
+        given = {"samples": SAMPLES, "steps": steps, "seed": 0, "sampler": sampler}
         stacks, losses, skills, crps = [], [], [], []
         for x, c, real, body in self.cases:
             stacks.append(self.decoded(torch.stack(list(Refiner(stage).samples(x, c, **given)))))
@@ -208,7 +210,7 @@ def main() -> None:
                 mae, spectrum = validation.regression(regression)
                 found[name] = {"steps": steps, "MAE": mae, "spec": spectrum}
                 flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"], pairs=pairs)
-            elif name == "Heun":
+            elif name in DRAWN:
                 flow, flow_steps = flows["profile"]
             elif name == "validation's s":
                 flow, flow_steps = flows["profile"]
@@ -224,7 +226,7 @@ def main() -> None:
                 flow, flow_steps = train(partial(ResidualFlow, stage, of), plan["flow"], pairs=mine)
         flow.regression, flows[name] = own, (flow, flow_steps)
         found[name] = found.get(name, {}) | {"steps of flow": flow_steps}
-        found[name] |= validation.flow(flow, "heun" if name == "Heun" else DEFAULT)
+        found[name] |= validation.flow(flow, **DRAWN.get(name, {}))
         print(name, {key: round(float(value), 3) for key, value in found[name].items()}, flush=True)
     profile, unit = found.pop("profile"), {"ct": "HU", "pet": "SUV"}[TARGET[args.direction]]
     show_and_save([
