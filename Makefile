@@ -11,6 +11,7 @@ BROWSED := .venv/browser-extra
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CHROMIUM ?= chromium
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+JOBS ?= 1
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
 SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_steps 03_samples 04_pet2ct 04_ct2pet \
 	04_ranks 04_mae 04_agreement_pet2ct 04_worst_misses
@@ -23,7 +24,7 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo "  DATA=<folder, zip, or folder of zips>  NAME=<run's name>  PROFILE=smoke|quick|gpu|full  RESUME=1  FORCE=1"
 	@echo "  BOOKS=\"01 02\": the notebooks of these beginnings in the browser  CHROMIUM=<another>  SHOTS=<folder of its pictures>"
-	@echo "  ONLY=<regular expression>: the variants of the ablation of these names"
+	@echo "  ONLY=<regular expression>: the variants of the ablation of these names  JOBS=2: runs at a time"
 
 install: $(STAMP)  ## .venv with the pinned dependencies and the library (about 2 minutes)
 
@@ -78,7 +79,7 @@ bench: $(BENCHED)  ## speed and memory of ingest, phantom, training, translation
 
 ablation: NAME = ablation
 ablation: $(STAMP)  ## three seeds of the run, every variant and control, into runs/ablation or runs/NAME (hours)
-	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" --only "$(ONLY)"
+	$(BIN)/python -m petct_lib ablation --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" --only "$(ONLY)" --jobs $(JOBS)
 
 figures: run  ## the README's pictures, from the run (made first if it is missing), and from the ablations where there are some
 	mkdir -p figures

@@ -107,6 +107,7 @@ def _add_ablation(commands: argparse._SubParsersAction) -> None:
         "--only", default="", metavar="PATTERN",
         help="the variants of these names alone, a regular expression as 'steps.*|.*_k[0-9]+' (default: all)",
     )  # fmt: skip
+    p.add_argument("--jobs", type=_positive, default=1, help="runs at a time, which share the cores (%(default)s)")
     _add_set(p)
     p.set_defaults(command=_ablation)
 
@@ -263,7 +264,8 @@ def _download(args: argparse.Namespace) -> int:
 def _ablation(args: argparse.Namespace) -> int:
     from petct_lib.ablation import run_ablation
 
-    print(run_ablation(args.profile, args.data, args.out, seeds=args.seeds, overrides=args.set, only=args.only))
+    asked = {"seeds": args.seeds, "overrides": args.set, "only": args.only, "jobs": args.jobs}
+    print(run_ablation(args.profile, args.data, args.out, **asked))
     return 0
 
 

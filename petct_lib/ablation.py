@@ -6,16 +6,19 @@ changed (`variants`). They are runs like any other: `compare` puts their scores 
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from petct_lib import InputError, charts, compare, scores, view
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import read_splits, refiner_patients
 from petct_lib.files import read_json, write_json
+from petct_lib.parallel import each, whole
 from petct_lib.run import fork, parameters_of, run_all
 from petct_lib.scores import Row
 from petct_lib.variants import OURS, PAIRED, SCORING, SHOWN_SAMPLES, SHOWN_STEPS, TRAINING, Variant, chosen, variants
 
+PREPARATION = "01_data_exploration"
 COLUMNS = {  # metric of the body: head of its column
     "mae": "MAE", "ssim": "SSIM", "spectrum": "spectrum", "two_sample_accuracy": "two-sample", "crps": "CRPS",
     "crps_4": "CRPS 4×4", "crps_8": "CRPS 8×8", "spread_skill": "spread/skill", "coverage_80": "coverage",
@@ -24,30 +27,39 @@ COLUMNS = {  # metric of the body: head of its column
 
 
 def run_ablation(
-    profile: str, data: str, out: Path, *, seeds: int, overrides: Sequence[str] = (), only: str = ""
+    profile: str, data: str, out: Path, *, seeds: int, overrides: Sequence[str] = (), only: str = "", jobs: int = 1
 ) -> str:
     """The whole ablation into `out`; returns its tables, which are in `ablation.txt`, too, beside `scores.csv`.
 
     A run with each seed; forks of the first, or of each where a variant says so, of which `only` is a regular
-    expression that their whole names must match ("": all). What an earlier call finished is not done again. Errors as
-    for `run.run_all`, and for a wrong `only` or a seed among the overrides.
+    expression that their whole names must match ("": all). jobs: runs at a time, which share the cores. What an
+    earlier call finished is not done again. Errors as for `run.run_all`, and for a wrong `only` or a seed among the
+    overrides.
     """
     chosen(variants(longer_steps=1), only)  # a wrong name is an error now, not after the first run
-    shown = (f"{SCORING}.samples={SHOWN_SAMPLES}", f"{SCORING}.steps={SHOWN_STEPS}")
+    shown = (f"{SCORING}.samples={SHOWN_SAMPLES}", f"{SCORING}.steps={SHOWN_STEPS}", f"{SCORING}.export=false")
     settings = [[*shown, *_seeded(overrides, seed)] for seed in range(seeds)]
-    for seed, of_seed in enumerate(settings):
-        run_all(profile, data, out / f"seed{seed}", overrides=of_seed, resume=True)
-    steps = _longer_steps(out, profile, settings[0])
-    made = chosen(variants(steps), only)
-    for variant in made:
-        for seed, of_seed in enumerate(settings[: None if variant.every_seed else 1]):
-            _run_variant(variant, profile, data, out, seed, of_seed)
+    run_all(profile, data, out / "seed0", overrides=settings[0], until=PREPARATION, resume=True)
+    at_a_time = partial(each, jobs=jobs)
+    whole(at_a_time(partial(_run_seed, profile, data, out), list(enumerate(settings))))
+    made = chosen(variants(_longer_steps(out, profile, settings[0])), only)
+    forks = [(v, *of) for v in made for of in list(enumerate(settings))[: None if v.every_seed else 1]]
+    whole(at_a_time(partial(_run_variant, profile, data, out), forks))
     rows = _rows(out, made)
     scores.write_scores(rows, out / "scores.csv")
     text = "\n\n".join([*(table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds, made)])
     (out / "ablation.txt").write_text(text + "\n", encoding="utf-8")
     draw(rows, len(refiner_patients(read_splits(out / "seed0"), "pet2ct")), out)
     return text
+
+
+def _run_seed(profile: str, data: str, out: Path, seeded: tuple[int, Sequence[str]]) -> None:
+    """A run with a seed; all have the slices of the first."""
+    seed, overrides = seeded
+    folder = out / f"seed{seed}"
+    if not folder.exists():
+        fork(out / "seed0", folder, profile, data, overrides, until=PREPARATION)
+    run_all(profile, data, folder, overrides=overrides, resume=True)
 
 
 def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
@@ -75,11 +87,12 @@ def _folder(out: Path, variant: Variant, seed: int) -> Path:
     return out / (f"{variant.name}_seed{seed}" if seed else variant.name)
 
 
-def _run_variant(variant: Variant, profile: str, data: str, out: Path, seed: int, settings: Sequence[str]) -> None:
+def _run_variant(profile: str, data: str, out: Path, asked: tuple[Variant, int, Sequence[str]]) -> None:
+    variant, seed, settings = asked
     changed = {text.split("=")[0] for text in variant.overrides}
     kept = [text for text in settings if text.split("=")[0] not in changed]
     methods = ", ".join(dict.fromkeys((*variant.methods, *OURS)))  # notebook 04 draws ours
-    overrides = [*kept, *variant.overrides, f"{SCORING}.methods=[{methods}]", f"{SCORING}.export=false"]
+    overrides = [*kept, *variant.overrides, f"{SCORING}.methods=[{methods}]"]
     folder, until = _folder(out, variant, seed), "02_cyclegan_training" if variant.trained else TRAINING
     if not folder.exists():
         fork(out / f"seed{seed}", folder, profile, data, overrides, until=until)

@@ -139,18 +139,19 @@ def run_all(
 def fork(
     source: Path, out: Path, profile: str, data: str, overrides: Sequence[str], *, until: str
 ) -> None:  # fmt: skip
-    """A new run folder with other settings that shares what the notebooks up to `until` made in a finished run.
+    """A new run folder with other settings that shares what the notebooks up to `until` made in a run that did them.
 
     Files are hard links where the file system has them. `run_all` with the same settings and `resume` continues it.
     The caller sees to it that those notebooks have the same settings.
     """
     shared = NOTEBOOKS[: NOTEBOOKS.index(until) + 1]
-    networks = "cyclegan*" if until == NOTEBOOKS[1] else "*"
+    networks = {NOTEBOOKS[0]: (), NOTEBOOKS[1]: ("cyclegan*",)}.get(until, ("*",))
+    made = [path for name in networks for path in (source / "checkpoints").glob(name)]
     manifest = read_json(source / "manifest.json")
     with replacing(out) as temporary:
         (temporary / "checkpoints").mkdir(parents=True)
         shutil.copytree(source / "prepared", temporary / "prepared", copy_function=_link)
-        for path in (*source.glob("*.json"), *source.glob(f"checkpoints/{networks}")):
+        for path in (*source.glob("*.json"), *made):
             _link(path, temporary / path.relative_to(source))
         asked = {"profile": profile, "parameters": load_params(profile, overrides)}
         write_json(

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from petct_lib import InputError, ablation, run, scores
-from petct_lib.ablation import _of_seeds, _run_variant, _seeded, draw, run_ablation, table
+from petct_lib.ablation import _of_seeds, _run_seed, _run_variant, _seeded, draw, run_ablation, table
 from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.files import read_json, write_json
 from petct_lib.variants import SCORING, TRAINING, Variant
@@ -34,7 +34,7 @@ def test_a_variant_is_a_fork_of_the_first_run_and_trains_only_what_it_changes(ou
     manifest = read_json(out / "seed0" / "manifest.json")
     variant = Variant("steps1", (f"{SCORING}.samples=2", f"{SCORING}.steps=1"), trained=False)
     before = {path.name: path.stat().st_mtime_ns for path in (out / "seed0" / "checkpoints").iterdir()}
-    _run_variant(variant, "smoke", "phantom", out, 0, [])
+    _run_variant("smoke", "phantom", out, (variant, 0, [f"{SCORING}.export=false"]))
     fork = read_json(out / "steps1" / "manifest.json")
     assert fork["finished"]
     assert fork["data_fingerprint"] == manifest["data_fingerprint"]
@@ -56,6 +56,41 @@ def test_a_fork_that_trains_has_the_cyclegan_and_no_network_of_stage_2(out):
     assert manifest["done"] == ["01_data_exploration", "02_cyclegan_training"]
     assert not manifest["finished"]
     assert (out / "f" / "prepared" / "index.json").samefile(out / "seed0" / "prepared" / "index.json")
+
+
+def test_the_runs_of_other_seeds_have_the_slices_of_the_first_and_nothing_else(out, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ablation, "run_all", lambda *given, **more: asked.append((given, more)))
+    seeded = _seeded([], 1)
+    _run_seed("smoke", "phantom", out, (1, seeded))
+    assert asked == [(("smoke", "phantom", out / "seed1"), {"overrides": seeded, "resume": True})]
+    assert (out / "seed1" / "prepared" / "index.json").samefile(out / "seed0" / "prepared" / "index.json")
+    assert not list((out / "seed1" / "checkpoints").iterdir())
+    manifest = read_json(out / "seed1" / "manifest.json")
+    assert manifest["done"] == ["01_data_exploration"]
+    assert manifest["parameters"][TRAINING]["seed"] == 1
+
+
+def test_seeds_and_forks_are_run_after_their_first_run_and_as_many_at_a_time_as_asked(tmp_path, monkeypatch):
+    """The runs themselves are stood in for; each kind of work comes when what it forks is there."""
+    seen = []
+    monkeypatch.setattr(ablation, "run_all", lambda *given, **more: seen.append(("first", more["until"])))
+    for name in ("_run_seed", "_run_variant"):
+        monkeypatch.setattr(ablation, name, lambda *given, name=name: seen.append((name, given[-1])))
+    monkeypatch.setattr(ablation, "_longer_steps", lambda *given: 7)
+
+    def each(function, items, *, jobs):
+        assert jobs == 2
+        return [function(item) for item in items]
+
+    monkeypatch.setattr(ablation, "each", each)
+    with pytest.raises(FileNotFoundError, match="seed0"):  # its scores, which nobody has made
+        run_ablation("smoke", "phantom", tmp_path, seeds=2, only="steps8|steps1", jobs=2)
+    assert seen[0] == ("first", "01_data_exploration")
+    assert [(name, of[0]) for name, of in seen[1:3]] == [("_run_seed", 0), ("_run_seed", 1)]
+    assert [(name, of[0].name, of[1]) for name, of in seen[3:]] == [
+        ("_run_variant", "steps1", 0), ("_run_variant", "steps8", 0), ("_run_variant", "steps8", 1),
+    ]  # fmt: skip
 
 
 def test_the_longer_regression_takes_the_time_of_both_and_keeps_its_first_number(out):
