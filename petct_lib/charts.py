@@ -216,7 +216,7 @@ def bland_altman(rows: Sequence[dict], direction: str, method: str) -> Figure:
         for region in dict.fromkeys(row["region"] for row in mine if row["region"] != "image")  # with air and couch
         if len(pairs := _real_and_synthetic(mine, region)) >= 2
     }
-    fig = Figure(figsize=(2.9 * max(len(regions), 1), 3.0), layout="constrained")
+    fig = Figure(figsize=(2.5 * max(len(regions), 1), 2.7), layout="constrained")
     for axis, (region, pairs) in zip(
         np.atleast_1d(fig.subplots(1, max(len(regions), 1))), regions.items(), strict=False
     ):

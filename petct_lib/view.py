@@ -184,11 +184,12 @@ def translations(
 
 
 def samples(row: dict, drawn: np.ndarray, source_unit: str, target_unit: str, side: float = 2.2) -> Figure:
-    """A slice's source, its images, spread and real one, and below them every sample of it, (N, H, W), eight in a row.
+    """A slice's source, regression, mean, spread and real image; below them every sample of it, eight in a row.
 
-    row: images (H, W) by name, such as `evaluate.middle_slice` gives. side: inches of one image.
+    row: images (H, W) by name, such as `evaluate.middle_slice` gives. drawn: the samples, (N, H, W). side: of an image,
+    in inches.
     """
-    top = {name: row[name] for name in ("source", "coarse", "regression", "mean", "spread", "real") if name in row}
+    top = {name: row[name] for name in ("source", "regression", "mean", "spread", "real") if name in row}
     columns = max(len(top), min(len(drawn), 8))
     fig, axes = _panels(1 + -(-len(drawn) // columns), columns, side=side, synthetic=True)
     for axis, (name, image) in zip(axes[0], top.items(), strict=False):
