@@ -73,6 +73,7 @@ bench: $(BENCHED)  ## speed and memory of ingest, phantom, training, translation
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/phantom.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/translate.py
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/projection.py --measure

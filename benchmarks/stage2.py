@@ -31,8 +31,8 @@ from torch import Tensor
 
 from petct_lib import distribution, metrics, realism
 from petct_lib.data import SOURCE, TARGET, read_splits, refiner_patients
-from petct_lib.diffusion import DEFAULT
-from petct_lib.intensity import ENCODE
+from petct_lib.diffusion import DEFAULT_SAMPLER
+from petct_lib.evaluate import Case, two_sample_accuracies
 from petct_lib.prepare import Prepared
 from petct_lib.regression import Regression
 from petct_lib.residual_flow import ResidualFlow
@@ -128,7 +128,8 @@ class Validation:
 
     def __init__(self, run: Path, direction: str) -> None:
         prepared, splits = Prepared(run / "prepared"), read_splits(run)
-        self.translator, self.kind, self.cases = Translator(run), TARGET[direction], []
+        self.direction, self.kind = direction, TARGET[direction]
+        self.translator, self.cases = Translator(run), []
         for patient in held_out(splits, direction):
             source, real, body = (prepared.of_patient(patient, of) for of in (SOURCE[direction], self.kind, "body"))
             chosen = realism.spread(len(source), SLICES)
@@ -160,13 +161,13 @@ class Validation:
 
     def two_sample(self, images: list[np.ndarray]) -> float:
         """Two-sample accuracy, as `evaluate` has it."""
-        both = [[], []]
-        for image, (_, _, real, body) in zip(images, self.cases, strict=True):
-            for of, one in zip(both, (real, image), strict=True):
-                of.append(np.where(body, ENCODE[self.kind](one, self.translator.window), -1.0).astype(np.float32))
-        return realism.two_sample_accuracy(*both, seed=0)
+        cases = [
+            Case(str(k), None, real, {"body": body}, {}, {"sample": image})
+            for k, (image, (_, _, real, body)) in enumerate(zip(images, self.cases, strict=True))
+        ]
+        return two_sample_accuracies(cases, ["sample"], self.direction, self.translator.window, seed=0)["sample"]
 
-    def flow(self, stage: ResidualFlow, sampler: str = DEFAULT, steps: int = STEPS) -> dict[str, float]:
+    def flow(self, stage: ResidualFlow, sampler: str = DEFAULT_SAMPLER, steps: int = STEPS) -> dict[str, float]:
         """Loss; MAE, spectrum and two-sample accuracy of a sample; MAE of the mean; spread/skill and CRPS."""
         given = {"samples": SAMPLES, "steps": steps, "seed": 0, "sampler": sampler}
         stacks, losses, skills, crps = [], [], [], []

@@ -94,7 +94,7 @@ def midpoint(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tens
 
 
 SAMPLERS = {"euler": euler, "heun": heun, "midpoint": midpoint}
-DEFAULT = "midpoint"
+DEFAULT_SAMPLER = "midpoint"
 EVALUATIONS = {  # of the network, a sample
     "euler": lambda steps: steps, "heun": lambda steps: 2 * steps - 1, "midpoint": lambda steps: 2 * steps,
 }  # fmt: skip

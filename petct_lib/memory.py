@@ -1,4 +1,4 @@
-"""What the C library does with freed memory: for networks on a processor it decides over a tenth of the time."""
+"""What the C library does with freed memory, which on a processor costs a part of each training step."""
 
 import ctypes
 import sys
@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """From now on this process keeps freed blocks for its next ones; whether that could be set (glibc alone has it).
 
     By default glibc gives large blocks back to the system at once and gets the next ones page by page, each filled with
-    zeros: 8500 pages in a training step of the quick profile. What the process holds at most stays the same.
+    zeros (`benchmarks/memory.py`).
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):

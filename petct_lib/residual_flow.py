@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from petct_lib import InputError
 from petct_lib.cyclegan import Update
-from petct_lib.diffusion import DEFAULT, SAMPLERS, path, spread_times, time_grid
+from petct_lib.diffusion import DEFAULT_SAMPLER, SAMPLERS, path, spread_times, time_grid
 from petct_lib.nets import UNet, averaged, middle, tile
 from petct_lib.regression import Regression, dropped
 from petct_lib.spectrum import filtered
@@ -104,7 +104,7 @@ class ResidualFlow:
 
     @torch.no_grad()
     def sample(
-        self, source: Tensor, coarse: Tensor, mean: Tensor, noise: Tensor, *, steps: int, sampler: str = DEFAULT
+        self, source: Tensor, coarse: Tensor, mean: Tensor, noise: Tensor, *, steps: int, sampler: str = DEFAULT_SAMPLER
     ) -> list[Tensor]:
         """The image m + s·r after each step from noise (B, 1, H, W), the last one being the sample; not clipped.
 
@@ -138,9 +138,8 @@ class ResidualFlow:
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: the settings."""
-        s = self.settings
-        lists = {"multipliers": list(s.multipliers), "residual_spectrum": list(s.residual_spectrum)}
-        return {"settings": {**asdict(s), **lists}}
+        settings = asdict(self.settings).items()
+        return {"settings": {name: list(of) if isinstance(of, tuple) else of for name, of in settings}}
 
     def load_extra_state(self, state: dict) -> None:
         """Nothing beside the settings, which `train.fit` has compared already."""

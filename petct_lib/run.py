@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -145,13 +146,12 @@ def fork(
     The caller sees to it that those notebooks have the same settings.
     """
     shared = NOTEBOOKS[: NOTEBOOKS.index(until) + 1]
-    networks = {NOTEBOOKS[0]: (), NOTEBOOKS[1]: ("cyclegan*",)}.get(until, ("*",))
-    made = [path for name in networks for path in (source / "checkpoints").glob(name)]
+    networks = {NOTEBOOKS[0]: [], NOTEBOOKS[1]: ["checkpoints/cyclegan*"]}.get(until, ["checkpoints/*"])
     manifest = read_json(source / "manifest.json")
     with replacing(out) as temporary:
         (temporary / "checkpoints").mkdir(parents=True)
         shutil.copytree(source / "prepared", temporary / "prepared", copy_function=_link)
-        for path in (*source.glob("*.json"), *made):
+        for path in chain.from_iterable(map(source.glob, ["*.json", *networks])):
             _link(path, temporary / path.relative_to(source))
         asked = {"profile": profile, "parameters": load_params(profile, overrides)}
         write_json(

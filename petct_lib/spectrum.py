@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import scipy.fft
 import torch
 from torch import Tensor
 
-BANDS = 16  # chosen: spectra of residuals fall smoothly over a factor of 75
+BANDS = 16  # chosen: the spectra of residuals are smooth
 
 
 def spectrum(images: Tensor) -> tuple[float, ...]:
@@ -53,10 +54,7 @@ def _cosines(n: int, like: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _basis(n: int) -> Tensor:
     """(n, n), orthonormal: row k is the cosine of frequency k/n."""
-    k, x = np.arange(n)[:, None], np.arange(n)[None]
-    basis = np.sqrt(2 / n) * np.cos(np.pi * k * (x + 0.5) / n)
-    basis[0] /= np.sqrt(2)
-    return torch.from_numpy(basis)
+    return torch.from_numpy(scipy.fft.dct(np.eye(n), axis=0, norm="ortho"))
 
 
 @lru_cache(maxsize=8)

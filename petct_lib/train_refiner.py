@@ -226,9 +226,7 @@ def _stage(
     return ResidualFlow(settings, regression, plan.seed)
 
 
-def residual_spectrum(
-    regression: Regression, batches: PairedBatches | MixedBatches, seed: int
-) -> tuple[float, ...]:  # fmt: skip
+def residual_spectrum(regression: Regression, batches: PairedBatches | MixedBatches, seed: int) -> tuple[float, ...]:
     """The spectrum of y − m(x, c) over MEASURED batches, in network units; see `spectrum.spectrum`.
 
     To three digits, so that another number of threads does not make it another flow, which would not resume. No band

@@ -15,7 +15,7 @@ from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
 from petct_lib.data import SOURCE, TARGET, Slices, neighbours_of
 from petct_lib.dicom_files import LeftOut, Series, read_series
-from petct_lib.diffusion import DEFAULT
+from petct_lib.diffusion import DEFAULT_SAMPLER
 from petct_lib.files import read_json, replacing
 from petct_lib.intensity import DECODE, ENCODE, Intensity, read_window
 from petct_lib.memory import keep_freed_memory
@@ -196,8 +196,8 @@ class Refiner:
         return batched(self.regression.predict, x, c)
 
     def samples(
-        self, x: Tensor, c: Tensor, *, samples: int, steps: int, seed: int, sampler: str = DEFAULT, shared: bool = True,
-        bf16: bool = False, progress: Callable[[Iterable], Iterable] = iter,
+        self, x: Tensor, c: Tensor, *, samples: int, steps: int, seed: int, sampler: str = DEFAULT_SAMPLER,
+        shared: bool = True, bf16: bool = False, progress: Callable[[Iterable], Iterable] = iter,
     ) -> Iterable[Tensor]:  # fmt: skip
         """Sample after sample, each (n, 1, H, W) in [−1, 1]. InputError for no samples.
 

@@ -19,13 +19,16 @@ from petct_lib.volume import Volume
 
 CT_WINDOW_HU = (-1000, 400)  # lung and soft tissue both visible
 PET_WINDOW_SUV = (0, 6)
-ERROR_WINDOW = {"HU": (0, 400), "SUV": (0, 2)}
+ERROR_WINDOW = {"HU": (0, 400), "SUV": (0, 2)}  # and of the spread
 TRUTH_WINDOWS_HU = {"lung": (-1150, 150), "soft tissue": (-160, 240)}
 DPI = 72
 PIXELS = {"interpolation": "nearest"}  # show the pixels that there are
 STYLE = {
     "SUV": {**PIXELS, "cmap": "gray_r", "vmin": PET_WINDOW_SUV[0], "vmax": PET_WINDOW_SUV[1]},
     "HU": {**PIXELS, "cmap": "gray", "vmin": CT_WINDOW_HU[0], "vmax": CT_WINDOW_HU[1]},
+}
+ERROR_STYLE = {
+    unit: {**PIXELS, "cmap": "magma", "vmin": low, "vmax": high} for unit, (low, high) in ERROR_WINDOW.items()
 }
 
 
@@ -173,8 +176,7 @@ def translations(
         images = {**row, errors[-1]: np.abs(row[error_of] - row["real"])}
         _show(line[0], row["source"], source_unit)
         for axis, name in zip(line[1:], [*shown, *errors], strict=True):
-            style = {"cmap": "magma", "vmin": low, "vmax": high, **PIXELS} if name in errors else STYLE[target_unit]
-            axis.imshow(images[name], **style)
+            axis.imshow(images[name], **(ERROR_STYLE if name in errors else STYLE)[target_unit])
         for axis in line if "place" in row else ():
             _ring(axis, row["place"], row["real"].shape)
     for axis, head in zip(axes[0], ["source", *shown, *errors], strict=True):
@@ -192,13 +194,11 @@ def samples(row: dict, drawn: np.ndarray, source_unit: str, target_unit: str, si
     top = {name: row[name] for name in ("source", "regression", "mean", "spread", "real") if name in row}
     columns = max(len(top), min(len(drawn), 8))
     fig, axes = _panels(1 + -(-len(drawn) // columns), columns, side=side, synthetic=True)
+    low, high = ERROR_WINDOW[target_unit]
+    styles = {"source": STYLE[source_unit], "spread": ERROR_STYLE[target_unit]}
     for axis, (name, image) in zip(axes[0], top.items(), strict=False):
-        if name == "spread":
-            low, high = ERROR_WINDOW[target_unit]
-            axis.imshow(image, cmap="magma", vmin=low, vmax=high, **PIXELS)
-            axis.set_title(f"spread, {low} to {high} {target_unit}", fontsize=9)
-        else:
-            _show(axis, image, source_unit if name == "source" else target_unit, name)
+        axis.imshow(image, **styles.get(name, STYLE[target_unit]))
+        axis.set_title(f"spread, {low} to {high} {target_unit}" if name == "spread" else name, fontsize=9)
     for k, (axis, image) in enumerate(zip(axes[1:].ravel(), drawn, strict=False)):
         _show(axis, image, target_unit, f"sample {k + 1}")
     return fig
