@@ -9,6 +9,7 @@ import argparse
 import json
 import resource
 import time
+from statistics import median
 
 import torch
 from report import in_process, peak_mb, row, show_and_save
@@ -17,6 +18,7 @@ from petct_lib.memory import keep_freed_memory
 from petct_lib.nets import UNet
 from petct_lib.run import parameters_of
 
+ROUNDS = 5  # of both, of which the median counts: the machine has other work
 STEPS, FIRST = 40, 5  # steps measured, and before them
 
 
@@ -46,7 +48,8 @@ def main() -> None:
             keep_freed_memory()
         print(json.dumps(measure()))
         return
-    peer, ours = (in_process(__file__, "--measure", how) for how in ("given back", "kept"))
+    rounds = [[in_process(__file__, "--measure", how) for how in ("given back", "kept")] for _ in range(ROUNDS)]
+    peer, ours = ({name: median(one[name] for one in of) for name in of[0]} for of in zip(*rounds, strict=True))
     units = {"step": "ms", "pages": "1", "peak": "MB"}
     show_and_save([row(f"memory_{name}", ours[name], peer[name], "given back", unit) for name, unit in units.items()])
 

@@ -8,7 +8,6 @@ The samplers share one signature, `(velocity, z, times)`: `velocity` is (z, t) �
 fall to their last one, which is 0. They return the state at each time after the first; the last one is the sample.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -19,17 +18,14 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 def time_grid(steps: int) -> tuple[float, ...]:
-    """Steps + 1 times from 1 to 0, dense at both ends: (1 + cos(π·k/steps))/2. ValueError for no steps.
+    """Steps + 1 times from 1 to 0, evenly spaced. ValueError for no steps.
 
-    Near t = 1 the sample's large shapes are decided, near 0 its noise is taken away. (Chebyshev points: Trefethen 2019,
-    Approximation theory and approximation practice, eq. 2.2.)
-
-    >>> [round(t, 3) for t in time_grid(4)]
-    [1.0, 0.854, 0.5, 0.146, 0.0]
+    >>> time_grid(4)
+    (1.0, 0.75, 0.5, 0.25, 0.0)
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    return tuple((1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps + 1))
+    return tuple(1 - k / steps for k in range(steps + 1))
 
 
 def path(r: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
@@ -83,7 +79,7 @@ def midpoint(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tens
 
     >>> unit = lambda z, t: z * (2 * t - 1) / ((1 - t) ** 2 + t**2)  # where r is from N(0, 1), too: z should stay 1
     >>> {name: round(of(unit, torch.tensor(1.0), time_grid(4))[-1].item() ** 2, 2) for name, of in SAMPLERS.items()}
-    {'euler': 0.42, 'heun': 0.92, 'midpoint': 0.99}
+    {'euler': 0.52, 'heun': 0.9, 'midpoint': 1.0}
     """
     states = []
     for t, s in pairwise(times):

@@ -42,7 +42,7 @@ def gaussian_velocity(mean, std):
 
 def test_time_grid():
     assert time_grid(1) == (1.0, 0.0)
-    assert time_grid(3) == pytest.approx((1.0, 0.75, 0.25, 0.0))
+    assert time_grid(3) == pytest.approx((1.0, 2 / 3, 1 / 3, 0.0))
     assert all(time_grid(n)[-1] == 0 for n in range(1, 100)), "exactly: Heun's last step is told by it"
     for none in (0, -1):
         with pytest.raises(ValueError, match=f"steps must be at least 1, not {none}"):
