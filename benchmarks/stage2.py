@@ -175,8 +175,9 @@ class Validation:
             stacks.append(self.decoded(torch.stack(list(Refiner(stage).samples(x, c, **given)))))
             y = encoded(real, self.kind, self.translator.window)
             losses.append(stage.loss_on(x, c, y, torch.Generator().manual_seed(0)))
-            skills.append(distribution.spread_skill(stacks[-1][:, body], real[body]))
-            crps.append(distribution.crps(stacks[-1][:, body], real[body]).mean())
+            for half in distribution.independent(stacks[-1]):
+                skills.append(distribution.spread_skill(half[:, body], real[body]))
+                crps.append(distribution.crps(half[:, body], real[body]).mean())
         one = [stack[0] for stack in stacks]
         (sample, distance), (mean, _) = (self.scored(of) for of in (one, [stack.mean(0) for stack in stacks]))
         return {

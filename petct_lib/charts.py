@@ -188,7 +188,7 @@ def paired_curve(rows: list[dict], direction: str, methods: dict[str, dict[int, 
 def rank_histogram(ranks: dict[str, np.ndarray], patients: int | None = None) -> Figure:
     """How often the real voxel has each rank among its N samples, a panel a direction; flat: the spread is calibrated.
 
-    ranks: by direction, counts (N + 1,) of `distribution.rank_histogram`, summed over the patients. High at both ends:
+    ranks: by direction, counts by rank of `distribution.rank_histogram`, summed over the patients. High at both ends:
     the samples are too narrow; high at one end: they have a bias (Hamill 2001). Without ranks the figure says so.
     """
     fig = Figure(figsize=(3.6 * max(len(ranks), 1), 2.8), layout="constrained")

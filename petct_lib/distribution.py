@@ -7,7 +7,7 @@ are not finite and for no values at all. float32 stays float32; means over a mas
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from scipy import stats
@@ -17,6 +17,33 @@ from petct_lib.scores import Row
 
 BLOCK_SIZES = (4, 8)  # pixels: errors of neighbours average out in a block, unless they are alike
 LEVEL = 0.8  # of `coverage_80`
+LEAST = 4  # samples that are scored as a distribution: two pairs
+
+
+def independent(samples: np.ndarray) -> list[np.ndarray]:
+    """The even and the odd ones of N >= 4 samples (N, ...), equally many, the last one left out where N is odd.
+
+    Each is the mirror of one of the others (`translate.noise_like`). All scores here are for independent samples, as
+    the even ones are, and the odd ones: take the mean over both. ValueError for fewer.
+    """
+    if len(samples) < LEAST:
+        raise ValueError(f"{len(samples)} samples: {LEAST} is the least, two pairs")
+    end = len(samples) // 2 * 2
+    return [samples[0:end:2], samples[1:end:2]]
+
+
+def spread(samples: np.ndarray) -> np.ndarray:
+    """Standard deviation at each value of N samples in pairs (see `independent`), (N, ...) -> (...), in their unit.
+
+    Of each half with N / 2 − 1, for in a pair samples are further apart than two others. Of fewer than 4 samples with
+    N: of a pair it is half of the difference, of one 0.
+
+    >>> spread(np.array([[1.0], [3.0], [2.0], [2.0]])) ** 2  # (0.5 + 0.5) / 2
+    array([0.5])
+    """
+    if len(samples) < LEAST:
+        return samples.std(axis=0)
+    return np.sqrt(np.mean([half.var(axis=0, ddof=1) for half in independent(samples)], axis=0))
 
 
 def crps(samples: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -142,7 +169,7 @@ def rank_histogram(samples: np.ndarray, real: np.ndarray, rng: np.random.Generat
 
 
 def spread_error_correlation(samples: np.ndarray, real: np.ndarray) -> float | None:
-    """Spearman's rank correlation of the standard deviation of N >= 2 samples (N, ...) and |mean − real|, −1 to 1.
+    """Spearman's rank correlation of the `spread` of N >= 2 samples in pairs (N, ...) and |mean − real|, −1 to 1.
 
     Does the spread know where the error is, whatever its size? Errors scatter around even a perfect spread, so that 1
     is out of reach. None where either is constant.
@@ -152,40 +179,51 @@ def spread_error_correlation(samples: np.ndarray, real: np.ndarray) -> float | N
     1.0
     """
     samples, real = _checked(samples, real, least=2)
-    error = np.abs(samples.mean(axis=0) - real)
-    return _rank_correlation(samples.std(axis=0, ddof=1), error)
+    return _rank_correlation(spread(samples), np.abs(samples.mean(axis=0) - real))
 
 
 def score_samples(
     real: np.ndarray, samples: np.ndarray, masks: Mapping[str, np.ndarray], *, unit: str, sources: Mapping[str, str]
 ) -> list[Row]:
-    """Scores of N >= 2 samples (N, n, H, W) of a patient's stack (n, H, W): rows as of `metrics.score_patient`.
+    """Scores of N >= 4 samples in pairs (N, n, H, W) of a patient's stack (n, H, W): rows as `metrics.score_patient`'s.
 
     Of the body: `crps` (mean over voxels), `crps_4` and `crps_8` (over means of 4x4 and 8x8 pixels), `coverage_80`,
     `spread_skill` and `rank_correlation`. Of each region that has voxels: `crps_mean`, the CRPS of its mean. The CRPS
-    of voxels does not see how voxels go together, that of means does. No row for what has no value: blocks, where none
-    lies in the body, and what is None. ValueError too for masks that are not bool, without body (or an empty one), and
-    without a source.
+    of voxels does not see how voxels go together, that of means does. All but the rank correlation are means over the
+    two halves of the samples, see `independent`. No row for what has no value: blocks, where none lies in the body, and
+    what is None. ValueError too for masks that are not bool, without body (or an empty one), and without a source.
     """
-    samples, real = _checked(samples, real, least=2)
+    samples, real = _checked(samples, real, least=LEAST)
     _check_masks(masks, real, sources)
     body = masks["body"]
     voxels, real_voxels = samples[:, body], real[body]
-    scores = [("body", "crps", _mean(crps(voxels, real_voxels)), unit)]
+    scores = [("body", "crps", _of_halves(_mean_crps, voxels, real_voxels), unit)]
     for size in BLOCK_SIZES:
         real_means = block_means(real, body, size)
         if real_means.size:
-            value = _mean(crps(block_means(samples, body, size), real_means))
+            value = _of_halves(_mean_crps, block_means(samples, body, size), real_means)
             scores.append(("body", f"crps_{size}", value, unit))
     scores += [
-        ("body", "coverage_80", coverage(voxels, real_voxels), "1"),
-        ("body", "spread_skill", spread_skill(voxels, real_voxels), "1"),
+        ("body", "coverage_80", _of_halves(coverage, voxels, real_voxels), "1"),
+        ("body", "spread_skill", _of_halves(spread_skill, voxels, real_voxels), "1"),
         ("body", "rank_correlation", spread_error_correlation(voxels, real_voxels), "1"),
     ]
     for region, mask in _nonempty(masks):
         sample_means = samples[:, mask].mean(axis=1, dtype=np.float64)  # (N,)
-        scores.append((region, "crps_mean", crps(sample_means, _mean(real[mask])), unit))
+        scores.append((region, "crps_mean", _of_halves(_mean_crps, sample_means, _mean(real[mask])), unit))
     return _rows(scores, sources)
+
+
+def _of_halves(
+    score: Callable[[np.ndarray, np.ndarray], float | None], samples: np.ndarray, real: np.ndarray
+) -> float | None:
+    """The mean of a score over the independent halves; None where it has no value in one."""
+    values = [score(half, real) for half in independent(samples)]
+    return None if None in values else _mean(values)
+
+
+def _mean_crps(samples: np.ndarray, real: np.ndarray) -> float:
+    return _mean(crps(samples, real))
 
 
 def score_error_map(

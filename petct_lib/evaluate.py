@@ -53,7 +53,7 @@ class Case:
     samples: dict[str, np.ndarray] = field(default_factory=dict)  # (N, n, H, W), by the method that is their mean
     scales: dict[str, np.ndarray] = field(default_factory=dict)  # Laplace scale of the error, by method
     spread: np.ndarray | None = None  # standard deviation of the samples of `mean`
-    ranks: np.ndarray | None = None  # histogram of the real image's rank among them, (N + 1,)
+    ranks: np.ndarray | None = None  # histogram of the real image's rank among half of them, (N / 2 + 1,)
     drawn: np.ndarray | None = None  # the middle slice of each of them, (N, H, W)
     lengths: tuple[int, ...] | None = None  # slices of each study, one after the other; None: one study
     voxel_mm: tuple[float, float, float] | None = None  # z, y, x; None: no lesions are counted
@@ -200,16 +200,17 @@ def _score_patient(
 def summarised(case: Case) -> Case:
     """The case with spread, ranks and middle slice of its samples in their place: they are many times the rest.
 
-    Of a single sample the spread is 0, as `translate.Translation`'s, and there are no ranks.
+    Of a single sample the spread is 0, and of fewer than `distribution.LEAST` there are no ranks.
     """
     stack, body = case.samples.get("mean"), case.body
     if stack is None:
         return replace(case, samples={})
     case = replace(case, samples={}, drawn=stack[:, stack.shape[1] // 2].copy())
-    if len(stack) == 1:
-        return replace(case, spread=np.zeros_like(stack[0]))
-    ranks = distribution.rank_histogram(stack[:, body], case.real[body], np.random.default_rng(0))
-    return replace(case, spread=stack.std(axis=0, ddof=1), ranks=ranks)
+    case, rng = replace(case, spread=distribution.spread(stack)), np.random.default_rng(0)
+    if len(stack) < distribution.LEAST:
+        return case
+    ranks = [distribution.rank_histogram(of[:, body], case.real[body], rng) for of in distribution.independent(stack)]
+    return replace(case, ranks=sum(ranks))
 
 
 def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch.nn.Module | None = None) -> list[dict]:
@@ -235,7 +236,7 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
                 case.real, image, case.masks[region], region=region, source=case.sources[region], **fixed
             )
         scores += _further_scores(case, image, kind, (low, high))
-        if len(stack := case.samples.get(method, ())) > 1:
+        if len(stack := case.samples.get(method, ())) >= distribution.LEAST:
             scores += distribution.score_samples(clipped, stack, case.masks, unit=UNIT[kind], sources=case.sources)
         if method in case.scales:
             of_map = image, case.scales[method], case.masks

@@ -113,7 +113,7 @@ def check_budget(answer: Collection[tuple[int, int]] | None, budget: int) -> boo
 
 
 def check_sample_error(answer: float | None, error_of_mean: float, samples: int) -> bool:
-    """RMSE of the mean of N samples of a perfect posterior, from that of the mean of very many: √(1 + 1/N) times it.
+    """RMSE of the mean of N independent samples of a perfect posterior: √(1 + 1/N) times that of the mean of very many.
 
     The real image and each sample are then draws of one distribution (Fortin 2014, eq. 15).
     """

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from petct_lib import InputError, dicom, dicom_write
+from petct_lib import InputError, dicom, dicom_write, distribution
 from petct_lib.archives import list_files
 from petct_lib.checkpoints import load_checkpoint
 from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
@@ -119,12 +119,16 @@ def coarse_for(slices: Slices, cyclegan: CycleGAN, direction: str, path: Path) -
 def noise_like(images: Tensor, seed: int, sample: int, *, shared: bool = True) -> Tensor:
     """The noise that sample number `sample` starts from, of the images' shape (n, 1, H, W), on the CPU.
 
+    Samples come in pairs (0, 1), (2, 3), …: the second has the first one's noise with the other sign, so that what is
+    too bright in one is too dark in the other, and the mean of a pair has much less error than that of two others
+    (antithetic variates: Hammersley and Morton 1956; of diffusion: Jia 2025). Pairs are independent of each other.
     shared: all slices have the same noise, so that neighbours differ as the patient does and not as noise does;
     False: each slice has its own. Neither depends on the device or the batch.
     """
-    generator = torch.Generator().manual_seed(seed * 1000 + sample)
+    generator = torch.Generator().manual_seed(seed * 1000 + sample // 2)
     n = 1 if shared else len(images)
-    return torch.randn((n, *images.shape[1:]), generator=generator).expand_as(images)
+    noise = torch.randn((n, *images.shape[1:]), generator=generator)
+    return (-noise if sample % 2 else noise).expand_as(images)
 
 
 def encoded(
@@ -251,7 +255,7 @@ class Translator:
         n = SAMPLES[mode] if samples is None else samples
         stack = self.samples(x, c, direction, samples=n, steps=steps, seed=seed, progress=progress)
         image = stack[0] if mode == "sample" else stack.mean(axis=0)
-        spread = stack.std(axis=0, ddof=1) if len(stack) > 1 else np.zeros_like(image)
+        spread = distribution.spread(stack)
         return Translation(decoded(coarse, TARGET[direction], self.window), image, spread)
 
     def start(self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:

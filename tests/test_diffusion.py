@@ -217,6 +217,14 @@ def test_a_slices_own_noise_is_another_for_each():
 
 
 @pytest.mark.parametrize("shared", [True, False])
+def test_samples_come_in_pairs_of_mirrored_noise(shared):
+    noise = [noise_like(images(), 1, sample, shared=shared) for sample in range(4)]
+    assert torch.equal(noise[1], -noise[0])
+    assert torch.equal(noise[3], -noise[2])
+    assert not torch.equal(noise[2].abs(), noise[0].abs())
+
+
+@pytest.mark.parametrize("shared", [True, False])
 def test_noise_is_that_of_its_seed_and_sample_alone(shared):
     given = {"shared": shared}
     first = noise_like(images(), 1, 0, **given)

@@ -12,9 +12,11 @@ from petct_lib.distribution import (
     crps,
     crps_laplace,
     crps_normal,
+    independent,
     rank_histogram,
     score_error_map,
     score_samples,
+    spread,
     spread_error_correlation,
     spread_skill,
 )
@@ -204,24 +206,68 @@ def by_name(rows):
 
 
 def test_rows_of_samples(rng, masks):
-    real, samples = rng.normal(size=SHAPE), rng.normal(size=(4, *SHAPE))
+    real, samples = rng.normal(size=SHAPE), rng.normal(size=(6, *SHAPE))
     rows = score_samples(real, samples, masks, unit="HU", sources=SOURCES)
     body, lung = masks["body"], masks["lung"]
-    voxels = samples[:, body], real[body]
+
+    def mean_over_halves(score):
+        return (score(samples[[0, 2, 4]]) + score(samples[[1, 3, 5]])) / 2
+
+    def of_blocks(size):
+        return mean_over_halves(lambda half: crps(block_means(half, body, size), block_means(real, body, size)).mean())
+
+    def of_means(mask):
+        return mean_over_halves(lambda half: float(crps(half[:, mask].mean(axis=1), real[mask].mean())))
+
     expected = {
-        ("body", "crps"): crps(*voxels).mean(),
-        ("body", "crps_4"): crps(block_means(samples, body, 4), block_means(real, body, 4)).mean(),
-        ("body", "crps_8"): crps(block_means(samples, body, 8), block_means(real, body, 8)).mean(),
-        ("body", "coverage_80"): coverage(*voxels, level=0.8),
-        ("body", "spread_skill"): spread_skill(*voxels),
-        ("body", "rank_correlation"): spread_error_correlation(*voxels),
-        ("body", "crps_mean"): float(crps(samples[:, body].mean(axis=1), real[body].mean())),
-        ("lung", "crps_mean"): float(crps(samples[:, lung].mean(axis=1), real[lung].mean())),
+        ("body", "crps"): mean_over_halves(lambda half: crps(half[:, body], real[body]).mean()),
+        ("body", "crps_4"): of_blocks(4),
+        ("body", "crps_8"): of_blocks(8),
+        ("body", "coverage_80"): mean_over_halves(lambda half: coverage(half[:, body], real[body], level=0.8)),
+        ("body", "spread_skill"): mean_over_halves(lambda half: spread_skill(half[:, body], real[body])),
+        ("body", "rank_correlation"): spread_error_correlation(samples[:, body], real[body]),
+        ("body", "crps_mean"): of_means(body),
+        ("lung", "crps_mean"): of_means(lung),
     }
     assert by_name(rows) == pytest.approx(expected)
     units = {row["metric"]: row["unit"] for row in rows}
     assert {name for name, unit in units.items() if unit == "1"} == {"coverage_80", "spread_skill", "rank_correlation"}
     assert {unit for name, unit in units.items() if name.startswith("crps")} == {"HU"}
+
+
+@pytest.mark.parametrize("alike", [-1.0, -0.7, 0.0])
+def test_pairs_of_mirrored_samples_are_scored_without_bias(rng, alike):
+    """Calibrated samples whose pairs are correlated: the scores are those of independent ones."""
+    shape = (1, 160, 160)
+    first, other = rng.normal(size=(2, 4, *shape))
+    second = alike * first + math.sqrt(1 - alike**2) * other
+    samples, real = np.stack([first, second], axis=1).reshape(8, *shape), rng.normal(size=shape)
+    masks, sources = {"body": np.ones(shape, bool)}, {"body": "all"}
+    rows = {row["metric"]: row["value"] for row in score_samples(real, samples, masks, unit="HU", sources=sources)}
+    assert rows["crps"] == pytest.approx(1 / math.sqrt(math.pi), abs=0.01)
+    assert rows["crps_4"] == pytest.approx(1 / math.sqrt(math.pi) / 4, abs=0.01)
+    assert rows["spread_skill"] == pytest.approx(1, abs=0.02)
+    assert rows["coverage_80"] == pytest.approx(0.8, abs=0.01)
+    assert np.square(spread(samples)).mean() == pytest.approx(1, abs=0.02)
+    if alike == -1:
+        assert abs(crps(samples, real).mean() - 1 / math.sqrt(math.pi)) > 0.03, (
+            "taken as independent they are not right"
+        )
+
+
+def test_the_spread_of_few_samples():
+    samples = np.array([[1.0], [3.0], [5.0], [5.0], [100.0]])
+    assert spread(samples[:1]) == 0
+    assert spread(samples[:2]) == 1, "of a pair: half of the difference"
+    assert spread(samples[:3]) == pytest.approx(samples[:3].std())
+    assert spread(samples) == pytest.approx(math.sqrt((8 + 2) / 2)), "1 and 5, 3 and 5; the last one has no partner"
+
+
+def test_halves_have_one_of_each_pair():
+    even, odd = independent(np.arange(7)[:, None])
+    assert (even.ravel().tolist(), odd.ravel().tolist()) == ([0, 2, 4], [1, 3, 5])
+    with pytest.raises(ValueError, match="3 samples: 4 is the least, two pairs"):
+        independent(np.ones((3, 5)))
 
 
 def test_rows_of_an_error_map_by_hand(masks):
@@ -289,7 +335,7 @@ def test_errors_that_go_together_show_in_blocks(rng):
 def test_no_block_in_the_body_is_no_row(rng):
     body = np.zeros(SHAPE, bool)
     body[0, 1:9, 1:9] = True  # one block of 4x4, none of 8x8
-    real, samples = rng.normal(size=SHAPE), rng.normal(size=(2, *SHAPE))
+    real, samples = rng.normal(size=SHAPE), rng.normal(size=(4, *SHAPE))
     for rows in (
         score_samples(real, samples, {"body": body}, unit="HU", sources=SOURCES),
         score_error_map(real, samples[0], np.abs(samples[1]), {"body": body}, unit="HU", sources=SOURCES),
@@ -300,7 +346,7 @@ def test_no_block_in_the_body_is_no_row(rng):
 
 
 def test_only_the_masks_count(rng, masks):
-    real, samples = rng.normal(size=SHAPE), rng.normal(size=(3, *SHAPE))
+    real, samples = rng.normal(size=SHAPE), rng.normal(size=(4, *SHAPE))
     fixed = {"masks": masks, "unit": "HU", "sources": SOURCES}
     moved = samples + 100 * ~masks["body"]
     assert score_samples(real, samples, **fixed) == score_samples(real, moved, **fixed)
@@ -371,7 +417,7 @@ def test_block_means_of_wrong_masks_are_an_error():
 
 
 def test_masks_that_cannot_be_scored_by_are_an_error(masks):
-    real, samples = np.zeros(SHAPE), np.zeros((2, *SHAPE))
+    real, samples = np.zeros(SHAPE), np.zeros((4, *SHAPE))
 
     def both(match, masks, sources=SOURCES):
         with pytest.raises(ValueError, match=match):
@@ -384,7 +430,7 @@ def test_masks_that_cannot_be_scored_by_are_an_error(masks):
     both(r"mask lung \(1, 16, 16\).*\(2, 16, 16\)", {**masks, "lung": masks["lung"][:1]})
     both("mask lung", {**masks, "lung": masks["lung"].astype(int)})
     both("empty mask", {"body": masks["lesion"]})
-    with pytest.raises(ValueError, match="1 samples, 2 is the least"):
+    with pytest.raises(ValueError, match="1 samples, 4 is the least"):
         score_samples(real, samples[:1], masks, unit="HU", sources=SOURCES)
     with pytest.raises(ValueError, match="stack"):
         score_samples(real[0], samples[:, 0], {"body": masks["body"][0]}, unit="HU", sources=SOURCES)
