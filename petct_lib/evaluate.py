@@ -124,7 +124,7 @@ def translate_patient(
 ) -> Case:  # fmt: skip
     """Those of `methods` that the run has on one patient, by their names in `scores.csv`.
 
-    shared_noise: see `translate.noise_like`. without_coarse: the samples do not see the coarse image. bf16: see
+    seed: of the noise, which is another for each patient. shared_noise: see `translate.noise_like`. without_coarse: the samples do not see the coarse image. bf16: see
     `Refiner.samples`. atlas: `data.mean_atlas` of the training targets. InputError for a patient who is not of the role
     `test`: something has learned from all others, or was chosen by them.
     """
@@ -133,7 +133,8 @@ def translate_patient(
     case = load_case(prepared, patient, direction)
     x, coarse = translator.start(case.source, direction, case.lengths)
     images = _controls(case, x, coarse, direction, translator, atlas, methods)
-    given = {"samples": samples, "steps": steps, "seed": seed, "shared": shared_noise, "bf16": bf16}
+    own = seed * len(splits["test"]) + splits["test"].index(patient)  # else one lucky noise would be that of them all
+    given = {"samples": samples, "steps": steps, "seed": own, "shared": shared_noise, "bf16": bf16}
     stacks, scales = {}, {}
     for prefix in ("",) if without_coarse else ("", "unpaired_"):  # of cycle pairs, there is nothing else to see
         refiner = translator.refiner(direction, prefix)

@@ -25,7 +25,7 @@ from petct_lib.evaluate import (
     with_further_regions,
 )
 from petct_lib.intensity import Intensity
-from petct_lib.translate import Translator, batched, load_regression
+from petct_lib.translate import Refiner, Translator, batched, load_regression
 
 UNPAIRED = ("unpaired_sample", "unpaired_mean")
 SAMPLED = {"samples": 4, "steps": 1, "seed": 0}
@@ -135,6 +135,23 @@ def test_samples_are_kept_beside_their_mean(case):
         assert stack.shape == (4, *case.source.shape)
         assert np.array_equal(case.images[method], stack.mean(axis=0))
     assert not case.scales
+
+
+def test_each_patient_has_noise_of_his_own(prepared, run, atlas, monkeypatch):
+    seeds = []
+
+    def samples(self, x, c, *, samples, seed, **given):
+        seeds.append(seed)
+        return c.expand(samples, *c.shape)
+
+    monkeypatch.setattr(Refiner, "samples", samples)
+    splits, translator = read_splits(run), Translator(run)
+    for seed in (0, 1):
+        for patient in splits["test"]:
+            given = {**SAMPLED, "seed": seed, "atlas": atlas, "methods": ("mean",)}
+            translate_patient(prepared, splits, patient, "pet2ct", translator, **given)
+    assert len(splits["test"]) > 1
+    assert len(set(seeds)) == len(seeds) == 2 * len(splits["test"])
 
 
 def test_methods_that_a_run_does_not_have_are_left_out(prepared, run, tmp_path):
