@@ -124,9 +124,9 @@ def translate_patient(
 ) -> Case:  # fmt: skip
     """Those of `methods` that the run has on one patient, by their names in `scores.csv`.
 
-    seed: of the noise, which is another for each patient. shared_noise: see `translate.noise_like`. without_coarse: the samples do not see the coarse image. bf16: see
-    `Refiner.samples`. atlas: `data.mean_atlas` of the training targets. InputError for a patient who is not of the role
-    `test`: something has learned from all others, or was chosen by them.
+    seed: of the noise, which is another for each patient. shared_noise: see `translate.noise_like`. without_coarse: the
+    samples do not see the coarse image. bf16: see `Refiner.samples`. atlas: `data.mean_atlas` of the training targets.
+    InputError for a patient who is not of the role `test`: something has learned from all others, or was chosen by them.
     """
     if patient not in splits["test"]:
         raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
