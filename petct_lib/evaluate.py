@@ -126,7 +126,7 @@ def translate_patient(
 
     seed: of the noise, which is another for each patient. shared_noise: see `translate.noise_like`. without_coarse: the
     samples do not see the coarse image. bf16: see `Refiner.samples`. atlas: `data.mean_atlas` of the training targets.
-    InputError for a patient who is not of the role `test`: something has learned from all others, or was chosen by them.
+    InputError for a patient who is not of the role `test`: all others were learned from or chosen by.
     """
     if patient not in splits["test"]:
         raise InputError(f"patient {patient} is not one of the {len(splits['test'])} test patients: no score is made")
