@@ -13,7 +13,7 @@ CHROMIUM ?= chromium
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 JOBS ?= 1
 FLAGS := $(if $(RESUME),--resume) $(if $(FORCE),--force)
-SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_steps 03_samples 04_pet2ct 04_ct2pet \
+SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_steps 04_samples_pet2ct 04_pet2ct 04_ct2pet \
 	04_ranks 04_mae 04_agreement_pet2ct 04_worst_misses
 EXPLORED := 05_synthetic_planes 05_ct
 

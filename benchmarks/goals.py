@@ -68,9 +68,8 @@ def goals() -> list[Goal]:
     """All, in the order of the issue that set them."""
     found, accuracy = [], "two_sample_accuracy"
     for d, realism, error in (("pet2ct", 0.55, 1.12), ("ct2pet", 0.60, 1.25)):
-        judged, steps = ("sample", "8 evaluations") if d == "pet2ct" else ("steps8/sample", "16 evaluations")
         found += [
-            Goal(f"sample: two-sample accuracy, {steps}", d, -inf, realism, score(judged, accuracy)),
+            Goal("sample: two-sample accuracy, 8 evaluations", d, -inf, realism, score("sample", accuracy)),
             Goal("sample: two-sample accuracy, 8 steps − 4", d, -inf, 0, more("steps8/sample", "sample", accuracy)),
             Goal("sample: MAE / regression's", d, -inf, error, ratio("sample", "regression")),
             Goal("sample: spectrum distance / regression's", d, -inf, 0.5, ratio("sample", "regression", "spectrum")),
