@@ -15,11 +15,12 @@ from petct_lib.cyclegan import DIRECTIONS
 from petct_lib.data import TARGET, read_splits
 from petct_lib.evaluate import load_case
 from petct_lib.prepare import Prepared
-from petct_lib.translate import UNIT, Translator
+from petct_lib.translate import Translator
 
 PAIRS, STEPS = 16, 4
 EVERY = 10  # slices of a patient: each so many
 DRAWS = 100  # of n of the samples
+SHOWN = {"ct": ("HU", 1), "pet": ("mSUV", 1000)}  # unit, and the target's own in it
 
 
 def drawn(run: Path, direction: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +38,7 @@ def drawn(run: Path, direction: str) -> tuple[np.ndarray, np.ndarray]:
 
 def compared(samples: np.ndarray, real: np.ndarray, direction: str) -> list[dict]:
     """MAE of the mean of 2, 4 and 8 samples, over DRAWS choices of them; prints the correlation within pairs."""
-    rng, unit = np.random.default_rng(0), UNIT[TARGET[direction]]
+    rng, (unit, scale) = np.random.default_rng(0), SHOWN[TARGET[direction]]
     apart = samples - samples.mean(axis=0)
     alike, other = (
         np.mean([np.corrcoef(apart[k], apart[(k + by) % len(apart)])[0, 1] for k in range(0, len(apart), 2)])
@@ -52,9 +53,8 @@ def compared(samples: np.ndarray, real: np.ndarray, direction: str) -> list[dict
             of_pairs.append(np.abs(samples[[*(2 * pairs), *(2 * pairs + 1)]].mean(axis=0) - real).mean())
             others = 2 * rng.choice(PAIRS, n, replace=False) + rng.integers(0, 2, n)  # one of each pair
             of_others.append(np.abs(samples[others].mean(axis=0) - real).mean())
-        rows.append(
-            row(f"pairs_{direction}_mean_of_{n}", np.mean(of_pairs), np.mean(of_others), "independent samples", unit)
-        )
+        mine, peer = (scale * float(np.mean(errors)) for errors in (of_pairs, of_others))
+        rows.append(row(f"pairs_{direction}_mean_of_{n}", mine, peer, "independent samples", unit))
     return rows
 
 
