@@ -237,11 +237,11 @@ def _of_samples(direction: str, methods: dict, unit: str) -> list[str]:
     }
     mean, sample, regression = (body.get(method, {}) for method in ("mean", "sample", "regression"))
     found = []
-    if {"spread_skill", "coverage_80"} <= set(mean):
-        found.append(
-            f"{direction}: the spread of the samples is {mean['spread_skill']:.2f} of the error of their mean "
-            f"(1: calibrated); {mean['coverage_80']:.0%} of the voxels lie in the central 80 % interval."
-        )
+    if "spread_skill" in mean:
+        ratio = f"{mean['spread_skill']:.2f} of the error of their mean (1: calibrated)"
+        found.append(f"{direction}: the spread of the samples is {ratio}.")
+    if "coverage_80" in mean:
+        found.append(f"{direction}: {mean['coverage_80']:.0%} of the voxels lie in the central 80 % interval.")
     if {"crps", "crps_8"} <= set(mean) and regression:
         numbers = ", ".join(f"{mean[name]:.3g}" for name in ("crps", "crps_4", "crps_8"))
         found.append(

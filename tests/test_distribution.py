@@ -131,6 +131,14 @@ def test_coverage_by_hand():
     assert coverage(samples, np.array([2.5]), level=0.75) == pytest.approx(0.5)  # from 0.125, half of 0.1 to 0.15
 
 
+@pytest.mark.parametrize(("width", "of_8", "of_4"), [(0.7, 0.674, 0.741), (1.0, 0.8, 0.8), (1.5, 0.902, 0.858)])
+def test_a_wrong_spread_shows_less_with_fewer_samples(rng, width, of_8, of_4):
+    samples, real = width * rng.normal(size=(8, VOXELS)), rng.normal(size=VOXELS)
+    assert coverage(samples, real) == pytest.approx(of_8, abs=0.01)
+    assert coverage(samples[:4], real) == pytest.approx(of_4, abs=0.01)
+    assert coverage(samples[:3], real) is None
+
+
 def test_few_samples_do_not_reach_as_far_as_the_level():
     far = np.full(3, 100.0)
     assert coverage(np.zeros((8, 3)), far) == pytest.approx(0.1)
@@ -206,12 +214,12 @@ def by_name(rows):
 
 
 def test_rows_of_samples(rng, masks):
-    real, samples = rng.normal(size=SHAPE), rng.normal(size=(6, *SHAPE))
+    real, samples = rng.normal(size=SHAPE), rng.normal(size=(8, *SHAPE))
     rows = score_samples(real, samples, masks, unit="HU", sources=SOURCES)
     body, lung = masks["body"], masks["lung"]
 
     def mean_over_halves(score):
-        return (score(samples[[0, 2, 4]]) + score(samples[[1, 3, 5]])) / 2
+        return (score(samples[[0, 2, 4, 6]]) + score(samples[[1, 3, 5, 7]])) / 2
 
     def of_blocks(size):
         return mean_over_halves(lambda half: crps(block_means(half, body, size), block_means(real, body, size)).mean())

@@ -97,8 +97,8 @@ def test_findings_say_how_good_the_samples_are():
     rows += rows_of({"sample": {"two_sample_accuracy": 0.55}, "cyclegan": {"two_sample_accuracy": 0.9}}, EVERYONE)
     assert findings({"patients": {"test": 9}}, rows) == [
         "pet2ct: body MAE of `mean` is 10 HU below `regression`'s (one patient: no interval).",
-        "pet2ct: the spread of the samples is 0.90 of the error of their mean (1: calibrated); 75% of the voxels lie "
-        "in the central 80 % interval.",
+        "pet2ct: the spread of the samples is 0.90 of the error of their mean (1: calibrated).",
+        "pet2ct: 75% of the voxels lie in the central 80 % interval.",
         "pet2ct: CRPS of the samples is 40, 30, 20 HU (voxels, means of 4×4 and of 8×8 pixels); the MAE of "
         "`regression`, which is its CRPS of voxels, is 60 HU.",
         "pet2ct: two-sample accuracy of `sample` is 0.55 (0.5: looks real).",
