@@ -18,7 +18,7 @@ from petct_lib.scores import Row
 BLOCK_SIZES = (4, 8)  # pixels: errors of neighbours average out in a block, unless they are alike
 LEVEL = 0.8  # of `coverage_80`
 LEAST = 4  # samples that are scored as a distribution: two pairs
-LEAST_COVERAGE = 4  # independent samples: one of each pair of eight
+COVERED = 8  # samples that have a `coverage_80`: of fewer, half of them say about 0.8 whatever they are
 
 
 def independent(samples: np.ndarray) -> list[np.ndarray]:
@@ -114,7 +114,7 @@ def block_means(stack: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     return stack[inner].reshape(*stack.shape[:-3], *shape).mean(axis=(-3, -1))[..., whole]
 
 
-def coverage(samples: np.ndarray, real: np.ndarray, level: float = LEVEL) -> float | None:
+def coverage(samples: np.ndarray, real: np.ndarray, level: float = LEVEL) -> float:
     """Share of the values (...) inside the central interval of N >= 2 samples (N, ...), 0 to 1; `level` is calibrated.
 
     If the real value is exchangeable with the samples, its rank r among them is uniform on 0..N, so that r stands for
@@ -127,8 +127,7 @@ def coverage(samples: np.ndarray, real: np.ndarray, level: float = LEVEL) -> flo
     Fewer than (1 + level) / (1 − level) samples (9 for 0.8) do not reach that far out: a value outside all of them
     still counts 1 − (N + 1) (1 − level) / 2, which is 0.1 for 8 samples and 0.5 for 4, and nothing is lower. So a
     spread that is wrong shows less with fewer samples: normal ones of 0.7 of the right width have 0.67 with 8 and 0.74
-    with 4. Compare at equal N. None for fewer than 4: it would be near `level` whatever they are. ValueError too for
-    fewer than 2, and a level outside 0 to 1.
+    with 4. Compare at equal N. ValueError too for fewer than 2 samples, and a level outside 0 to 1.
 
     >>> samples = np.arange(1.0, 5.0)[:, None].repeat(5, axis=1)  # 1, 2, 3 and 4, five times
     >>> round(coverage(samples, np.array([0.5, 1.5, 2.5, 3.5, 4.5])), 6)  # (0.5 + 1 + 1 + 1 + 0.5) / 5
@@ -137,8 +136,6 @@ def coverage(samples: np.ndarray, real: np.ndarray, level: float = LEVEL) -> flo
     samples, real = _checked(samples, real, least=2)
     if not 0 < level < 1:
         raise ValueError(f"level {level} must lie between 0 and 1")
-    if len(samples) < LEAST_COVERAGE:
-        return None
     below, equal = _ranks(samples, real)
     low, high = below / (len(samples) + 1), (below + equal + 1) / (len(samples) + 1)
     ends = (1 - level) / 2, (1 + level) / 2
@@ -195,8 +192,8 @@ def score_samples(
     Of the body: `crps` (mean over voxels), `crps_4` and `crps_8` (over means of 4x4 and 8x8 pixels), `coverage_80`,
     `spread_skill` and `rank_correlation`. Of each region that has voxels: `crps_mean`, the CRPS of its mean. The CRPS
     of voxels does not see how voxels go together, that of means does. All but the rank correlation are means over the
-    two halves of the samples, see `independent`. No row for what has no value: blocks, where none lies in the body, and
-    what is None. ValueError too for masks that are not bool, without body (or an empty one), and without a source.
+    two halves of the samples, see `independent`. No row for what has no value: the coverage of fewer than COVERED
+    samples, blocks where none lies in the body, and what is None. ValueError too for masks that are not bool, without body (or an empty one), and without a source.
     """
     samples, real = _checked(samples, real, least=LEAST)
     _check_masks(masks, real, sources)
@@ -208,8 +205,9 @@ def score_samples(
         if real_means.size:
             value = _of_halves(_mean_crps, block_means(samples, body, size), real_means)
             scores.append(("body", f"crps_{size}", value, unit))
+    covered = _of_halves(coverage, voxels, real_voxels) if len(samples) >= COVERED else None
     scores += [
-        ("body", "coverage_80", _of_halves(coverage, voxels, real_voxels), "1"),
+        ("body", "coverage_80", covered, "1"),
         ("body", "spread_skill", _of_halves(spread_skill, voxels, real_voxels), "1"),
         ("body", "rank_correlation", spread_error_correlation(voxels, real_voxels), "1"),
     ]
