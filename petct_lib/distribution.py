@@ -193,7 +193,8 @@ def score_samples(
     `spread_skill` and `rank_correlation`. Of each region that has voxels: `crps_mean`, the CRPS of its mean. The CRPS
     of voxels does not see how voxels go together, that of means does. All but the rank correlation are means over the
     two halves of the samples, see `independent`. No row for what has no value: the coverage of fewer than COVERED
-    samples, blocks where none lies in the body, and what is None. ValueError too for masks that are not bool, without body (or an empty one), and without a source.
+    samples, blocks where none lies in the body, and what is None. ValueError too for masks that are not bool, without
+    body (or an empty one), and without a source.
     """
     samples, real = _checked(samples, real, least=LEAST)
     _check_masks(masks, real, sources)
