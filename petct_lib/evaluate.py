@@ -206,10 +206,11 @@ def summarised(case: Case) -> Case:
     stack, body = case.samples.get("mean"), case.body
     if stack is None:
         return replace(case, samples={})
-    case = replace(case, samples={}, drawn=stack[:, stack.shape[1] // 2].copy())
-    case, rng = replace(case, spread=distribution.spread(stack)), np.random.default_rng(0)
+    middle = stack[:, stack.shape[1] // 2].copy()
+    case = replace(case, samples={}, drawn=middle, spread=distribution.spread(stack))
     if len(stack) < distribution.LEAST:
         return case
+    rng = np.random.default_rng(0)
     ranks = [distribution.rank_histogram(of[:, body], case.real[body], rng) for of in distribution.independent(stack)]
     return replace(case, ranks=sum(ranks))
 
