@@ -12,9 +12,9 @@ from math import inf
 from pathlib import Path
 from statistics import mean
 
-from petct_lib import scores
-from petct_lib.compare import by_patient
-from petct_lib.cyclegan import DIRECTIONS
+from petct_lib.evaluation import tables
+from petct_lib.evaluation.compare import by_patient
+from petct_lib.imaging.directions import DIRECTIONS
 
 Value = Callable[..., float]  # (method, metric, region "body") → mean of the patients
 VARIANTS = ("steps8", "longer", "laplace", "cycle")
@@ -105,10 +105,10 @@ def goals() -> list[Goal]:
 
 def values(ablation: Path, seed: int, direction: str) -> Value:
     """What looks a score up, KeyError where there is none; mean of the test patients."""
-    rows = scores.read_scores(ablation / f"seed{seed}" / "scores.csv")
+    rows = tables.read_scores(ablation / f"seed{seed}" / "scores.csv")
     for variant in VARIANTS:
         path = ablation / (f"{variant}_seed{seed}" if seed else variant) / "scores.csv"
-        for row in scores.read_scores(path) if path.exists() else ():
+        for row in tables.read_scores(path) if path.exists() else ():
             rows.append({**row, "method": f"{variant}/{row['method']}"})
 
     def of(method: str, metric: str, region: str = "body") -> float:
@@ -131,7 +131,7 @@ def main() -> None:
         verdict = "met" if all(goal.low <= value <= goal.high for value in there) else "missed"
         cells = ["not run" if value is None else f"{value:.3f}" for value in found]
         lines.append([goal.name, goal.direction, goal.limits(), *cells, verdict if there else ""])
-    print(scores.text_table(f"goals, mean of the test patients, {len(seeds)} seeds", lines))
+    print(tables.text_table(f"goals, mean of the test patients, {len(seeds)} seeds", lines))
 
 
 if __name__ == "__main__":

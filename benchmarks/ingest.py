@@ -21,15 +21,15 @@ from report import in_process, peak_mb, row, show_and_save
 
 STS = Path(__file__).parents[2] / "shared" / "data" / "sts"
 PEERS = {"simpleitk": "plain SimpleITK script", "monai": "MONAI PydicomReader and ResampleToMatch"}
-IMPORTS = {"ours": ("petct_lib.dicom",), "simpleitk": ("SimpleITK",), "monai": ("monai.transforms", "pydicom")}
+IMPORTS = {"ours": ("petct_lib.dicom.studies",), "simpleitk": ("SimpleITK",), "monai": ("monai.transforms", "pydicom")}
 PHANTOM = {"ct_slice_mm": 1.5, "pet_slice_mm": 3.0, "follow_ups": 0.0}  # CT 512×512×200
 Arrays = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def ours(root: Path) -> Arrays:
     """CT and PET of every study through the library, all checks included; SUV divided out again for the comparison."""
-    from petct_lib.dicom import find_pairs, load_pair
-    from petct_lib.volume import resample
+    from petct_lib.dicom.studies import find_pairs, load_pair
+    from petct_lib.imaging.volume import resample
 
     for pair in find_pairs(root).pairs:
         study = load_pair(pair)
@@ -115,7 +115,7 @@ def preparation(root: Path) -> list[dict]:
 
 def measure_prepare(jobs: int, root: Path) -> dict:
     """Seconds of `prepare` at 256×256, slices every 3 mm, and of calling it again."""
-    from petct_lib.prepare import SliceSettings, prepare
+    from petct_lib.data.prepare import SliceSettings, prepare
 
     with tempfile.TemporaryDirectory() as folder:
         seconds = []
@@ -157,7 +157,7 @@ def main() -> None:
 
 def bench(patients: int, rounds: int) -> None:
     """All comparisons; those on the real patients only where they are there."""
-    from petct_lib.phantom import phantom_settings, write_phantom
+    from petct_lib.phantom.cohort import phantom_settings, write_phantom
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A training step of the quick profile's flow, with freed memory kept (`petct_lib.memory`) and given back.
+"""A training step of the quick profile's flow, with freed memory kept (`petct_lib.common.memory`) and given back.
 
     .venv/bin/python benchmarks/memory.py
 
@@ -14,9 +14,9 @@ from statistics import median
 import torch
 from report import in_process, peak_mb, row, show_and_save
 
-from petct_lib.memory import keep_freed_memory
-from petct_lib.nets import UNet
-from petct_lib.run import parameters_of
+from petct_lib.common.memory import keep_freed_memory
+from petct_lib.experiments.profiles import parameters_of
+from petct_lib.models.networks import UNet
 
 ROUNDS = 5  # of both, of which the median counts: the machine has other work
 STEPS, FIRST = 40, 5  # steps measured, and before them

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from report import row, show_and_save
 
-from petct_lib.cyclegan import DIRECTIONS
-from petct_lib.data import TARGET, read_splits
-from petct_lib.evaluate import load_case
-from petct_lib.prepare import Prepared
-from petct_lib.translate import Translator
+from petct_lib.data.prepare import Prepared
+from petct_lib.data.splits import read_splits
+from petct_lib.evaluation.cases import load_case
+from petct_lib.imaging.directions import DIRECTIONS, TARGET
+from petct_lib.inference.translator import Translator
 
 PAIRS, STEPS = 16, 4
 EVERY = 10  # slices of a patient: each so many

@@ -24,7 +24,7 @@ ANGLES, PIXEL_MM = 96, 4.07
 
 def patient(cores: int) -> None:
     """One patient's volumes, nothing written."""
-    from petct_lib.phantom import make_patient, phantom_settings
+    from petct_lib.phantom.cohort import make_patient, phantom_settings
 
     if cores:
         os.cpu_count = lambda: cores
@@ -33,7 +33,7 @@ def patient(cores: int) -> None:
 
 def set_of_8(jobs: int) -> None:
     """Eight patients and their follow-ups, written as DICOM with their truth."""
-    from petct_lib.phantom import phantom_settings, write_phantom
+    from petct_lib.phantom.cohort import phantom_settings, write_phantom
 
     with tempfile.TemporaryDirectory() as folder:
         write_phantom(Path(folder) / "set", 8, 0, phantom_settings(**QUICK), jobs=jobs or None)
@@ -53,7 +53,7 @@ def projection(radon: int) -> None:
         angles = np.linspace(0, 180, ANGLES, endpoint=False)
         np.stack([project(image, angles, circle=True) for image in slices()])
     else:
-        from petct_lib.scanner import system_matrix
+        from petct_lib.phantom.scanner import system_matrix
 
         system_matrix((104, 104), PIXEL_MM, ANGLES) @ slices().reshape(75, -1).T
 
@@ -68,7 +68,7 @@ PEERS = {
 
 def measure(what: str, peer: int) -> dict:
     """Seconds without imports, and MB at the most."""
-    for name in ("petct_lib.phantom", "skimage.transform", "highdicom.seg"):
+    for name in ("petct_lib.phantom.cohort", "skimage.transform", "highdicom.seg"):
         importlib.import_module(name)
     start = time.perf_counter()
     WHAT[what](peer)

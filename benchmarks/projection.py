@@ -17,12 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.data import split_patients
-from petct_lib.regression import Regression, RegressionSettings
-from petct_lib.residual_flow import FlowSettings, ResidualFlow
-from petct_lib.run import parameters_of
-from petct_lib.train import steps_of
+from petct_lib.data.splits import split_patients
+from petct_lib.experiments.profiles import parameters_of
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.models.regression import Regression, RegressionSettings
+from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
+from petct_lib.training.loop import steps_of
 
 STUDIES = 44
 SCAN_MM = 1000.0  # skull base to the middle of the thigh, about a metre: an assumption

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from petct_lib.files import read_json, write_json
+from petct_lib.common.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results.json"
 README = Path(__file__).parent / "README.md"

@@ -1,7 +1,7 @@
 """Seconds a patient of scoring, against the same scores written plainly.
 
 `make bench` runs it. Made-up patients: an ellipse of a body with lungs, ribs and hot lesions, and a translation that is
-off by noise. Ours is `evaluate.score_case`, all scores but LPIPS, over all cores, in both directions. The peer is what
+off by noise. Ours is `scoring.score_case`, all scores but LPIPS, over all cores, in both directions. The peer is what
 a script would do: most of the same scores, slice by slice and region by region, with scikit-image, MONAI and SciPy.
 """
 
@@ -20,9 +20,10 @@ from report import in_process, row, show_and_save
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from petct_lib.evaluate import CT_RANGE_HU, Case, score_case, with_further_regions
-from petct_lib.intensity import Intensity
-from petct_lib.parallel import each
+from petct_lib.common.parallel import each
+from petct_lib.evaluation.cases import Case, with_further_regions
+from petct_lib.evaluation.scoring import CT_RANGE_HU, score_case
+from petct_lib.imaging.intensity import Intensity
 
 VOXEL_MM = (3.27, 2.0, 2.0)
 

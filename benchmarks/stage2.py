@@ -29,19 +29,21 @@ import torch
 from report import row, show_and_save
 from torch import Tensor
 
-from petct_lib import distribution, metrics, realism
-from petct_lib.data import SOURCE, TARGET, read_splits, refiner_patients
-from petct_lib.diffusion import DEFAULT_SAMPLER
-from petct_lib.evaluate import Case, two_sample_accuracies
-from petct_lib.prepare import Prepared
-from petct_lib.regression import Regression
-from petct_lib.residual_flow import ResidualFlow
-from petct_lib.run import parameters_of
-from petct_lib.spectrum import filtered, spectrum
-from petct_lib.train import fit
-from petct_lib.train_refiner import Pairs, Plan, _batches, held_out, pairs_of, plans, real_pairs, residual_spectrum
-from petct_lib.translate import Refiner, Translator, batched, decoded, encoded
-from petct_lib.updates import precision
+from petct_lib.data.prepare import Prepared
+from petct_lib.data.splits import read_splits, refiner_patients
+from petct_lib.evaluation.cases import Case
+from petct_lib.evaluation.scoring import two_sample_accuracies
+from petct_lib.experiments.profiles import parameters_of
+from petct_lib.imaging.directions import SOURCE, TARGET
+from petct_lib.imaging.spectrum import filtered, spectrum
+from petct_lib.inference.translator import Refiner, Translator, batched, decoded, encoded
+from petct_lib.metrics import distribution, realism, structure, voxelwise
+from petct_lib.models.diffusion import DEFAULT_SAMPLER
+from petct_lib.models.regression import Regression
+from petct_lib.models.residual_flow import ResidualFlow
+from petct_lib.training.loop import fit
+from petct_lib.training.stage2 import Pairs, Plan, _batches, held_out, pairs_of, plans, real_pairs, residual_spectrum
+from petct_lib.training.update import precision
 
 TIMED = 12  # steps that the time of one is measured on
 SLICES, SAMPLES, STEPS = 12, 4, 4
@@ -144,8 +146,8 @@ class Validation:
         """Body MAE and spectrum distance, means over the patients."""
         found = []
         for image, (_, _, real, body) in zip(images, self.cases, strict=True):
-            both = (metrics.inside(of, body, self.low) for of in (real, image))
-            found.append((metrics.mae(real, image, body), metrics.spectrum_distance(*both)))
+            both = (structure.inside(of, body, self.low) for of in (real, image))
+            found.append((voxelwise.mae(real, image, body), structure.spectrum_distance(*both)))
         return tuple(np.mean(found, axis=0))
 
     def regression(self, stage: Regression) -> tuple[float, float]:

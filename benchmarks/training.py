@@ -22,15 +22,17 @@ import torch
 from report import in_process, into_readme, markdown, peak_mb, provenance, row, show_and_save
 from textbook import Textbook
 
-from petct_lib.augment import Augmentation
-from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
-from petct_lib.data import Slices, UnpairedBatches, split_patients
-from petct_lib.intensity import Intensity
-from petct_lib.prepare import Prepared, SliceSettings, prepare
-from petct_lib.run import load_params, parameters_of
-from petct_lib.train import FitSettings, ahead, fit
-from petct_lib.updates import Updates
-from petct_lib.validation import Validation
+from petct_lib.data.augmentation import Augmentation
+from petct_lib.data.datasets import Slices, UnpairedBatches
+from petct_lib.data.prepare import Prepared, SliceSettings, prepare
+from petct_lib.data.splits import split_patients
+from petct_lib.experiments.profiles import load_params, parameters_of
+from petct_lib.imaging.directions import DIRECTIONS
+from petct_lib.imaging.intensity import Intensity
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.training.loop import FitSettings, ahead, fit
+from petct_lib.training.update import Updates
+from petct_lib.training.validation import Validation
 
 NOTEBOOK = "02_cyclegan_training"
 HOW = ("mixed_precision", "accumulate", "clip_norm", "channels_last", "compile")  # FitSettings that cost time or memory
@@ -184,7 +186,7 @@ class Checks:
 
 
 def train(job: Job) -> dict:
-    """A training with its validations; ours through `petct_lib.train.fit`, as a user trains."""
+    """A training with its validations; ours through `petct_lib.training.loop.fit`, as a user trains."""
     batches, validation = job.data()
     checks = Checks(job, validation)
     try:
@@ -227,7 +229,7 @@ def loader(job: Job) -> dict:
 
 def phantom(args: argparse.Namespace, folder: Path) -> Path:
     """Prepared slices of the profile's phantom in `folder`; `--phantom`: of one that is there already."""
-    from petct_lib.phantom import phantom_settings, write_phantom
+    from petct_lib.phantom.cohort import phantom_settings, write_phantom
 
     p = load_params(args.profile)["01_data_exploration"]
     if args.quick:

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from report import in_process, peak_mb, row, show_and_save
 
-from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.intensity import Intensity
-from petct_lib.nets import count_parameters
-from petct_lib.regression import Regression, RegressionSettings
-from petct_lib.residual_flow import FlowSettings, ResidualFlow
-from petct_lib.run import parameters_of
-from petct_lib.train_refiner import GRID
-from petct_lib.translate import Refiner, Translator
+from petct_lib.experiments.profiles import parameters_of
+from petct_lib.imaging.intensity import Intensity
+from petct_lib.inference.translator import Refiner, Translator
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.models.networks import count_parameters
+from petct_lib.models.regression import Regression, RegressionSettings
+from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
+from petct_lib.training.stage2 import GRID
 
 DDIM_STEPS = 50
 

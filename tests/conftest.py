@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from petct_lib.phantom import phantom_settings, write_phantom
-from petct_lib.prepare import Prepared, SliceSettings, prepare
+from petct_lib.data.prepare import Prepared, SliceSettings, prepare
+from petct_lib.phantom.cohort import phantom_settings, write_phantom
 
 ROOT = Path(__file__).parent.parent
 SMALL = phantom_settings("easy", ct_pixel_mm=4.0, ct_size=112, ct_slice_mm=8.0, pet_size=112, pet_slice_mm=8.0)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from petct_lib.checkpoints import load_checkpoint, save_checkpoint
-from petct_lib.cyclegan import DIRECTIONS, CycleGAN, CycleGANSettings
-from petct_lib.files import write_json
-from petct_lib.prepare import Prepared
-from petct_lib.regression import Regression, RegressionSettings
-from petct_lib.residual_flow import FlowSettings, ResidualFlow
+from petct_lib.common.files import write_json
+from petct_lib.data.prepare import Prepared
+from petct_lib.imaging.directions import DIRECTIONS
+from petct_lib.models.checkpoints import load_checkpoint, save_checkpoint
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.models.regression import Regression, RegressionSettings
+from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
 
 SIZES = {"width": 8, "multipliers": (1, 2), "patch": 1}
 UNPAIRED = "pet2ct"  # the direction that has networks from cycle pairs, too

@@ -25,21 +25,22 @@ from pathlib import Path
 import pydicom
 import pytest
 from conftest import ROOT
+from dicom_encodings import COMPRESSED, big_endian, compress, deflated, implicit, without_meta, write_series
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
-from test_dicom import MARKER, add_patient, reasons, scribble
-from test_dicom_files import COMPRESSED, big_endian, compress, deflated, implicit, without_meta, write_series
-from test_enhanced import classic, enhanced_ct, enhanced_pet, save
-from test_regions import LUNG, TUMOUR, ball, write_seg
+from small_dicom import MARKER, add_patient, reasons, scribble
+from small_enhanced import classic, enhanced_ct, enhanced_pet, save
+from small_seg import LUNG, TUMOUR, ball, write_seg
 
 from petct_lib import InputError
-from petct_lib.archives import FileRef, list_files
-from petct_lib.dicom import find_pairs, ingest, load_pair
-from petct_lib.dicom_files import HEADER_TAGS, read_images, read_stored
-from petct_lib.geometry import geometry
-from petct_lib.parallel import each
-from petct_lib.regions import read_segments
-from petct_lib.suv import suv_factor
+from petct_lib.common.parallel import each
+from petct_lib.dicom.archives import FileRef, list_files
+from petct_lib.dicom.geometry import geometry
+from petct_lib.dicom.headers import HEADER_TAGS, read_images
+from petct_lib.dicom.pixels import read_stored
+from petct_lib.dicom.seg import read_segments
+from petct_lib.dicom.studies import find_pairs, ingest, load_pair
+from petct_lib.dicom.suv import suv_factor
 
 CASES = 280  # of each kind of file
 STUDIES = 102  # whole folders

@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 from small_run import small_run
 
-from petct_lib import InputError, compare, evaluate, metrics
-from petct_lib.data import check_splits, read_splits, split_patients
-from petct_lib.evaluate import Case, load_case, score_case, translate_patient
-from petct_lib.files import read_json, write_json
-from petct_lib.intensity import Intensity
-from petct_lib.prepare import Prepared
-from petct_lib.scores import SCORE_COLUMNS, read_scores, write_scores
-from petct_lib.translate import Translator, decoded
+from petct_lib import InputError
+from petct_lib.common.files import read_json, write_json
+from petct_lib.data.prepare import Prepared
+from petct_lib.data.splits import check_splits, read_splits, split_patients
+from petct_lib.evaluation import cases, compare
+from petct_lib.evaluation.cases import Case, load_case
+from petct_lib.evaluation.methods import translate_patient
+from petct_lib.evaluation.scoring import score_case
+from petct_lib.evaluation.tables import read_scores, write_scores
+from petct_lib.imaging.intensity import Intensity
+from petct_lib.inference.translator import Translator, decoded
+from petct_lib.metrics import structure, voxelwise
+from petct_lib.metrics.rows import SCORE_COLUMNS
 
 PATIENTS = [f"p{k}" for k in range(8)]
 ROLES = {"train_pet": PATIENTS[:3], "train_ct": PATIENTS[3:5], "refine": PATIENTS[5:6], "test": PATIENTS[6:]}
@@ -118,14 +123,14 @@ def test_a_translation_knows_nothing_of_the_target(run, monkeypatch):
     prepared = Prepared(run / "prepared")
     given = splits, splits["test"][0], "pet2ct", translator
     first = translate_patient(prepared, *given, **DRAWN)
-    load = evaluate.load_case
+    load = cases.load_case
 
     def other_target(*arguments):
         case = load(*arguments)
         noise = np.random.default_rng(0).uniform(-1000, 1000, case.real.shape)
         return replace(case, real=noise, masks={name: np.zeros_like(mask) for name, mask in case.masks.items()})
 
-    monkeypatch.setattr(evaluate, "load_case", other_target)
+    monkeypatch.setattr(cases, "load_case", other_target)
     second = translate_patient(prepared, *given, **DRAWN)
     assert {"cyclegan", "regression", "pix2pix", "sample", "mean", "unpaired_mean"} < set(first.images)
     for method, image in first.images.items():
@@ -142,6 +147,6 @@ def test_the_range_is_the_same_for_every_patient():
         case = Case("p", None, real, {"body": body}, {"body": "HU threshold"}, {"m": real + 50})
         found += [r["value"] for r in score_case(case, "pet2ct", Intensity()) if r["metric"] == "psnr"]
     assert found == pytest.approx([20 * np.log10(4024 / 50)] * 2)
-    for score in (metrics.psnr, metrics.ssim):
+    for score in (voxelwise.psnr, structure.ssim):
         with pytest.raises(TypeError, match="data_range"):
             score(real, real + 50)

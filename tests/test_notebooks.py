@@ -7,8 +7,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from petct_lib import exercises
-from petct_lib.run import NOTEBOOKS
+from petct_lib.experiments.profiles import NOTEBOOKS
+from petct_lib.teaching import exercises
 
 BOOKS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 

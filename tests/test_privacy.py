@@ -12,10 +12,10 @@ import pytest
 from conftest import SMALL, petct
 from pydicom import Dataset
 
-from petct_lib.dicom import pseudonym
-from petct_lib.files import read_json
-from petct_lib.phantom import write_phantom
-from petct_lib.suv import GE_SCAN_TIME
+from petct_lib.common.files import read_json
+from petct_lib.dicom.studies import pseudonym
+from petct_lib.dicom.suv import GE_SCAN_TIME
+from petct_lib.phantom.cohort import write_phantom
 
 MARKER = "ZQXPRIVATE"
 DAY = "19870613"  # of the scans: it has to stay a date, for SUV depends on it

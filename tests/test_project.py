@@ -13,38 +13,28 @@ import yaml
 from conftest import ROOT
 
 import petct_lib
-from petct_lib.__main__ import main
-from petct_lib.run import parameters_of
-from petct_lib.variants import chosen, variants
+from petct_lib.cli import main
+from petct_lib.experiments.profiles import parameters_of
+from petct_lib.experiments.variants import chosen, variants
 
-ORDER = (  # imports point upwards only
-    ("files", "progress", "volume", "suv", "intensity", "nets", "archives", "enhanced", "parallel", "statistics"),
-    ("scores",),
-    ("augment", "interrupt", "memory", "spectrum", "updates"),
-    ("canvas", "tissues"),
-    ("metrics", "distribution", "dicom_files", "geometry", "dicom_write", "cyclegan", "checkpoints", "download"),
-    ("diffusion", "regression", "cycle_pairs", "realism", "lesion_scores", "synthrad", "collapse", "train"),
-    ("residual_flow",),
-    ("variants",),
-    ("charts",),
-    ("regions", "vendors", "truth", "scanner", "skeleton", "trees", "organs"),
-    ("anatomy", "structures", "downstream"),
-    ("lesions", "benign"),
-    ("person",),
-    ("materials",),
-    ("dicom",),
-    ("perceptual", "phantom", "prepare"),
-    ("data",),
-    ("translate", "view"),
-    ("explore", "exercises", "pitfalls", "demo"),
-    ("evaluate", "validation", "logs", "compare"),
-    ("score_files", "failures", "report"),
-    ("train_cyclegan",),
-    ("train_refiner",),
-    ("run",),
-    ("ablation",),
-    ("__main__",),
-)
+BASE = {"common", "imaging"}
+MAY_IMPORT = {  # packages, in the order in which data flows; beside the package itself
+    "common": set(),
+    "imaging": {"common"},
+    "dicom": BASE,
+    "phantom": BASE | {"dicom"},
+    "data": BASE | {"dicom"},
+    "models": BASE,
+    "metrics": {"imaging"},
+    "inference": BASE | {"dicom", "data", "models", "metrics"},
+    "viz": BASE | {"metrics"},
+    "training": BASE | {"data", "models", "metrics", "inference", "viz"},
+    "evaluation": BASE | {"dicom", "data", "models", "metrics", "inference"},
+    "experiments": BASE | {"dicom", "data", "models", "metrics", "inference", "viz", "training", "evaluation"},
+    "teaching": BASE | {"phantom", "data", "metrics", "inference"},
+}
+LIBRARY = ROOT / "petct_lib"
+MODULES = {p.relative_to(LIBRARY).with_suffix("").parts: p for p in LIBRARY.glob("*/*.py") if p.stem != "__init__"}
 
 
 def test_pyproject_repeats_the_pins_of_environment_yml():
@@ -64,35 +54,48 @@ def test_the_fixed_packages_are_there():
 
 
 def imports_of(path):
+    """(package, module) of everything of the library that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("petct_lib"):
-            parts = node.module.split(".")
-            yield from parts[1:2] or [alias.name for alias in node.names if alias.name.islower()]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("petct_lib."):
+            _, package, *module = node.module.split(".")
+            yield from ((package, module[0]),) if module else ((package, alias.name) for alias in node.names)
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("petct_lib."))
+            yield from (tuple(a.name.split(".")[1:]) for a in node.names if a.name.startswith("petct_lib."))
 
 
-def test_imports_point_one_way():
-    rank = {name: level for level, names in enumerate(ORDER) for name in names}
-    modules = {p.stem: p for p in (ROOT / "petct_lib").glob("*.py") if p.stem != "__init__"}
-    assert set(modules) == set(rank)
-    for name, path in modules.items():
-        for imported in imports_of(path):
-            if imported not in rank:  # a name of the package itself
-                continue
-            assert rank[imported] <= rank[name], f"{name} imports {imported}"
-            assert name not in imports_of(modules[imported]), f"{name} and {imported} import each other"
+def test_packages_import_those_before_them():
+    assert {package for package, _ in MODULES} == set(MAY_IMPORT)
+    order = list(MAY_IMPORT)
+    for package, may in MAY_IMPORT.items():
+        assert all(order.index(other) < order.index(package) for other in may)
+    for (package, name), path in MODULES.items():
+        for other, module in imports_of(path):
+            assert (other, module) in MODULES, f"{package}.{name} imports {other}.{module}"
+            assert other in MAY_IMPORT[package] | {package}, f"{package}.{name} imports {other}.{module}"
 
 
-def test_help_of_the_package_names_every_module_once():
-    named = re.findall(r"^    (\w+) ", petct_lib.__doc__, re.MULTILINE)
-    assert sorted(named) == sorted({p.stem for p in (ROOT / "petct_lib").glob("*.py")} - {"__init__"})
+def test_no_modules_import_each_other_in_a_circle():
+    left = {module: set(imports_of(path)) for module, path in MODULES.items()}
+    while free := [module for module, imported in left.items() if not imported & set(left)]:
+        for module in free:
+            del left[module]
+    assert not left
 
 
-def test_every_module_has_a_test_file():
-    tested = {p.stem.removeprefix("test_") for p in (ROOT / "tests").glob("test_*.py")}
-    modules = {p.stem.strip("_") for p in (ROOT / "petct_lib").glob("*.py")} - {"init"}
-    assert modules <= tested
+def test_help_names_every_package_and_every_module_once():
+    packages = re.findall(r"^    (\w+)  ", petct_lib.__doc__, re.MULTILINE)
+    assert packages == [*MAY_IMPORT, "cli"]
+    for package in MAY_IMPORT:
+        doc = importlib.import_module(f"petct_lib.{package}").__doc__
+        named = re.findall(r"^(\w+)  +\S", doc, re.MULTILINE)
+        assert sorted(named) == sorted(name for of, name in MODULES if of == package), package
+
+
+def test_the_tests_of_a_package_import_each_of_its_modules():
+    for package, name in MODULES:
+        files = list((ROOT / "tests" / package).glob("test_*.py"))
+        named = f"petct_lib.{package}.{name} import"  # in a process of its own, that is in a string
+        assert any((package, name) in imports_of(f) or named in f.read_text() for f in files), f"{package}.{name}"
 
 
 def test_versions_agree():

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, petct
 
-from petct_lib import dicom, volume
-from petct_lib.__main__ import _parser
-from petct_lib.files import read_json, write_json
-from petct_lib.phantom import write_phantom
-from petct_lib.run import load_params
+from petct_lib.cli import _parser
+from petct_lib.common.files import read_json, write_json
+from petct_lib.dicom import studies
+from petct_lib.experiments.profiles import load_params
+from petct_lib.imaging import volume
+from petct_lib.phantom.cohort import write_phantom
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.S | re.M)
@@ -158,7 +159,7 @@ def test_a_notebook_becomes_a_page_with_its_pictures(tmp_path):
 def test_snippets_run(phantom_dir, tmp_path):
     snippets = [block for language, block in BLOCKS if language == "python"]
     assert len(snippets) == 2
-    study = dicom.load_pair(dicom.find_pairs(phantom_dir).pairs[0])
+    study = studies.load_pair(studies.find_pairs(phantom_dir).pairs[0])
     real = study.ct.array[:4]
     given = {"real": real, "synthetic": real + 50, "body": volume.body_mask(study.ct).array[:4] | True}
     from distributed import LocalCluster

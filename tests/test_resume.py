@@ -12,8 +12,9 @@ import pytest
 import tiny
 import torch
 
-from petct_lib import checkpoints, files
-from petct_lib.checkpoints import load_checkpoint
+from petct_lib.common import files
+from petct_lib.models import checkpoints
+from petct_lib.models.checkpoints import load_checkpoint
 
 STEPS, EVERY = 16, 3
 WRITES = ("half", "unsynced", "written", "linked", "renaming", "renamed")

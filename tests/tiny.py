@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from petct_lib.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.regression import Regression, RegressionSettings
-from petct_lib.residual_flow import FlowSettings, ResidualFlow
-from petct_lib.train import FitSettings, fit
-from petct_lib.updates import Updates
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.models.regression import Regression, RegressionSettings
+from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
+from petct_lib.training.loop import FitSettings, fit
+from petct_lib.training.update import Updates
 
 GAN = CycleGANSettings(width=4, blocks=1, patch_layers=2, pool_size=3, ema_decay=0.9)
 REGRESSION = RegressionSettings(width=8, multipliers=(1, 2), patch=2, ema_decay=0.9)
@@ -127,7 +127,7 @@ def amid_step(stage: object, step: int, act: Callable[[], None]) -> None:
 def in_process(work: Callable, *arguments: object) -> int:
     """The exit code of `work(*arguments)` in a process of its own; -9 where it was killed."""
     context = multiprocessing.get_context("forkserver")  # it has imported everything once, and computed nothing
-    context.set_forkserver_preload(["petct_lib.train", "petct_lib.residual_flow", "torch._dynamo"])
+    context.set_forkserver_preload(["petct_lib.training.loop", "petct_lib.models.residual_flow", "torch._dynamo"])
     process = context.Process(target=work, args=arguments)
     process.start()
     process.join(60)

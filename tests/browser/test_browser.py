@@ -46,7 +46,7 @@ ipywidgets.interactive(show, k=ipywidgets.IntSlider(3, 0, 9, description="shade"
 """
 VIEWER = """
 import numpy as np
-from petct_lib.explore import VolumeViewer
+from petct_lib.viz.viewers import VolumeViewer
 viewer = VolumeViewer(np.zeros((6, 32, 32)), np.zeros((6, 32, 32)), (10, 4, 4))
 viewer
 """

@@ -1,0 +1,15 @@
+"""Formulas of scores; arrays and masks in, numbers out.
+
+rows               one score as a row
+voxelwise          MAE, MSE, RMSE, PSNR
+structure          SSIM, spectrum distance, gain by a shift
+image_scores       all scores of one patient's images
+distribution       scores of samples: CRPS, coverage, spread and skill
+realism            a classifier's verdict on slices, and change from slice to slice
+perceptual         LPIPS on the pretrained AlexNet
+lesion_scores      uptake of lesions; missed and invented ones
+attenuation        what a synthetic CT is for: attenuation and lungs
+synthrad           the scores of the SynthRAD2025 challenge
+training_warnings  early signs that a GAN collapses or invents
+statistics         intervals, tests, effect sizes and agreement over patients
+"""

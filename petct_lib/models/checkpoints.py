@@ -1,0 +1,150 @@
+"""Checkpoints: whole or absent, loaded without executing anything, the newest ones and the best one kept.
+
+`cyclegan.pt` is the newest state; `cyclegan.step0000750.pt` are the ones before it, `cyclegan.best.pt` the best one.
+Of the newest, the others are hard links, which take no space of their own.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from petct_lib import InputError
+from petct_lib.common.files import replacing
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.models.regression import Regression, RegressionSettings
+from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
+from petct_lib.models.stage import Stage
+
+
+def save_checkpoint(state: dict, path: Path, *, keep: int = 1, best: bool = False) -> None:
+    """`state` (tensors and plain values, with its "step") as `path`; the old one stays whole until the new one is.
+
+    keep: how many of the newest states stay, this one included. best: keep it as the best one, too.
+    Raises InputError where the disk is full or cannot be written to.
+    """
+    try:
+        with replacing(path) as temporary:
+            _write(state, temporary)
+            if keep > 1:
+                _link(temporary, numbered(path, state["step"]))
+            if best:
+                _link(temporary, best_of(path))
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__  # torch's writer hides it behind its own
+        if not isinstance(reason, OSError):
+            raise
+        raise InputError(
+            f"{path}: the checkpoint of step {state['step']} cannot be written ({reason}); "
+            f"{'the one before it is whole' if path.exists() else 'there is none yet'}. Free some space and go on"
+        ) from error
+    for old in earlier(path)[:-keep]:
+        old.unlink()
+
+
+def _write(state: dict, path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk before it takes the old one's name
+
+
+def _link(source: Path, name: Path) -> None:
+    with replacing(name) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copy2(source, temporary)
+
+
+def numbered(path: Path, step: int) -> Path:
+    """The name under which the state of a step is kept beside the newest."""
+    return path.with_name(f"{path.stem}.step{step:07d}{path.suffix}")
+
+
+def best_of(path: Path) -> Path:
+    """The name of the best state, by validation."""
+    return path.with_name(f"{path.stem}.best{path.suffix}")
+
+
+def earlier(path: Path) -> list[Path]:
+    """The numbered states beside `path`, oldest first."""
+    return sorted(path.parent.glob(f"{path.stem}.step*{path.suffix}"))
+
+
+def clear_leftovers(path: Path, start: int) -> None:
+    """Removes what a killed process left half-written, and the states of another training when one starts at step 0."""
+    if start == 0:
+        for old in (*earlier(path), best_of(path)):
+            old.unlink(missing_ok=True)
+    for half in path.parent.glob(f".{path.stem}.*part"):
+        half.unlink()
+
+
+def load_checkpoint(path: Path) -> dict:
+    """A checkpoint's tensors and plain values; nothing in it is executed. Raises InputError where it is not one."""
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        older = [old for old in earlier(path) if not old.samefile(path)]  # the newest one's link is as broken
+        way_out = f"copy {older[-1].name} over it" if older else "remove it to train again"
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {way_out}") from None
+
+
+def load_cyclegan(path: Path) -> CycleGAN:
+    """A trained CycleGAN from its checkpoint, on `best_device`. InputError as for `load_checkpoint`."""
+    state = load_checkpoint(path)
+    return _placed(CycleGAN(CycleGANSettings(**state["settings"])), state)
+
+
+def load_regression(path: Path) -> Regression:
+    """A trained regression or pix2pix from its checkpoint, on `best_device`.
+
+    InputError as for `load_checkpoint`, and for one whose training has not come to its end.
+    """
+    state = _finished(path)
+    return _placed(Regression(RegressionSettings(**_settings(state))), state)
+
+
+def load_flow(path: Path, regression: Regression) -> ResidualFlow:
+    """A trained residual flow from its checkpoint, on `best_device`, beside its regression. Errors as above."""
+    state = _finished(path)
+    return _placed(ResidualFlow(FlowSettings(**_settings(state)), regression), state)
+
+
+def _finished(path: Path) -> dict:
+    state = load_checkpoint(path)
+    if (done := state["step"]) < (asked := state["origin"]["steps"]):
+        raise InputError(f"{path}: its training stopped after step {done} of {asked}; resume it (--resume) first")
+    return state
+
+
+def _settings(state: dict) -> dict:
+    return {name: tuple(of) if isinstance(of, list) else of for name, of in state["settings"].items()}
+
+
+def _placed(stage: CycleGAN | Regression | ResidualFlow, state: dict) -> CycleGAN | Regression | ResidualFlow:
+    """The stage with a checkpoint's weights, its averaged networks on the device and in the layout of inference."""
+    restore(stage, state)
+    for ema in stage.ema.values():
+        ema.to(best_device(), memory_format=torch.channels_last)  # a third faster, on a CPU, too
+    return stage
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def restore(stage: Stage, state: dict) -> None:
+    """Weights, averages, optimisers and the rest from a checkpoint into a stage of the same settings.
+
+    One of `export.slim` has the averages alone.
+    """
+    for part in ("nets", "ema", "optimisers"):
+        for name, value in state.get(part, {}).items():
+            getattr(stage, part)[name].load_state_dict(value)
+    stage.load_extra_state(state)

@@ -1,0 +1,124 @@
+"""Stage 1 of a run folder: what notebook 02, `python -m petct_lib train` and every launcher train.
+
+One plan, whoever starts it: one process, several on one host (`processes`, through accelerate's notebook_launcher), or
+several hosts (`accelerate launch -m petct_lib train …`, torchrun, SLURM).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, notebook_launcher
+from torch import distributed
+
+from petct_lib import InputError
+from petct_lib.data.augmentation import Augmentation
+from petct_lib.data.datasets import Slices, UnpairedBatches
+from petct_lib.data.prepare import Prepared
+from petct_lib.data.splits import read_splits
+from petct_lib.imaging.intensity import read_window
+from petct_lib.models.checkpoints import load_checkpoint
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
+from petct_lib.training.loggers import TensorBoardLog
+from petct_lib.training.loop import FitSettings, Watcher, fit, steps_of
+from petct_lib.training.validation import Validation
+
+PREVIEWED = 4  # slices of the sample panel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides stage 1's result, beside the data."""
+
+    gan: CycleGANSettings
+    fit: FitSettings
+    augmentation: Augmentation
+    batch_size: int
+    seed: int
+
+
+def checkpoint_of(run_dir: Path) -> Path:
+    """Where stage 1's newest state lies."""
+    return Path(run_dir) / "checkpoints" / "cyclegan.pt"
+
+
+def unpaired_slices(run_dir: Path, neighbours: int = 1, device: torch.device | None = None) -> tuple[Slices, Slices]:
+    """PET slices of `train_pet` and CT slices of `train_ct`; device: where to hold them all, None: on the disk."""
+    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
+    window = read_window(run_dir)
+    return tuple(
+        Slices(prepared, splits[f"train_{kind}"], (kind,), window, neighbours, device) for kind in ("pet", "ct")
+    )
+
+
+def plan_from(
+    run_dir: Path, *, seed: int, batch_size: int, steps: int | None, epochs: int | None, **settings: object
+) -> Plan:
+    """The plan of notebook 02's parameters. settings: fields of CycleGANSettings, FitSettings and Augmentation by name.
+
+    Raises InputError for a name that none of them has.
+    """
+    kinds = (CycleGANSettings, FitSettings, Augmentation)
+    names = [{field.name for field in fields(kind)} for kind in kinds]
+    if unknown := sorted(set(settings) - set().union(*names)):
+        raise InputError(
+            f"stage 1 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
+        )
+    gan, schedule, augmentation = ({k: v for k, v in settings.items() if k in of} for of in names)
+    slices = max(map(len, unpaired_slices(run_dir)))
+    schedule = FitSettings(steps_of(steps, epochs, slices, batch_size), **schedule)
+    return Plan(CycleGANSettings(**gan), schedule, Augmentation(**augmentation), batch_size, seed)
+
+
+def train_cyclegan(
+    run_dir: Path, plan: Plan, *, resume: bool, processes: int = 1, watchers: Sequence[Watcher] = ()
+) -> list[dict]:
+    """Trains stage 1 of a run folder that notebook 01 has prepared; returns the rows logged, see `loop.fit`.
+
+    processes: on this host, each with its own GPU or, without GPUs, its share of the cores; `watchers` are told only
+    where there is one, TensorBoard always. InputError and FloatingPointError as for `loop.fit`.
+    """
+    if processes == 1:
+        return _train(Path(run_dir), plan, resume, watchers)
+    notebook_launcher(_train_as_one_of_several, (Path(run_dir), plan, resume), num_processes=processes)
+    return load_checkpoint(checkpoint_of(run_dir))["history"]
+
+
+def leave_group() -> None:
+    """Destroys torch's process group, if this process is in one: for a process that ends after its training.
+
+    One that exits as a member may be aborted by gloo's threads, and its launcher would take that for a failure
+    (github.com/pytorch/pytorch/issues/190489). Not after an error, when it would wait for the others.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _train_as_one_of_several(run_dir: Path, plan: Plan, resume: bool) -> None:
+    _train(run_dir, plan, resume)
+    leave_group()
+
+
+def _train(run_dir: Path, plan: Plan, resume: bool, watchers: Sequence[Watcher] = ()) -> list[dict]:
+    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
+    pets, cts = _held(run_dir, plan.gan.neighbours)
+    batches = UnpairedBatches(pets, cts, plan.batch_size, plan.augmentation)
+    return fit(
+        CycleGAN(plan.gan, plan.seed), batches, plan.fit, checkpoint=checkpoint_of(run_dir),
+        fingerprint=prepared.fingerprint, seed=plan.seed, resume=resume, name="CycleGAN",
+        watchers=[TensorBoardLog(run_dir / "logs" / "cyclegan"), *watchers],
+        preview=UnpairedBatches(pets, cts, PREVIEWED).fixed(),
+        validate=Validation(prepared, splits["refine"], pets.window),
+    )  # fmt: skip
+
+
+def _held(run_dir: Path, neighbours: int) -> tuple[Slices, Slices]:
+    """The slices: on the GPU where there is one that they leave half empty, else read from the disk when drawn."""
+    slices = unpaired_slices(run_dir, neighbours)
+    if not torch.cuda.is_available():
+        return slices
+    device = Accelerator().device
+    free, _ = torch.cuda.mem_get_info(device)
+    fits = sum(part.nbytes for part in slices) < free / 2
+    return unpaired_slices(run_dir, neighbours, device) if fits else slices

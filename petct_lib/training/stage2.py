@@ -1,0 +1,243 @@
+"""Stage 2 of a run folder: pairs, regression, pix2pix and residual flow of a direction.
+
+What notebook 03 and `make ablation` train: the same functions for both, which differ in their settings alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from petct_lib import InputError
+from petct_lib.common.files import replacing
+from petct_lib.data.augmentation import Augmentation
+from petct_lib.data.datasets import MixedBatches, PairedBatches, Slices
+from petct_lib.data.prepare import Prepared
+from petct_lib.data.splits import read_splits, refiner_patients
+from petct_lib.imaging.directions import SOURCE, TARGET
+from petct_lib.imaging.intensity import read_window
+from petct_lib.imaging.spectrum import spectrum
+from petct_lib.inference.translator import BATCH, coarse_for
+from petct_lib.models.checkpoints import load_cyclegan, load_regression
+from petct_lib.models.cycle_pairs import Perturbation, cycle_pair
+from petct_lib.models.regression import Regression, RegressionSettings
+from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
+from petct_lib.training.loggers import TensorBoardLog
+from petct_lib.training.loop import FitSettings, Watcher, fit
+from petct_lib.training.stage1 import checkpoint_of
+from petct_lib.training.validation import RefinerValidation
+
+KINDS = ("real", "cycle", "both")  # of pairs
+GRID = 64  # pixels along x and y of the space-to-depth grid
+VARIANTS = 4  # perturbed images of each slice that cycle pairs draw from
+PREVIEWED = 4  # slices of the sample panel
+FLOOR = 1e-3  # chosen: a band of the residual with less would turn rounding into signal
+MEASURED = 32  # batches that the residual's spectrum is measured on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a network's result, beside the data and the CycleGAN."""
+
+    stage: RegressionSettings | FlowSettings
+    fit: FitSettings
+    augmentation: Augmentation
+    batch_size: int
+    seed: int
+    crop: int | None = None  # pixels along x and y of the squares that it learns from; None: whole slices
+    start: str | None = None  # the run's regression of this name, with whose weights this one begins
+    regression: str | None = None  # of a flow: the run's regression of this name, whose residual it learns
+
+    @property
+    def draws(self) -> int:
+        """The seed of the batches: what begins with another's weights sees other batches than that one did."""
+        return self.seed + (self.start is not None) + (self.regression is not None)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The slices that stage 2 of a direction learns from; see `datasets.PairedBatches`."""
+
+    slices: Slices
+    coarse: np.ndarray  # (n, variants, H, W), encoded
+    direction: str
+    sources: np.ndarray | None = None  # (n, 1, H, W), encoded; None: the slices' own
+
+
+def plans(
+    size: int, *, seed: int, batch_size: int, regression_steps: int, pix2pix_steps: int, flow_steps: int,
+    crop: int | None = None, prefix: str = "", **settings: object,
+) -> dict[str, Plan]:  # fmt: skip
+    """The trainings of a direction in their order, by the method's name, from the parameters of notebook 03.
+
+    `regression`; `pix2pix`, which begins with its weights, sees no coarse image, and is left out for no steps or where
+    the source is not seen; `flow`, which learns the regression's residual. size: of the slices, in pixels. prefix: of
+    the names, such as "unpaired_". settings: fields of RegressionSettings, FlowSettings, FitSettings and Augmentation,
+    by name. InputError for a name that none of them has, and for a size or a crop that the U-Net cannot halve down to
+    its last level.
+    """
+    kinds = (RegressionSettings, FlowSettings, FitSettings, Augmentation)
+    names = [{field.name for field in fields(kind)} - {"patch", "steps"} for kind in kinds]
+    names[1].remove("residual_spectrum")  # it is measured
+    if unknown := sorted(set(settings) - set().union(*names)):
+        raise InputError(
+            f"stage 2 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
+        )
+    of_regression, of_flow, of_fit, of_change = ({k: v for k, v in settings.items() if k in of} for of in names)
+    patch = {"patch": max(1, size // GRID)}
+    regression = RegressionSettings(**{**of_regression, **patch, "lambda_adversarial": 0.0})
+    unit = regression.patch * 2 ** (len(regression.multipliers) - 1)
+    if size % unit or (crop or size) % unit:
+        raise InputError(f"size {size}, crop {crop}: the networks need multiples of {unit} pixels")
+    augmentation = Augmentation(**of_change)
+
+    def plan(stage: RegressionSettings | FlowSettings, steps: int, **more: str) -> Plan:
+        return Plan(stage, FitSettings(steps, **of_fit), augmentation, batch_size, seed, crop, **more)
+
+    found = {"regression": plan(regression, regression_steps)}
+    if pix2pix_steps and regression.sees_source:
+        pix2pix = RegressionSettings(**{**of_regression, **patch, "coarse_dropout": 1.0, "laplace": False})
+        found["pix2pix"] = plan(pix2pix, pix2pix_steps, start=f"{prefix}regression")
+    found["flow"] = plan(FlowSettings(**{**of_flow, **patch}), flow_steps, regression=f"{prefix}regression")
+    return {prefix + name: of for name, of in found.items()}
+
+
+def held_out(splits: dict[str, list[str]], direction: str) -> list[str]:
+    """Who validates stage 2 of a direction: the patients whose source the CycleGAN was trained on.
+
+    Stage 2 of this direction does not learn from them. Their coarse images are in-fold, and so a little better than a
+    new patient's. The test patients stay for notebook 04.
+    """
+    return splits["train_" + SOURCE[direction]]
+
+
+def real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | None = None, neighbours: int = 1) -> Pairs:
+    """Aligned slices of a direction; their coarse images are made and kept in the run's `coarse/<direction>.npy`.
+
+    patients: by default `splits.refiner_patients`. neighbours: of the source's slices.
+    InputError where notebook 01 has not prepared the run folder, or stage 1 has no checkpoint.
+    """
+    run_dir = Path(run_dir)
+    prepared, splits, window = Prepared(run_dir / "prepared"), read_splits(run_dir), read_window(run_dir)
+    patients = list(refiner_patients(splits, direction) if patients is None else patients)
+    cyclegan, kind = load_cyclegan(checkpoint_of(run_dir)), SOURCE[direction]
+    around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
+    coarse = coarse_for(around, cyclegan, direction, run_dir / "coarse" / f"{direction}.npy")
+    return Pairs(Slices(prepared, patients, ("pet", "ct"), window, neighbours), coarse, direction)
+
+
+def cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Perturbation | None = None) -> Pairs:
+    """Cycle pairs of a direction from the target images alone of the same patients as `real_pairs`.
+
+    F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. Errors as for `real_pairs`.
+    """
+    run_dir = Path(run_dir)
+    prepared, splits, window = Prepared(run_dir / "prepared"), read_splits(run_dir), read_window(run_dir)
+    patients = refiner_patients(splits, direction)
+    cyclegan, kind, rng = load_cyclegan(checkpoint_of(run_dir)), TARGET[direction], np.random.default_rng(seed)
+    slices = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
+    folder, name = run_dir / "coarse", f"cycle_{direction}"
+    shape = slices[0][kind].shape[1:]
+    with replacing(folder / f"{name}_x.npy") as x_path, replacing(folder / f"{name}_c.npy") as c_path:
+        x = np.lib.format.open_memmap(x_path, "w+", np.float32, (len(slices), 1, *shape))
+        c = np.lib.format.open_memmap(c_path, "w+", np.float32, (len(slices), VARIANTS, *shape))
+        for first in range(0, len(slices), BATCH):
+            part = slice(first, min(first + BATCH, len(slices)))
+            y = torch.stack([slices[i][kind] for i in range(part.start, part.stop)])
+            made = cycle_pair(cyclegan, y, direction, perturbation or Perturbation(), rng, VARIANTS)
+            x[part], c[part] = (image.numpy() for image in made)
+        x.flush()
+        c.flush()
+    held = [np.load(folder / f"{name}_{which}.npy", mmap_mode="r") for which in "cx"]
+    return Pairs(Slices(prepared, patients, (kind,), window), held[0], direction, sources=held[1])
+
+
+def pairs_of(
+    run_dir: Path, direction: str, kind: str, *, seed: int, paired_patients: int | None = None, neighbours: int = 1,
+    perturbation: Perturbation | None = None,
+) -> list[Pairs]:  # fmt: skip
+    """The pairs of one of KINDS, of "both" the real ones first; see `real_pairs` and `cycle_pairs`.
+
+    paired_patients: how many of `splits.refiner_patients` have real pairs, the first ones; None: all. InputError for
+    another kind, no patient, and cycle pairs with neighbours.
+    """
+    if kind not in KINDS:
+        raise InputError(f"pairs {kind!r}: must be one of {', '.join(KINDS)}")
+    if paired_patients is not None and paired_patients < 1:
+        raise InputError(f"paired_patients {paired_patients} must be 1 or more, or None; without any take pairs cycle")
+    if kind != "real" and neighbours != 1:
+        raise InputError(f"pairs {kind!r}: cycle pairs have single slices, not neighbours {neighbours}")
+    found = []
+    if kind != "cycle":
+        patients = refiner_patients(read_splits(run_dir), direction)[:paired_patients]
+        found.append(real_pairs(run_dir, direction, patients, neighbours))
+    if kind != "real":
+        found.append(cycle_pairs(run_dir, direction, seed=seed, perturbation=perturbation))
+    return found
+
+
+def train_stage(
+    run_dir: Path, name: str, pairs: Sequence[Pairs], plan: Plan, *, resume: bool, watchers: Sequence[Watcher] = ()
+) -> list[dict]:
+    """Trains a regression, pix2pix or a flow, as `plan.stage` says; the rows logged.
+
+    Into `checkpoints/<name>_<direction>.pt`. pairs: of one kind, or of several, which share each batch. Validated on
+    the `held_out` patients of whom there are no pairs, if there are such. InputError and FloatingPointError as for
+    `loop.fit`, and InputError where `plan.start` or `plan.regression` is missing, or `start` another network.
+    """
+    run_dir = Path(run_dir)
+    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
+    direction, known = pairs[0].direction, {study for part in pairs for study in part.slices.studies}
+    name = f"{name}_{direction}"
+    batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
+    stage = _stage(run_dir, direction, plan, batches)
+    unseen = [patient for patient in held_out(splits, direction) if not known & set(prepared.studies([patient]))]
+    neighbours = pairs[0].slices.neighbours
+    return fit(
+        stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt", fingerprint=prepared.fingerprint,
+        seed=plan.draws, resume=resume, name=name, preview=_batches(pairs, PREVIEWED).fixed(),
+        watchers=[TensorBoardLog(run_dir / "logs" / name), *watchers],
+        validate=unseen and RefinerValidation(run_dir, unseen, direction, neighbours=neighbours),
+    )  # fmt: skip
+
+
+def _batches(
+    pairs: Sequence[Pairs], size: int, augmentation: Augmentation | None = None, crop: int | None = None
+) -> PairedBatches | MixedBatches:
+    if size % len(pairs):
+        raise InputError(f"a batch of {size} cannot be shared by {len(pairs)} kinds of pairs; take a multiple")
+    parts = [
+        PairedBatches(of.slices, of.coarse, of.direction, size // len(pairs), augmentation, of.sources, crop)
+        for of in pairs
+    ]
+    return parts[0] if len(parts) == 1 else MixedBatches(parts)
+
+
+def _stage(
+    run_dir: Path, direction: str, plan: Plan, batches: PairedBatches | MixedBatches
+) -> Regression | ResidualFlow:
+    """The stage before its first step; a flow's residual is measured on the training's own batches."""
+    if isinstance(plan.stage, RegressionSettings):
+        stage = Regression(plan.stage, plan.seed)
+        if plan.start:
+            stage.start_from(load_regression(run_dir / "checkpoints" / f"{plan.start}_{direction}.pt"))
+        return stage
+    regression = load_regression(run_dir / "checkpoints" / f"{plan.regression}_{direction}.pt")
+    settings = replace(plan.stage, residual_spectrum=residual_spectrum(regression, batches, plan.seed))
+    return ResidualFlow(settings, regression, plan.seed)
+
+
+def residual_spectrum(regression: Regression, batches: PairedBatches | MixedBatches, seed: int) -> tuple[float, ...]:
+    """The spectrum of y − m(x, c) over MEASURED batches, in network units; see `spectrum.spectrum`.
+
+    To three digits, so that another number of threads does not make it another flow, which would not resume. No band
+    is below FLOOR of the largest.
+    """
+    residuals = []
+    for k in range(MEASURED):
+        batch = batches(np.random.default_rng([seed, k]))
+        residuals.append(batch["target"] - regression.predict(batch["source"], batch["coarse"]).cpu())
+    bands = spectrum(torch.cat(residuals))
+    return tuple(float(f"{max(s, FLOOR * max(bands)):.3g}") for s in bands)

@@ -1,0 +1,344 @@
+"""The pipeline as the commands run it: a finished run's files, bad input, and what must not be overwritten."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, petct
+
+from petct_lib import InputError
+from petct_lib.common.files import read_json, write_json
+from petct_lib.data.prepare import input_key
+from petct_lib.data.splits import ROLES
+from petct_lib.evaluation import methods
+from petct_lib.evaluation.tables import read_scores
+from petct_lib.experiments.pipeline import MAKES, _open_run, _provenance, fresh_folder, record, require, stage, summary
+from petct_lib.experiments.profiles import NOTEBOOK_DIR, NOTEBOOKS, load_params, parameters_of
+from petct_lib.models.cyclegan import CycleGANSettings
+
+METHODS = {name for name in methods.METHODS if not name.startswith("unpaired")}
+METRICS = {"mae", "mse", "rmse", "psnr", "ssim", "spectrum"}
+
+
+def test_a_run_leaves_what_the_architecture_names(smoke_run):
+    for name in (*(f"notebooks/{n}.ipynb" for n in NOTEBOOKS), "checkpoints/cyclegan.pt", "metrics.json", "figures"):
+        assert (smoke_run / name).exists(), name
+    splits = read_json(smoke_run / "splits.json")
+    assert list(splits) == list(ROLES)
+    assert len({p for members in splits.values() for p in members}) == 8
+    for patient in splits["test"]:
+        for direction in ("pet2ct", "ct2pet"):
+            assert any((smoke_run / "synthetic" / patient / direction / "image").glob("*.dcm"))
+
+
+def test_scores_hold_every_method_and_metric_for_every_test_patient(smoke_run):
+    rows, splits = read_scores(smoke_run / "scores.csv"), read_json(smoke_run / "splits.json")
+    assert {r["patient"] for r in rows} == {*splits["test"], "all"}
+    for direction in ("pet2ct", "ct2pet"):
+        found = {(r["method"], r["metric"]) for r in rows if r["direction"] == direction}
+        assert {(method, metric) for method in METHODS for metric in METRICS} <= found
+    assert all(math.isfinite(r["value"]) for r in rows)
+    assert {r["unit"] for r in rows if r["metric"] == "mae"} == {"HU", "SUV"}
+    assert {(r["region"], r["mask"]) for r in rows} >= {
+        ("body", "HU threshold"), ("lung", "SEG"), ("bone", "HU threshold"), ("lesion", "SEG"),
+    }  # fmt: skip
+    metrics = read_json(smoke_run / "metrics.json")
+    key = ("pet2ct", "mean", "mae", "body")
+    mine = [r["value"] for r in rows if (r["direction"], r["method"], r["metric"], r["region"]) == key]
+    assert metrics["pet2ct"]["mean"]["body"]["mae"]["mean"] == pytest.approx(sum(mine) / len(mine))
+    assert metrics["pet2ct"]["mean"]["body"]["mae"]["n"] == len(splits["test"])
+
+
+def test_manifest_says_what_was_run(smoke_run):
+    manifest = read_json(smoke_run / "manifest.json")
+    assert manifest["finished"]
+    assert manifest["parameters"]["02_cyclegan_training"]["steps"] == 200
+    assert set(manifest["seconds"]) == set(NOTEBOOKS)
+    assert manifest["stage_seconds"]["cyclegan training"] > 0
+    assert manifest["peak_memory_mb"] > 100
+    assert manifest["data_source"] == "phantom"
+    assert len(manifest["data_fingerprint"]) == 64
+    assert manifest["versions"]["torch"].startswith("2.")
+    assert len(manifest["suv_rules"]) == 8  # all that `suv` knows, one a patient
+    text = (smoke_run / "terminal.txt").read_text()
+    assert "regression_without_coarse" in text
+    assert str(smoke_run) in text
+    assert "cyclegan training" in text
+
+
+def test_no_patient_id_reaches_what_a_run_writes(smoke_run):
+    for path in smoke_run.rglob("*"):
+        if path.is_file() and "phantom" not in path.relative_to(smoke_run).parts:
+            assert b"PHANTOM-0" not in path.read_bytes(), path
+
+
+def test_executed_notebooks_hold_no_error(smoke_run):
+    for name in NOTEBOOKS:
+        book = json.loads((smoke_run / "notebooks" / f"{name}.ipynb").read_text())
+        kinds = {o["output_type"] for c in book["cells"] if c["cell_type"] == "code" for o in c["outputs"]}
+        assert "error" not in kinds
+
+
+def test_a_finished_run_is_shown_again_and_other_settings_are_refused(smoke_run):
+    before = (smoke_run / "scores.csv").stat().st_mtime_ns
+    again = petct("run", "--profile", "smoke", "--out", str(smoke_run))
+    assert again.returncode == 0
+    assert "regression_without_coarse" in again.stdout
+    other = petct("run", "--profile", "quick", "--out", str(smoke_run))
+    assert other.returncode == 2
+    assert "holds a run with other profile" in other.stderr
+    assert "Traceback" not in other.stderr
+    assert (smoke_run / "scores.csv").stat().st_mtime_ns == before
+
+
+def test_an_unfinished_run_is_resumed_only_when_told(smoke_run, tmp_path):
+    out = tmp_path / "half"
+    shutil.copytree(smoke_run, out)
+    manifest = read_json(out / "manifest.json")
+    write_json({**manifest, "finished": False, "done": list(NOTEBOOKS[:3])}, out / "manifest.json")
+    (out / "scores.csv").unlink()
+    refused = petct("run", "--profile", "smoke", "--out", str(out))
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    checkpoint = (out / "checkpoints" / "cyclegan.pt").stat().st_mtime_ns
+    done = petct("run", "--profile", "smoke", "--out", str(out), "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    again, before = read_scores(out / "scores.csv"), read_scores(smoke_run / "scores.csv")
+    assert [{**row, "value": None} for row in again] == [{**row, "value": None} for row in before]
+    # Not to the bit: how torch's convolutions round depends on where the arrays happen to lie in memory.
+    assert [row["value"] for row in again] == pytest.approx([row["value"] for row in before], rel=1e-6)
+    assert (out / "checkpoints" / "cyclegan.pt").stat().st_mtime_ns == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no such file or folder"),
+        (lambda folder: folder.mkdir(), "the folder is empty"),
+        (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text("hello")), "no readable DICOM"),
+    ],
+)
+def test_bad_data_exits_2_and_writes_nothing(tmp_path, make, message):
+    make(tmp_path / "data")
+    done = petct("run", "--profile", "smoke", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_pet_without_ct_and_too_few_patients(phantom_dir, tmp_path):
+    for k in range(4):
+        shutil.copytree(phantom_dir / f"PHANTOM-000{k}" / "PT", tmp_path / "pets" / str(k))
+    alone = petct("run", "--profile", "smoke", "--data", str(tmp_path / "pets"), "--out", str(tmp_path / "a"))
+    assert alone.returncode == 2
+    assert "no CT of the same study" in alone.stderr
+    one = phantom_dir / "PHANTOM-0000"
+    few = petct("run", "--profile", "smoke", "--data", str(one), "--out", str(tmp_path / "b"))
+    assert few.returncode == 2
+    assert "1 patients with a usable PET/CT pair" in few.stderr
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = petct("run", "--profile", "smoke", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_unknown_parameters_profiles_and_notebooks_are_errors(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("02_cyclegan_training: {stepps: 10}")
+    with pytest.raises(InputError, match=r"02_cyclegan_training has no parameter stepps"):
+        load_params(str(path))
+    done = petct("run", "--profile", str(path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert not (tmp_path / "out").exists()
+    path.write_text("05_else: {seed: 1}")
+    with pytest.raises(InputError, match="05_else"):
+        load_params(str(path))
+    for text, message in (("a: [", "is not YAML"), ("[1, 2]", "must hold"), ("02_cyclegan_training: 5", "must hold")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_params(str(path))
+    with pytest.raises(InputError, match="there are demo, full, gpu, quick, smoke"):
+        load_params("fast")
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "demo", "gpu", "full"])
+def test_every_parameter_of_the_profiles_exists(profile):
+    assert set(load_params(profile)) == set(NOTEBOOKS)
+
+
+def test_overrides_win_over_the_profile_and_are_read_as_yaml():
+    given = ("02_cyclegan_training.steps=2", "02_cyclegan_training.lr=1e-3", "02_cyclegan_training.epochs=null")
+    gan = load_params("smoke", (*given, "03_diffusion_refinement.multipliers=[1, 2]"))
+    assert gan["02_cyclegan_training"] == {
+        **load_params("smoke")["02_cyclegan_training"], "steps": 2, "lr": 1e-3, "epochs": None,
+    }  # fmt: skip
+    assert gan["03_diffusion_refinement"]["multipliers"] == [1, 2]
+    assert load_params("smoke", ["04_evaluation.seed=1", "04_evaluation.seed=2"])["04_evaluation"]["seed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("02_cyclegan_training.stepps=2", "02_cyclegan_training has no parameter stepps"),
+        ("02_cyclegan_training.run_dir=x", "has no parameter run_dir"),
+        ("05_else.seed=2", "'05_else' is not one of"),
+        ("steps=2", "must be NOTEBOOK.NAME=VALUE"),
+        ("02_cyclegan_training.steps=[2", "is not YAML"),
+    ],
+)
+def test_wrong_overrides_are_errors(given, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        load_params("smoke", [given])
+    done = petct("run", "--profile", "smoke", "--set", given, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_override_is_another_run(smoke_run):
+    before = (smoke_run / "scores.csv").stat().st_mtime_ns
+    set_as_it_is = ("--set", "02_cyclegan_training.steps=200")
+    assert petct("run", "--profile", "smoke", *set_as_it_is, "--out", str(smoke_run)).returncode == 0
+    other = petct("run", "--profile", "smoke", "--set", "02_cyclegan_training.steps=3", "--out", str(smoke_run))
+    assert other.returncode == 2
+    assert "holds a run with other parameters" in other.stderr
+    assert (smoke_run / "scores.csv").stat().st_mtime_ns == before
+
+
+def test_parameters_of_a_notebook_are_defaults_profile_and_overrides():
+    gan = parameters_of("02_cyclegan_training", "quick", ["02_cyclegan_training.steps=7"])
+    assert (gan["steps"], gan["width"], gan["lr"], gan["epochs"]) == (7, 16, 5e-4, None)
+    assert not {"run_dir", "data", "resume"} & set(gan)
+
+
+TINY = (  # the gpu profile's path, with sizes that a CPU can do
+    "01_data_exploration.patients=5", "01_data_exploration.ct_size=128", "01_data_exploration.ct_pixel_mm=3.9",
+    "01_data_exploration.size=32", "01_data_exploration.slice_mm=30",
+    "02_cyclegan_training.width=4", "02_cyclegan_training.blocks=1", "02_cyclegan_training.patch_layers=1",
+    "02_cyclegan_training.steps=2", "02_cyclegan_training.batch_size=2", "02_cyclegan_training.shift=1",
+    "03_diffusion_refinement.width=4", "03_diffusion_refinement.batch_size=2", "03_diffusion_refinement.crop=16",
+    *(f"03_diffusion_refinement.{name}_steps=2" for name in ("regression", "pix2pix", "flow")),
+    "03_diffusion_refinement.patch_layers=1", "03_diffusion_refinement.multipliers=[1, 2]",
+    "03_diffusion_refinement.shift=1", "04_evaluation.samples=2", "04_evaluation.steps=1",
+)  # fmt: skip
+
+
+def test_the_gpu_profile_runs_to_its_end(tmp_path):
+    out = tmp_path / "gpu"
+    given = [part for setting in TINY for part in ("--set", setting)]
+    done = petct("run", "--profile", "gpu", *given, "--out", str(out))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {r["method"] for r in read_scores(out / "scores.csv")} >= METHODS
+    manifest = read_json(out / "manifest.json")
+    assert manifest["parameters"]["02_cyclegan_training"]["mixed_precision"] == "bf16"
+    assert manifest["parameters"]["02_cyclegan_training"]["steps"] == 2
+
+
+def test_smoke_is_what_the_committed_defaults_are():
+    import papermill
+
+    for notebook, values in load_params("smoke").items():
+        defaults = papermill.inspect_notebook(str(NOTEBOOK_DIR / f"{notebook}.ipynb"))
+        for key, value in values.items():
+            assert yaml.safe_load(defaults[key]["default"].replace("None", "null")) == value, (notebook, key)
+
+
+def test_full_is_the_papers_configuration():
+    gan = load_params("full")["02_cyclegan_training"]
+    paper = CycleGANSettings()
+    assert (gan["epochs"], gan["batch_size"], gan["lr"]) == (200, 4, 2e-4)
+    for key in ("width", "blocks", "patch_layers", "lambda_cycle", "lambda_identity", "pool_size", "lr"):
+        assert gan[key] == getattr(paper, key)
+    assert load_params("full")["01_data_exploration"]["size"] == 256
+
+
+def test_notebooks_say_what_to_run_first(tmp_path):
+    with pytest.raises(InputError, match=r"run 01_data_exploration\.ipynb first"):
+        require(tmp_path, "02_cyclegan_training")
+    (tmp_path / "splits.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run 02_cyclegan_training\.ipynb first"):
+        require(tmp_path, "04_evaluation")
+
+
+def test_a_notebook_opened_alone_has_the_earlier_ones_run_first(tmp_path, monkeypatch):
+    def as_papermill(notebook, out, parameters, **_):
+        folder = fresh_folder(parameters.get("run_dir", tmp_path / "run"), parameters["resume"])
+        (folder / MAKES[Path(notebook).stem]).parent.mkdir(exist_ok=True)
+        (folder / MAKES[Path(notebook).stem]).write_text(Path(out).stem)
+
+    monkeypatch.setattr("papermill.execute_notebook", as_papermill)
+    monkeypatch.setattr("petct_lib.experiments.pipeline.DEFAULT_RUN", tmp_path / "run")
+    assert require(tmp_path / "run", "04_evaluation") == tmp_path / "run"
+    assert all((tmp_path / "run" / name).exists() for name in MAKES.values())
+
+
+def test_other_data_under_the_same_name_is_not_taken_for_the_finished_run(tmp_path):
+    def asked(text):
+        (tmp_path / "dicom" / "slice").write_text(text)
+        return {"profile": "p", "data_source": "dicom", "data_key": input_key(tmp_path / "dicom"), "parameters": {}}
+
+    (tmp_path / "dicom").mkdir()
+    first = asked("first")
+    write_json({**first, "finished": True}, tmp_path / "out" / "manifest.json")
+    assert _open_run(tmp_path / "out", first, False, False)["finished"]
+    with pytest.raises(InputError, match="other data_key"):
+        _open_run(tmp_path / "out", asked("second, and longer"), False, False)
+
+
+def test_provenance_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _provenance(tmp_path)["commit"] is None
+
+
+def test_fresh_folder_empties_notebook_runs_only(tmp_path):
+    folder = fresh_folder(tmp_path / "r", False)
+    (folder / "old").write_text("x")
+    assert (fresh_folder(folder, True) / "old").exists()
+    assert not (fresh_folder(folder, False) / "old").exists()
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="is not a run of these notebooks"):
+        fresh_folder(folder, False)
+
+
+def test_record_merges_and_stage_times(tmp_path):
+    record(tmp_path, a={"x": 1}, b=2)
+    record(tmp_path, a={"y": 2})
+    with stage(tmp_path, "nap"):
+        pass
+    held = read_json(tmp_path / "stages.json")
+    assert held["a"] == {"x": 1, "y": 2}
+    assert held["b"] == 2
+    assert held["stage_seconds"]["nap"] >= 0
+    assert held["stage_peak_mb"]["nap"] > 10, "a process that has loaded torch"
+    assert ("stage_gpu_mb" in held) == torch.cuda.is_available()
+    record(tmp_path, stage_seconds={"nap": 5.0})
+    with stage(tmp_path, "nap"):
+        pass
+    assert read_json(tmp_path / "stages.json")["stage_seconds"]["nap"] >= 5  # a resumed stage goes on counting
+
+
+def test_summary_names_resolution_and_folder(smoke_run):
+    text = summary(smoke_run)
+    assert "64×64" in text
+    assert "peak memory" in text
+
+
+def test_real_patients_through_ingest():
+    path = ROOT.parent / "shared" / "data" / "sts" / "STS_008.zip"
+    if not path.exists():
+        pytest.skip("the real patients of shared/data are not beside this checkout")
+    done = petct("ingest", str(path), "--json")
+    assert done.returncode == 0
+    [study] = json.loads(done.stdout)["studies"]
+    assert study["suv_rule"].startswith("GML")
+    assert study["ct"]["size"] == [141, 137, 51]

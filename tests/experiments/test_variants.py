@@ -1,0 +1,40 @@
+"""The variants of the ablation by name."""
+
+import pytest
+
+from petct_lib import InputError
+from petct_lib.experiments.profiles import load_params
+from petct_lib.experiments.variants import OURS, SCORING, TRAINING, chosen, variants
+
+
+def test_names_are_unique_and_every_override_names_a_parameter_that_its_notebook_has():
+    made = variants(longer_steps=7)
+    assert len({v.name for v in made}) == len(made)
+    for variant in made:
+        assert load_params("smoke", variant.overrides)  # InputError for a parameter that there is not
+
+
+def test_variants_change_what_their_names_say():
+    made = {v.name: v for v in variants(longer_steps=7)}
+    assert f"{SCORING}.steps=8" in made["steps8"].overrides
+    assert not made["steps8"].trained
+    assert f"{TRAINING}.regression_steps=7" in made["longer"].overrides
+    assert made["longer"].methods == ("regression",)
+    assert f"{TRAINING}.pairs=cycle" in made["cycle"].overrides
+    assert set(OURS) <= set(made["cycle"].methods)
+    assert f"{TRAINING}.paired_patients=2" in made["pairs2"].overrides
+    assert all(v.trained == any(o.startswith(TRAINING) for o in v.overrides) for v in made.values())
+
+
+def test_only_chooses_by_the_whole_name():
+    made = variants(longer_steps=7)
+    assert chosen(made, "") == made
+    assert [v.name for v in chosen(made, "steps[12]|cycle")] == ["steps1", "steps2", "cycle"]
+
+
+@pytest.mark.parametrize(
+    ("only", "message"), [("(", "regular expression"), ("nothing", "no variant has such a name; ")]
+)
+def test_a_wrong_name_is_refused(only, message):
+    with pytest.raises(InputError, match=message):
+        chosen(variants(longer_steps=7), only)

@@ -1,0 +1,158 @@
+"""One update: the gradient by hand, clipped, in parts, in bf16."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from petct_lib import InputError
+from petct_lib.training.update import Updates, precision
+
+
+def line(weights=(3.0, 4.0)):
+    """y = w·x with SGD at rate 1, so that an update takes the gradient off the weights."""
+    weight = nn.Parameter(torch.tensor(weights))
+    return weight, {"w": torch.optim.SGD([weight], lr=1.0)}
+
+
+def test_an_update_by_hand():
+    weight, optimisers = line()
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    losses, others = Updates(optimisers)(
+        "w", lambda b: ({"a": (b["x"] @ weight).mean()}, {"y": b["x"] @ weight}), {"x": x}
+    )
+    assert losses["a"].item() == pytest.approx((3 + 8) / 2)
+    assert others["y"].tolist() == [3, 8]
+    assert not losses["a"].requires_grad
+    assert not others["y"].requires_grad
+    assert weight.tolist() == [3 - 1 / 2, 4 - 2 / 2]
+
+
+def test_losses_are_summed_and_old_gradients_forgotten():
+    weight, optimisers = line()
+    update, batch = Updates(optimisers), {"x": torch.ones(1)}
+    for _ in range(2):
+        update("w", lambda _: ({"a": weight[0], "b": 2 * weight.sum()}, {}), batch)
+    assert weight.tolist() == [3 - 2 * 3, 4 - 2 * 2]
+
+
+@pytest.mark.parametrize(("clip_norm", "left"), [(1.0, (3 - 0.6, 4 - 0.8)), (10.0, (0, 0)), (None, (0, 0))])
+def test_clipping_shortens_a_gradient_of_length_5(clip_norm, left):
+    weight, optimisers = line()
+    Updates(optimisers, clip_norm=clip_norm)(
+        "w", lambda _: ({"a": weight.square().sum() / 2}, {}), {"x": torch.ones(1)}
+    )
+    assert weight.tolist() == pytest.approx(left, abs=1e-5)
+
+
+def test_parts_are_averaged_and_joined_in_order():
+    weight, optimisers = line()
+    x = torch.arange(8.0).view(4, 2)
+
+    def loss_of(part):
+        assert len(part["x"]) == 2
+        return {"a": (part["x"] @ weight).mean()}, {"y": part["x"], "share": part["x"].mean()}
+
+    losses, others = Updates(optimisers, accumulate=2)("w", loss_of, {"x": x})
+    assert losses["a"].item() == 3 * 3 + 4 * 4  # columns' means are 3 and 4
+    assert torch.equal(others["y"], x)
+    assert others["share"].item() == 3.5
+    assert weight.tolist() == [0, 0]
+
+
+def test_parts_must_be_equal():
+    weight, optimisers = line()
+    with pytest.raises(InputError, match="3 slices a process cannot be accumulated in 2"):
+        Updates(optimisers, accumulate=2)("w", lambda _: ({"a": weight.sum()}, {}), {"x": torch.ones(3)})
+
+
+def gradients(accumulate=1, mixed_precision="no", **settings):
+    """What one step of a CycleGAN's generators and discriminators takes off their weights at rate 1."""
+    stage, _ = tiny.stage_of("gan", **settings)
+    batch = tiny.RandomBatches(("pet", "ct"), 4)(np.random.default_rng(0))
+    nets = {name: [p.detach().clone() for p in net.parameters()] for name, net in stage.nets.items()}
+    stage.optimisers = {
+        kind: torch.optim.SGD([p for n, net in stage.nets.items() if n[0] == kind for p in net.parameters()], lr=1.0)
+        for kind in "GD"
+    }
+    update = Updates(stage.optimisers, accumulate=accumulate, mixed_precision=mixed_precision)
+    losses, fakes = update("G", stage.generator_losses, batch)
+    update("D", stage.discriminator_losses, {**batch, **{k: v.float() for k, v in fakes.items()}})
+    moved = [
+        (a - b).flatten() for name, net in stage.nets.items() for a, b in zip(nets[name], net.parameters(), strict=True)
+    ]
+    return losses, torch.cat(moved).detach()
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_a_gradient_in_parts_is_the_wholes(norm):
+    (whole, one), (parted, two) = gradients(1, norm=norm), gradients(2, norm=norm)
+    assert one.norm() > 0.1
+    assert (one - two).norm() < 1e-6 * one.norm()
+    assert {k: v.item() for k, v in parted.items()} == pytest.approx({k: v.item() for k, v in whole.items()}, rel=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient_to_the_bit():
+    assert torch.equal(gradients()[1], gradients(gradient_checkpointing=True)[1])
+
+
+def test_bf16_is_close_to_float32_and_not_the_same():
+    (exact, one), (rough, two) = gradients(), gradients(mixed_precision="bf16")
+    assert two.dtype is torch.float32
+    assert not torch.equal(one, two)
+    assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.9
+    assert {k: v.item() for k, v in rough.items()} == pytest.approx({k: v.item() for k, v in exact.items()}, rel=0.02)
+
+
+def test_one_process_has_everything():
+    update, images = Updates({}), torch.arange(3.0)
+    assert update.processes == 1
+    assert update.everyone(images) is images
+    assert update.own(images) is images
+
+
+class Second:
+    """An accelerator of process 1 of 2, whose partner has what `partner` says."""
+
+    num_processes, process_index = 2, 1
+
+    def __init__(self, partner):
+        self.partner = partner
+
+    def gather(self, own):
+        return torch.cat([self.partner, own])
+
+    def reduce(self, own, reduction):
+        assert reduction == "mean"
+        return (own + self.partner) / 2
+
+
+def test_two_processes_average_their_gradients():
+    weight, optimisers = line()
+    update = Updates(optimisers, accelerator=Second(torch.tensor([10.0, 20.0])))
+    update("w", lambda b: ({"a": (b["x"] * weight).sum()}, {}), {"x": torch.tensor([2.0, 4.0])})
+    assert weight.tolist() == [3 - 6, 4 - 12]
+
+
+def test_a_process_finds_its_share_in_everyones():
+    update = Updates({}, accelerator=Second(torch.tensor([0.0, 1.0])))
+    assert update.everyone(torch.tensor([2.0, 3.0])).tolist() == [0, 1, 2, 3]
+    assert update.own(torch.arange(4)).tolist() == [2, 3]
+    assert update.own(np.arange(4)).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "of_gpu", "avx", "amx", "expected"),
+    [
+        (True, True, False, False, "bf16"), (True, False, True, True, "no"), (False, True, False, False, "no"),
+        (False, False, True, False, "bf16"), (False, False, False, True, "bf16"),
+    ],
+)  # fmt: skip
+def test_precision_is_what_the_processor_that_trains_computes_in(monkeypatch, gpu, of_gpu, avx, amx, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: of_gpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert precision("auto") == expected
+    assert (precision("no"), precision("bf16")) == ("no", "bf16")
