@@ -8,6 +8,7 @@ from pathlib import Path
 
 from petct_lib import WARNING, InputError, __version__
 from petct_lib.common.progress import bar
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.dicom.suv import KINDS
 
 
@@ -199,17 +200,18 @@ def _run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from petct_lib.experiments.pipeline import require
     from petct_lib.experiments.profiles import parameters_of
-    from petct_lib.training.stage1 import checkpoint_of, leave_group, plan_from, train_cyclegan
+    from petct_lib.training.stage1 import leave_group, plan_from, train_cyclegan
 
     notebook = "02_cyclegan_training"
     run = require(args.run, notebook)
-    if checkpoint_of(run).exists() and not args.resume:
-        raise InputError(f"{checkpoint_of(run)}: is there already; pass --resume to go on with it, or remove it")
+    checkpoint = RunFolder(run).checkpoint("cyclegan")
+    if checkpoint.exists() and not args.resume:
+        raise InputError(f"{checkpoint}: is there already; pass --resume to go on with it, or remove it")
     parameters = parameters_of(notebook, args.profile, args.set)
     parameters.pop("processes")  # the launcher's business here
     train_cyclegan(run, plan_from(run, **parameters), resume=args.resume)
     leave_group()
-    print(f"trained: {checkpoint_of(run)}")
+    print(f"trained: {checkpoint}")
     return 0
 
 

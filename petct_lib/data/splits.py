@@ -7,6 +7,7 @@ import numpy as np
 
 from petct_lib import InputError
 from petct_lib.common.files import read_json
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import TARGET
 
@@ -35,12 +36,12 @@ def split_patients(patients: list[str], seed: int) -> dict[str, list[str]]:
 
 def read_splits(run_dir: Path) -> dict[str, list[str]]:
     """The patients of a run by role, from its `splits.json`. InputError as for `check_splits`."""
-    path = Path(run_dir) / "splits.json"
-    splits = read_json(path)
+    run = RunFolder(run_dir)
+    splits = read_json(run.splits)
     try:
-        check_splits(splits, Prepared(Path(run_dir) / "prepared").patients)
+        check_splits(splits, Prepared(run.prepared).patients)
     except InputError as error:
-        raise InputError(f"{path}: {error}; run notebook 01 again") from None
+        raise InputError(f"{run.splits}: {error}; run notebook 01 again") from None
     return splits
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from petct_lib import InputError
 from petct_lib.common.files import read_json
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.splits import read_splits
 from petct_lib.evaluation.tables import read_scores, text_table
 from petct_lib.metrics.rows import KEY_COLUMNS, Row, check_rows
@@ -82,16 +83,17 @@ def paired_tests(
 
 def load_run(folder: Path) -> Scored:
     """A run's scores and what tells whether they may be compared. InputError for a folder that is no finished run."""
-    folder = Path(folder)
-    for name in ("manifest.json", "scores.csv", "splits.json", "prepared/index.json"):
-        if not (folder / name).is_file():
+    run = RunFolder(folder)
+    for path in (run.manifest, run.scores, run.splits, run.prepared / "index.json"):
+        if not path.is_file():
+            name = path.relative_to(folder)
             raise InputError(f"{folder}: has no {name}; it must be the folder of a finished run")
-    manifest, index = read_json(folder / "manifest.json"), read_json(folder / "prepared" / "index.json")
+    manifest, index = read_json(run.manifest), read_json(run.prepared / "index.json")
     if not manifest["finished"]:
         raise InputError(f"{folder}: the run is not finished; `python -m petct_lib run --resume` resumes it")
     patients = list(dict.fromkeys(study["patient"] for study in index["studies"]))
     number = {patient: str(k) for k, patient in enumerate(patients)} | {EVERYONE: EVERYONE}
-    rows, test = read_scores(folder / "scores.csv"), read_splits(folder)["test"]
+    rows, test = read_scores(run.scores), read_splits(folder)["test"]
     if others := {row["patient"] for row in rows} - {*test, EVERYONE}:
         raise InputError(f"{folder}: scores.csv has scores of {len(others)} patients who are not test patients")
     rows = [{**row, "patient": number[row["patient"]]} for row in rows]

@@ -10,6 +10,7 @@ import torch
 
 from petct_lib import InputError
 from petct_lib.common.parallel import each, whole
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits
 from petct_lib.evaluation.cases import PART, Case, studies
@@ -43,7 +44,7 @@ def score_patients(
     On a GPU one after the other. drawing: samples, steps, seed and more for `translate_patient`. Errors as for it and
     `score_case`.
     """
-    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
+    prepared, splits = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir)
     kind = TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     given = {**drawing, "atlas": atlas, "methods": tuple(methods)}
@@ -55,7 +56,7 @@ def score_patients(
 def _score_patient(
     run_dir: Path, direction: str, lpips_model: torch.nn.Module | None, given: dict, patient: str
 ) -> tuple[list[dict], Case]:
-    prepared, splits, translator = Prepared(run_dir / "prepared"), read_splits(run_dir), Translator(run_dir)
+    prepared, splits, translator = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir), Translator(run_dir)
     case = translate_patient(prepared, splits, patient, direction, translator, **given)
     rows = score_case(case, direction, translator.window, lpips_model)
     return rows, summarised(case)

@@ -12,6 +12,7 @@ from pathlib import Path
 from petct_lib import InputError
 from petct_lib.common.files import read_json, write_json
 from petct_lib.common.parallel import each, whole
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.splits import read_splits, refiner_patients
 from petct_lib.evaluation import compare, tables
 from petct_lib.experiments.pipeline import fork, run_all
@@ -89,7 +90,7 @@ def _longer_steps(out: Path, profile: str, overrides: Sequence[str]) -> int:
     """
     path = out / "longer.json"
     if not path.exists():
-        seconds = read_json(out / "seed0" / "stages.json")["stage_seconds"]
+        seconds = read_json(RunFolder(out / "seed0").stages)["stage_seconds"]
         regression, flow = (sum(seconds[f"{name}_{d} training"] for d in DIRECTIONS) for name in ("regression", "flow"))
         steps = parameters_of(TRAINING, profile, overrides)["regression_steps"]
         write_json({"steps": round(steps * (1 + flow / regression))}, path)
@@ -114,11 +115,11 @@ def _run_variant(profile: str, data: str, out: Path, asked: tuple[Variant, int, 
 
 def _rows(out: Path, made: Sequence[Variant], seed: int = 0) -> list[Row]:
     """The rows of a seed's run, and each variant's of its methods, which are then called `variant/method`."""
-    rows = tables.read_scores(out / f"seed{seed}" / "scores.csv")
+    rows = tables.read_scores(RunFolder(out / f"seed{seed}").scores)
     for variant in made:
         rows += [
             {**row, "method": f"{variant.name}/{row['method']}"}
-            for row in tables.read_scores(_folder(out, variant, seed) / "scores.csv")
+            for row in tables.read_scores(RunFolder(_folder(out, variant, seed)).scores)
             if row["method"] in variant.methods
         ]
     return rows

@@ -7,12 +7,12 @@ import torch
 
 from petct_lib import InputError
 from petct_lib.common.files import read_json, replacing, write_json
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.imaging.directions import DIRECTIONS
 from petct_lib.models.checkpoints import load_checkpoint, save_checkpoint
 
 NETWORKS = ("cyclegan", *(f"{kind}_{d}" for kind in ("regression", "flow") for d in DIRECTIONS))
 KEPT_STAGES = ("grid", "seed", "data_source", "data_fingerprint", "patients")
-CARD = "model_card.md"
 
 
 def slim(run_dir: Path, out: Path) -> int:
@@ -21,18 +21,18 @@ def slim(run_dir: Path, out: Path) -> int:
     The averaged weights in half precision, without the discriminators and the optimisers: enough to translate, and a
     ninth of the size. A training cannot go on from it. InputError where the run is not finished or `out` exists.
     """
-    run_dir, out = Path(run_dir), Path(out)
-    needed = [run_dir / "intensity.json", run_dir / CARD, run_dir / "stages.json"]
+    run, out = RunFolder(run_dir), Path(out)
+    needed = [run.intensity, run.model_card, run.stages]
     if missing := [path.name for path in needed if not path.exists()]:
         raise InputError(f"{run_dir}: is not a finished run, {', '.join(missing)} is missing; finish it with --resume")
     if out.exists():
         raise InputError(f"{out}: exists; remove it first, or name another folder")
     with replacing(out) as temporary:
         for name in NETWORKS:
-            state = load_checkpoint(run_dir / "checkpoints" / f"{name}.pt")
-            save_checkpoint(_slim_state(state), temporary / "checkpoints" / f"{name}.pt")
-        stages = read_json(run_dir / "stages.json")
-        write_json({key: stages[key] for key in KEPT_STAGES}, temporary / "stages.json")
+            state = load_checkpoint(run.checkpoint(name))
+            save_checkpoint(_slim_state(state), RunFolder(temporary).checkpoint(name))
+        stages = read_json(run.stages)
+        write_json({key: stages[key] for key in KEPT_STAGES}, RunFolder(temporary).stages)
         for path in needed[:2]:
             shutil.copyfile(path, temporary / path.name)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

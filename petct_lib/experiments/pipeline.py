@@ -19,6 +19,7 @@ import torch
 from petct_lib import InputError, __version__
 from petct_lib.common.files import read_json, replacing, write_json
 from petct_lib.common.progress import PLAIN, bar
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared, input_key
 from petct_lib.data.splits import ROLES
 from petct_lib.dicom.studies import find_pairs, reasons
@@ -73,16 +74,15 @@ def fork(
     """
     shared = NOTEBOOKS[: NOTEBOOKS.index(until) + 1]
     networks = {NOTEBOOKS[0]: [], NOTEBOOKS[1]: ["checkpoints/cyclegan*"]}.get(until, ["checkpoints/*"])
-    manifest = read_json(source / "manifest.json")
+    manifest = read_json(RunFolder(source).manifest)
     with replacing(out) as temporary:
-        (temporary / "checkpoints").mkdir(parents=True)
-        shutil.copytree(source / "prepared", temporary / "prepared", copy_function=_link)
+        new = RunFolder(temporary)
+        new.checkpoints.mkdir(parents=True)
+        shutil.copytree(RunFolder(source).prepared, new.prepared, copy_function=_link)
         for path in chain.from_iterable(map(source.glob, ["*.json", *networks])):
             _link(path, temporary / path.relative_to(source))
         asked = {"profile": profile, "parameters": load_params(profile, overrides)}
-        write_json(
-            {**manifest, **asked, "finished": False, "done": list(shared), "seconds": {}}, temporary / "manifest.json"
-        )
+        write_json({**manifest, **asked, "finished": False, "done": list(shared), "seconds": {}}, new.manifest)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -106,7 +106,7 @@ def check_input(path: Path) -> None:
 
 
 def _open_run(out: Path, asked: dict, resume: bool, force: bool) -> dict:
-    path = out / "manifest.json"
+    path = RunFolder(out).manifest
     new = {**asked, "finished": False, "done": [], "seconds": {}}
     if out.exists() and any(out.iterdir()) and not path.exists():
         raise InputError(f"{out}: is not empty and holds no manifest.json; name another folder with --out")
@@ -130,14 +130,14 @@ def _run_notebooks(params: dict, data: str, out: Path, manifest: dict, until: st
     for notebook in NOTEBOOKS[: NOTEBOOKS.index(until) + 1]:
         if notebook in manifest["done"]:
             continue
-        write_json({**manifest, **_provenance(out)}, out / "manifest.json")
+        write_json({**manifest, **_provenance(out)}, RunFolder(out).manifest)
         start = time.monotonic()
         _execute(notebook, {**params[notebook], **_from_command(notebook, out, data)}, out)
         manifest["seconds"][notebook] = round(time.monotonic() - start, 1)
         manifest["peak_memory_mb"] = max(_peak_mb(), manifest.get("peak_memory_mb", 0))
         manifest["done"].append(notebook)
     manifest["finished"] = until == NOTEBOOKS[-1]
-    write_json({**manifest, **_provenance(out)}, out / "manifest.json")
+    write_json({**manifest, **_provenance(out)}, RunFolder(out).manifest)
 
 
 def _peak_mb() -> int:
@@ -155,16 +155,16 @@ def _execute(notebook: str, parameters: dict, out: Path) -> None:
     import papermill
 
     os.environ[PLAIN] = "1"
-    (out / "notebooks").mkdir(parents=True, exist_ok=True)
+    where = RunFolder(out).notebooks / f"{notebook}.ipynb"
+    where.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n{notebook}", flush=True)
     try:
         papermill.execute_notebook(
-            str(NOTEBOOK_DIR / f"{notebook}.ipynb"), str(out / "notebooks" / f"{notebook}.ipynb"), parameters,
+            str(NOTEBOOK_DIR / f"{notebook}.ipynb"), str(where), parameters,
             cwd=str(NOTEBOOK_DIR), kernel_name="python3", execution_timeout=CELL_TIMEOUT_S, progress_bar=False,
             stderr_file=sys.stderr, extra_arguments=["--log-level=40"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        where = out / "notebooks" / f"{notebook}.ipynb"
         if error.ename == "InputError":
             raise InputError(f"{notebook}: {error.evalue}") from None
         raise RuntimeError(
@@ -179,7 +179,7 @@ def _provenance(out: Path) -> dict:
         "petct_lib": __version__, "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"), "uncommitted_changes": None if changes is None else bool(changes),
-        "cores": os.cpu_count(), **(read_json(out / "stages.json") if (out / "stages.json").exists() else {}),
+        "cores": os.cpu_count(), **_recorded(out),
     }  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def fresh_folder(run_dir: Path, resume: bool) -> Path:
     """
     run_dir = Path(run_dir).resolve()
     if not resume and run_dir.exists() and any(run_dir.iterdir()):
-        if (run_dir / "manifest.json").exists() or not (run_dir / "stages.json").exists():
+        if RunFolder(run_dir).manifest.exists() or not RunFolder(run_dir).stages.exists():
             raise InputError(f"{run_dir}: is not a run of these notebooks alone; name another run_dir, or resume=True")
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -208,11 +208,15 @@ def fresh_folder(run_dir: Path, resume: bool) -> Path:
 
 def record(run_dir: Path, **values: object) -> None:
     """Adds values to the run's `stages.json`, which ends up in its manifest; dicts are merged."""
-    path = Path(run_dir) / "stages.json"
-    held = read_json(path) if path.exists() else {}
+    held = _recorded(run_dir)
     for key, value in values.items():
         held[key] = {**held.get(key, {}), **value} if isinstance(value, dict) else value
-    write_json(held, path)
+    write_json(held, RunFolder(run_dir).stages)
+
+
+def _recorded(run_dir: Path) -> dict:
+    path = RunFolder(run_dir).stages
+    return read_json(path) if path.exists() else {}
 
 
 @contextmanager
@@ -229,8 +233,7 @@ def stage(run_dir: Path, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path = Path(run_dir) / "stages.json"
-        before = read_json(path).get("stage_seconds", {}).get(name, 0.0) if path.exists() else 0.0
+        before = _recorded(run_dir).get("stage_seconds", {}).get(name, 0.0)
         peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         record(run_dir, stage_seconds={name: round(before + time.monotonic() - start, 1)}, stage_peak_mb={name: peak})
         if cuda:
@@ -256,10 +259,11 @@ def require(run_dir: Path, notebook: str) -> Path:
 
 def summary(out: Path) -> str:
     """The table of scores, seconds by stage, peak memory, and the folder, as text for a terminal."""
-    manifest = read_json(out / "manifest.json")
-    left_out = Counter(item["reason"] for item in Prepared(out / "prepared").index["left_out"])
+    run = RunFolder(out)
+    manifest = read_json(run.manifest)
+    left_out = Counter(item["reason"] for item in Prepared(run.prepared).index["left_out"])
     omitted = "\n".join(f"  {count} × {reason}" for reason, count in left_out.most_common(10))
-    table = format_table(read_scores(out / "scores.csv"))
+    table = format_table(read_scores(run.scores))
     grid = manifest.get("grid", {})
     seconds = "\n".join(f"  {name:<28}{value:8.1f} s" for name, value in manifest.get("stage_seconds", {}).items())
     total = sum(manifest["seconds"].values())

@@ -15,6 +15,7 @@ from nbconvert.filters import markdown2html
 
 from petct_lib import WARNING
 from petct_lib.common.files import read_json, replacing
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.evaluation import compare, tables
 from petct_lib.evaluation.methods import METHODS
 from petct_lib.metrics.rows import Row
@@ -47,18 +48,15 @@ def write_report(run: Path) -> Path:
 
     Raises InputError for a folder that holds no finished run.
     """
-    run = Path(run)
     compare.load_run(run)  # its checks
-    manifest, rows = read_json(run / "manifest.json"), tables.read_scores(run / "scores.csv")
-    cards = {"model_card": model_card(manifest, rows), "data_card": data_card(manifest, rows, _index(run))}
-    for name, text in cards.items():
-        _write(run / f"{name}.md", text)
-    _write(run / "report.html", page(run, cards, rows))
-    return run / "report.html"
-
-
-def _index(run: Path) -> dict:
-    return read_json(run / "prepared" / "index.json")
+    files = RunFolder(run)
+    manifest, rows = read_json(files.manifest), tables.read_scores(files.scores)
+    index = read_json(files.prepared / "index.json")
+    cards = [model_card(manifest, rows), data_card(manifest, rows, index)]
+    for path, text in zip((files.model_card, files.data_card), cards, strict=True):
+        _write(path, text)
+    _write(files.report, page(files.figures, cards, rows))
+    return files.report
 
 
 def _write(path: Path, text: str) -> None:
@@ -66,16 +64,16 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def page(run: Path, cards: dict[str, str], rows: Sequence[Row]) -> str:
+def page(figures: Path, cards: Sequence[str], rows: Sequence[Row]) -> str:
     """The whole page as one string of HTML that needs no network."""
     parts = [
         f"<p class='warning'>{WARNING}. Every translated image on this page is synthetic.</p>",
-        *(markdown2html(card) for card in cards.values()),
+        *(markdown2html(card) for card in cards),
         "<h1>Further scores</h1>", "<h2>By region</h2>", _pre(tables.format_regions(rows)),
         "<h2>The samples as a distribution</h2>", _pre(tables.format_distribution(rows)),
         "<h2>Attenuation, lungs, lesions, coherence</h2>", _pre(tables.format_further(rows)),
         f"<h2>Against {_method(rows)}</h2>", _pre(compare.table(rows, _method(rows))),
-        "<h1>Pictures</h1>", *(_figure(path) for path in sorted((run / "figures").glob("*.png"))),
+        "<h1>Pictures</h1>", *(_figure(path) for path in sorted(figures.glob("*.png"))),
     ]  # fmt: skip
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{WARNING}</title>"
     return (

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from petct_lib.common.files import read_json
+from petct_lib.common.run_folder import RunFolder
 
 Array = np.ndarray | torch.Tensor
 
@@ -32,7 +33,7 @@ class Intensity:
 
 def read_window(run_dir: Path) -> Intensity:
     """The window of a run, which notebook 01 wrote."""
-    return Intensity(**read_json(Path(run_dir) / "intensity.json"))
+    return Intensity(**read_json(RunFolder(run_dir).intensity))
 
 
 def encode_ct(ct_hu: Array, window: Intensity) -> Array:

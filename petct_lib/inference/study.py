@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from petct_lib import InputError
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import FILL, Prepared
 from petct_lib.dicom import writer
 from petct_lib.dicom.archives import list_files
@@ -40,7 +41,7 @@ def export_patient(
 
     made_by: all that the pixels depend on beside the study (weights, samples, seed): it goes into the UIDs.
     """
-    folder, first = Path(run_dir) / "synthetic" / patient / direction, 0
+    folder, first = RunFolder(run_dir).synthetic / patient / direction, 0
     studies = prepared.studies([patient])
     for study in studies:
         row = prepared.row(study)

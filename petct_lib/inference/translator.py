@@ -12,6 +12,7 @@ from torch import Tensor
 from petct_lib import InputError
 from petct_lib.common.files import read_json, replacing
 from petct_lib.common.memory import keep_freed_memory
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.datasets import Slices
 from petct_lib.imaging.directions import DIRECTIONS, SOURCE, TARGET
 from petct_lib.imaging.intensity import DECODE, ENCODE, Intensity, read_window
@@ -177,12 +178,12 @@ class Translator:
 
     def __init__(self, run_dir: Path) -> None:
         keep_freed_memory()
-        run_dir = Path(run_dir)
-        self.checkpoints = run_dir / "checkpoints"
-        self.cyclegan = load_cyclegan(self.checkpoints / "cyclegan.pt")
+        run = RunFolder(run_dir)
+        self.checkpoints = run.checkpoints
+        self.cyclegan = load_cyclegan(run.checkpoint("cyclegan"))
         self.refiners = {d: load_refiner(self.checkpoints, d) for d in DIRECTIONS}
         self.window = read_window(run_dir)
-        self.grid = read_json(run_dir / "stages.json")["grid"]
+        self.grid = read_json(run.stages)["grid"]
 
     def __call__(
         self, source: np.ndarray, direction: str, *, mode: str = "mean", samples: int | None = None, steps: int = STEPS,

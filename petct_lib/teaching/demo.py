@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from petct_lib.common.files import read_json
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared, SliceSettings, prepare
 from petct_lib.data.splits import read_splits
 from petct_lib.phantom.cohort import phantom_settings, write_phantom
@@ -30,9 +31,9 @@ class Example:
 
 def example(run_dir: Path, folder: Path) -> Example:
     """A patient to look at: the first test patient of a run that has its slices, or else `new_patient` in `folder`."""
-    run_dir = Path(run_dir)
-    if (run_dir / "prepared").exists():
-        prepared = Prepared(run_dir / "prepared")
+    slices = RunFolder(run_dir).prepared
+    if slices.exists():
+        prepared = Prepared(slices)
         study = prepared.studies([read_splits(run_dir)["test"][0]])[0]
     else:
         prepared = new_patient(folder, run_dir)
@@ -48,7 +49,7 @@ def new_patient(folder: Path, run_dir: Path = FOLDER, *, seed: int = SEED) -> Pr
 
     Takes a few seconds. What is in `folder` already is kept.
     """
-    folder, grid = Path(folder), read_json(Path(run_dir) / "stages.json")["grid"]
+    folder, grid = Path(folder), read_json(RunFolder(run_dir).stages)["grid"]
     if not (folder / "dicom" / "truth.json").exists():
         settings = phantom_settings("realistic", ct_size=320, ct_pixel_mm=1.4, follow_ups=0.0)
         write_phantom(folder / "dicom", 1, seed, settings, jobs=1)

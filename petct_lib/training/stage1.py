@@ -13,6 +13,7 @@ from accelerate import Accelerator, notebook_launcher
 from torch import distributed
 
 from petct_lib import InputError
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import Slices, UnpairedBatches
 from petct_lib.data.prepare import Prepared
@@ -38,14 +39,9 @@ class Plan:
     seed: int
 
 
-def checkpoint_of(run_dir: Path) -> Path:
-    """Where stage 1's newest state lies."""
-    return Path(run_dir) / "checkpoints" / "cyclegan.pt"
-
-
 def unpaired_slices(run_dir: Path, neighbours: int = 1, device: torch.device | None = None) -> tuple[Slices, Slices]:
     """PET slices of `train_pet` and CT slices of `train_ct`; device: where to hold them all, None: on the disk."""
-    prepared, splits = Prepared(Path(run_dir) / "prepared"), read_splits(run_dir)
+    prepared, splits = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir)
     window = read_window(run_dir)
     return tuple(
         Slices(prepared, splits[f"train_{kind}"], (kind,), window, neighbours, device) for kind in ("pet", "ct")
@@ -82,7 +78,7 @@ def train_cyclegan(
     if processes == 1:
         return _train(Path(run_dir), plan, resume, watchers)
     notebook_launcher(_train_as_one_of_several, (Path(run_dir), plan, resume), num_processes=processes)
-    return load_checkpoint(checkpoint_of(run_dir))["history"]
+    return load_checkpoint(RunFolder(run_dir).checkpoint("cyclegan"))["history"]
 
 
 def leave_group() -> None:
@@ -101,13 +97,14 @@ def _train_as_one_of_several(run_dir: Path, plan: Plan, resume: bool) -> None:
 
 
 def _train(run_dir: Path, plan: Plan, resume: bool, watchers: Sequence[Watcher] = ()) -> list[dict]:
-    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
+    run, splits = RunFolder(run_dir), read_splits(run_dir)
+    prepared = Prepared(run.prepared)
     pets, cts = _held(run_dir, plan.gan.neighbours)
     batches = UnpairedBatches(pets, cts, plan.batch_size, plan.augmentation)
     return fit(
-        CycleGAN(plan.gan, plan.seed), batches, plan.fit, checkpoint=checkpoint_of(run_dir),
+        CycleGAN(plan.gan, plan.seed), batches, plan.fit, checkpoint=run.checkpoint("cyclegan"),
         fingerprint=prepared.fingerprint, seed=plan.seed, resume=resume, name="CycleGAN",
-        watchers=[TensorBoardLog(run_dir / "logs" / "cyclegan"), *watchers],
+        watchers=[TensorBoardLog(run.logs / "cyclegan"), *watchers],
         preview=UnpairedBatches(pets, cts, PREVIEWED).fixed(),
         validate=Validation(prepared, splits["refine"], pets.window),
     )  # fmt: skip

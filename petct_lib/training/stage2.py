@@ -12,6 +12,7 @@ import torch
 
 from petct_lib import InputError
 from petct_lib.common.files import replacing
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import MixedBatches, PairedBatches, Slices
 from petct_lib.data.prepare import Prepared
@@ -26,7 +27,6 @@ from petct_lib.models.regression import Regression, RegressionSettings
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.training.loggers import TensorBoardLog
 from petct_lib.training.loop import FitSettings, Watcher, fit
-from petct_lib.training.stage1 import checkpoint_of
 from petct_lib.training.validation import RefinerValidation
 
 KINDS = ("real", "cycle", "both")  # of pairs
@@ -119,12 +119,12 @@ def real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | None = N
     patients: by default `splits.refiner_patients`. neighbours: of the source's slices.
     InputError where notebook 01 has not prepared the run folder, or stage 1 has no checkpoint.
     """
-    run_dir = Path(run_dir)
-    prepared, splits, window = Prepared(run_dir / "prepared"), read_splits(run_dir), read_window(run_dir)
+    run, splits, window = RunFolder(run_dir), read_splits(run_dir), read_window(run_dir)
+    prepared = Prepared(run.prepared)
     patients = list(refiner_patients(splits, direction) if patients is None else patients)
-    cyclegan, kind = load_cyclegan(checkpoint_of(run_dir)), SOURCE[direction]
+    cyclegan, kind = load_cyclegan(run.checkpoint("cyclegan")), SOURCE[direction]
     around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
-    coarse = coarse_for(around, cyclegan, direction, run_dir / "coarse" / f"{direction}.npy")
+    coarse = coarse_for(around, cyclegan, direction, run.coarse / f"{direction}.npy")
     return Pairs(Slices(prepared, patients, ("pet", "ct"), window, neighbours), coarse, direction)
 
 
@@ -133,12 +133,12 @@ def cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Pertu
 
     F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. Errors as for `real_pairs`.
     """
-    run_dir = Path(run_dir)
-    prepared, splits, window = Prepared(run_dir / "prepared"), read_splits(run_dir), read_window(run_dir)
+    run, splits, window = RunFolder(run_dir), read_splits(run_dir), read_window(run_dir)
+    prepared = Prepared(run.prepared)
     patients = refiner_patients(splits, direction)
-    cyclegan, kind, rng = load_cyclegan(checkpoint_of(run_dir)), TARGET[direction], np.random.default_rng(seed)
+    cyclegan, kind, rng = load_cyclegan(run.checkpoint("cyclegan")), TARGET[direction], np.random.default_rng(seed)
     slices = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
-    folder, name = run_dir / "coarse", f"cycle_{direction}"
+    folder, name = run.coarse, f"cycle_{direction}"
     shape = slices[0][kind].shape[1:]
     with replacing(folder / f"{name}_x.npy") as x_path, replacing(folder / f"{name}_c.npy") as c_path:
         x = np.lib.format.open_memmap(x_path, "w+", np.float32, (len(slices), 1, *shape))
@@ -187,18 +187,18 @@ def train_stage(
     the `held_out` patients of whom there are no pairs, if there are such. InputError and FloatingPointError as for
     `loop.fit`, and InputError where `plan.start` or `plan.regression` is missing, or `start` another network.
     """
-    run_dir = Path(run_dir)
-    prepared, splits = Prepared(run_dir / "prepared"), read_splits(run_dir)
+    run, splits = RunFolder(run_dir), read_splits(run_dir)
+    prepared = Prepared(run.prepared)
     direction, known = pairs[0].direction, {study for part in pairs for study in part.slices.studies}
     name = f"{name}_{direction}"
     batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
-    stage = _stage(run_dir, direction, plan, batches)
+    stage = _stage(run, direction, plan, batches)
     unseen = [patient for patient in held_out(splits, direction) if not known & set(prepared.studies([patient]))]
     neighbours = pairs[0].slices.neighbours
     return fit(
-        stage, batches, plan.fit, checkpoint=run_dir / "checkpoints" / f"{name}.pt", fingerprint=prepared.fingerprint,
+        stage, batches, plan.fit, checkpoint=run.checkpoint(name), fingerprint=prepared.fingerprint,
         seed=plan.draws, resume=resume, name=name, preview=_batches(pairs, PREVIEWED).fixed(),
-        watchers=[TensorBoardLog(run_dir / "logs" / name), *watchers],
+        watchers=[TensorBoardLog(run.logs / name), *watchers],
         validate=unseen and RefinerValidation(run_dir, unseen, direction, neighbours=neighbours),
     )  # fmt: skip
 
@@ -216,15 +216,15 @@ def _batches(
 
 
 def _stage(
-    run_dir: Path, direction: str, plan: Plan, batches: PairedBatches | MixedBatches
+    run: RunFolder, direction: str, plan: Plan, batches: PairedBatches | MixedBatches
 ) -> Regression | ResidualFlow:
     """The stage before its first step; a flow's residual is measured on the training's own batches."""
     if isinstance(plan.stage, RegressionSettings):
         stage = Regression(plan.stage, plan.seed)
         if plan.start:
-            stage.start_from(load_regression(run_dir / "checkpoints" / f"{plan.start}_{direction}.pt"))
+            stage.start_from(load_regression(run.checkpoint(f"{plan.start}_{direction}")))
         return stage
-    regression = load_regression(run_dir / "checkpoints" / f"{plan.regression}_{direction}.pt")
+    regression = load_regression(run.checkpoint(f"{plan.regression}_{direction}"))
     settings = replace(plan.stage, residual_spectrum=residual_spectrum(regression, batches, plan.seed))
     return ResidualFlow(settings, regression, plan.seed)
 

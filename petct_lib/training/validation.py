@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from petct_lib import InputError
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import DIRECTIONS, SOURCE, TARGET, UNIT
 from petct_lib.imaging.intensity import ENCODE, Intensity, read_window
@@ -99,10 +100,11 @@ class RefinerValidation:
     def __init__(
         self, run_dir: Path, patients: list[str], direction: str, slices: int = 8, neighbours: int = 1
     ) -> None:
-        prepared = Prepared(Path(run_dir) / "prepared")
+        run = RunFolder(run_dir)
+        prepared = Prepared(run.prepared)
         self.window = read_window(run_dir)
         self.kind, source = TARGET[direction], SOURCE[direction]
-        cyclegan = load_cyclegan(Path(run_dir) / "checkpoints" / "cyclegan.pt")
+        cyclegan = load_cyclegan(run.checkpoint("cyclegan"))
         self.patients = []  # (source, coarse) as the networks take them, and the real image and body, by patient
         for one in (_read(prepared, patient, slices) for patient in patients):
             study = np.array(prepared.array(one.study, source))

@@ -14,6 +14,7 @@ from matplotlib.patches import Circle
 
 from petct_lib import WARNING
 from petct_lib.common.files import replacing
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.imaging.volume import Volume
 
 CT_WINDOW_HU = (-1000, 400)  # lung and soft tissue both visible
@@ -34,7 +35,7 @@ ERROR_STYLE = {
 def save(fig: Figure, run_dir: Path, name: str, alt: str) -> Image:
     """Writes `run_dir/figures/name.png` and returns it for display, with a text alternative."""
     data = png(fig, alt)
-    with replacing(Path(run_dir) / "figures" / f"{name}.png") as temporary:
+    with replacing(RunFolder(run_dir).figures / f"{name}.png") as temporary:
         temporary.write_bytes(data)
     return Image(data=data, format="png", alt=alt)
 

@@ -8,6 +8,7 @@ from small_run import small_run
 from petct_lib import InputError
 from petct_lib.cli import main
 from petct_lib.common.files import read_json
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.experiments import export
 from petct_lib.imaging.directions import DIRECTIONS, SOURCE
 from petct_lib.inference.translator import Translator
@@ -17,7 +18,7 @@ from petct_lib.models.checkpoints import load_checkpoint
 @pytest.fixture(scope="module")
 def run(prepared, tmp_path_factory):
     folder = small_run(prepared, tmp_path_factory.mktemp("demo") / "run")
-    (folder / export.CARD).write_text("# Model card")
+    RunFolder(folder).model_card.write_text("# Model card")
     return folder
 
 

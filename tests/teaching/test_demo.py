@@ -5,7 +5,7 @@ import pytest
 from small_run import small_run
 
 from petct_lib.common.files import read_json
-from petct_lib.experiments import export
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.inference.translator import Translator
 from petct_lib.teaching import demo
 
@@ -13,14 +13,14 @@ from petct_lib.teaching import demo
 @pytest.fixture(scope="module")
 def run(prepared, tmp_path_factory):
     folder = small_run(prepared, tmp_path_factory.mktemp("demo") / "run")
-    (folder / export.CARD).write_text("# Model card")
+    RunFolder(folder).model_card.write_text("# Model card")
     return folder
 
 
 def test_the_shipped_run_is_under_6_mb_and_says_what_it_is():
     files = [p for p in demo.FOLDER.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 6e6
-    card = (demo.FOLDER / export.CARD).read_text()
+    card = RunFolder(demo.FOLDER).model_card.read_text()
     assert "not for diagnosis" in card.lower()
     Translator(demo.FOLDER)
 

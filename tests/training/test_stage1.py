@@ -13,11 +13,12 @@ from conftest import ROOT, petct
 
 from petct_lib import InputError
 from petct_lib.common.files import write_json
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.splits import split_patients
 from petct_lib.experiments.profiles import parameters_of
 from petct_lib.imaging.intensity import Intensity
 from petct_lib.models.checkpoints import load_checkpoint
-from petct_lib.training.stage1 import checkpoint_of, leave_group, plan_from, train_cyclegan, unpaired_slices
+from petct_lib.training.stage1 import leave_group, plan_from, train_cyclegan, unpaired_slices
 
 TINY = {
     "steps": 3, "batch_size": 2, "width": 4, "blocks": 1, "patch_layers": 2, "pool_size": 3, "checkpoint_every": 2,
@@ -61,7 +62,7 @@ def difference(one, other):
     Of weights it is that which one in a thousand exceeds: where the gradient is nothing but rounding, Adam's first step
     still has the size of the rate, in either direction.
     """
-    a, b = (load_checkpoint(checkpoint_of(folder)) for folder in (one, other))
+    a, b = (load_checkpoint(RunFolder(folder).checkpoint("cyclegan")) for folder in (one, other))
     assert a["step"] == b["step"]
     moments = [(a["optimisers"][n]["state"][i], b["optimisers"][n]["state"][i]) for n in "GD" for i in range(8)]
     apart = [((x["exp_avg"] - y["exp_avg"]).abs().max() / x["exp_avg"].abs().max()).item() for x, y in moments]
@@ -161,9 +162,9 @@ def test_the_train_command_refuses_what_would_lose_a_training(run_dir, tmp_path)
     empty = petct("train", str(tmp_path / "none"))
     assert empty.returncode == 2
     assert "run 01_data_exploration.ipynb first" in empty.stderr
-    checkpoint_of(run_dir).parent.mkdir()
-    torch.save({}, checkpoint_of(run_dir))
+    RunFolder(run_dir).checkpoint("cyclegan").parent.mkdir()
+    torch.save({}, RunFolder(run_dir).checkpoint("cyclegan"))
     there = petct("train", str(run_dir))
     assert there.returncode == 2
     assert "pass --resume" in there.stderr
-    assert load_checkpoint(checkpoint_of(run_dir)) == {}
+    assert load_checkpoint(RunFolder(run_dir).checkpoint("cyclegan")) == {}
