@@ -35,9 +35,10 @@ from petct_lib.evaluation.cases import Case
 from petct_lib.evaluation.scoring import two_sample_accuracies
 from petct_lib.experiments.profiles import parameters_of
 from petct_lib.imaging.directions import SOURCE, TARGET
+from petct_lib.imaging.slices import evenly_spaced
 from petct_lib.imaging.spectrum import filtered, spectrum
 from petct_lib.inference.translator import Refiner, Translator, batched, decoded, encoded
-from petct_lib.metrics import distribution, realism, structure, voxelwise
+from petct_lib.metrics import distribution, structure, voxelwise
 from petct_lib.models.diffusion import DEFAULT_SAMPLER
 from petct_lib.models.regression import Regression
 from petct_lib.models.residual_flow import ResidualFlow
@@ -134,7 +135,7 @@ class Validation:
         self.translator, self.cases = Translator(run), []
         for patient in held_out(splits, direction):
             source, real, body = (prepared.of_patient(patient, of) for of in (SOURCE[direction], self.kind, "body"))
-            chosen = realism.spread(len(source), SLICES)
+            chosen = evenly_spaced(len(source), SLICES, ends=True)
             self.cases.append((*self.translator.start(source[chosen], direction), real[chosen], body[chosen]))
         self.low = min(float(real.min()) for _, _, real, _ in self.cases)
 

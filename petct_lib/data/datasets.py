@@ -14,7 +14,7 @@ from petct_lib.data.augmentation import Augmentation, Change, crop, draw, move
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.intensity import ENCODE, Intensity
-from petct_lib.imaging.slices import middle, neighbours_of
+from petct_lib.imaging.slices import evenly_spaced, middle, neighbours_of
 
 
 class Slices(Dataset):
@@ -206,7 +206,7 @@ def _share(size: int, rank: int, world: int) -> slice:
 
 
 def spread_slices(prepared: Prepared, patient: str, kinds: tuple[str, ...], count: int) -> list[np.ndarray]:
-    """`count` slices of a patient's first study, evenly spread from the feet upwards, (count, H, W) for each kind."""
+    """Up to `count` slices of a patient's first study, evenly spread from the feet upwards, (count, H, W) for each kind."""
     study = prepared.studies([patient])[0]
-    k = np.linspace(0, prepared.row(study)["slices"] - 1, count + 2).round().astype(int)[1:-1]
+    k = evenly_spaced(prepared.row(study)["slices"], count, ends=False)
     return [np.array(prepared.array(study, kind)[k]) for kind in kinds]

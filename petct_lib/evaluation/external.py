@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from petct_lib import InputError, __version__
@@ -24,15 +23,14 @@ from petct_lib.evaluation import cases, scoring, tables
 from petct_lib.imaging.directions import MODALITY, UNIT
 from petct_lib.imaging.intensity import Intensity
 from petct_lib.imaging.masks import FROM_HU, find_regions
+from petct_lib.imaging.nifti import NIFTI, read_nifti
 from petct_lib.imaging.volume import Volume, body_mask, inside, resample
 from petct_lib.metrics import synthrad
 from petct_lib.metrics.rows import Row
 
 DIRECTION = {"ct": "pet2ct", "pet": "ct2pet"}  # whose target this is; the rows name the kind, whatever it was made from
-NIFTI = (".nii", ".nii.gz")
 PROTOCOLS = ("petct", "synthrad2025")
 FROM_FILE = "mask file"
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's patient axes to DICOM's
 WHOLE = 99.0  # % of the real body: below it, the command says what was scored
 GRID_MM = 1e-3  # grids that lie no further apart are one
 
@@ -99,22 +97,6 @@ def read_image(path: Path, kind: str, suv_kind: str = "bw") -> tuple[Volume, flo
         )
     factor = suv_factor(usable[0].headers, suv_kind).factor if kind == "pet" else 1.0
     return studies.load_series(usable[0], factor, UNIT[kind]), studies.tube_voltage(usable[0])
-
-
-def read_nifti(path: Path, unit: str) -> Volume:
-    """A volume from NIfTI as float32, affine in DICOM's LPS. InputError for what is none, or not three-dimensional."""
-    try:  # nibabel, for SimpleITK makes zeros of what is not finite, and says nothing
-        image = nibabel.load(path)
-        if image.ndim == 3:
-            image = nibabel.as_closest_canonical(image)  # axial slices, from the feet upwards
-        array = np.asarray(image.dataobj, np.float32)  # (x, y, z)
-    except Exception as error:  # a stranger's file may break any part of the reader
-        raise InputError(f"cannot be read as NIfTI ({type(error).__name__})", path.name) from None
-    if array.ndim != 3:
-        raise InputError(f"has {array.ndim} dimensions and is no volume", path.name)
-    if bad := np.count_nonzero(~np.isfinite(array)):
-        raise InputError(f"has {bad} values that are not finite", path.name)
-    return Volume(np.ascontiguousarray(array.T), RAS_TO_LPS @ image.affine, unit)
 
 
 def load(images: Images, kind: str, suv_kind: str = "bw") -> tuple[cases.Case, float]:

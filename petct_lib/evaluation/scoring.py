@@ -19,6 +19,7 @@ from petct_lib.evaluation.methods import METHODS, mean_atlas, translate_patient
 from petct_lib.imaging.directions import TARGET, UNIT
 from petct_lib.imaging.intensity import ENCODE, Intensity
 from petct_lib.imaging.masks import FROM_HU
+from petct_lib.imaging.slices import evenly_spaced
 from petct_lib.inference.translator import Translator
 from petct_lib.metrics import (
     attenuation,
@@ -171,7 +172,7 @@ def two_sample_accuracies(
 
 def few_slices(case: Case) -> Case:
     """A case with the slices that the classifier reads and no others, so that it can go to another process."""
-    chosen = realism.spread(len(case.real))
+    chosen = evenly_spaced(len(case.real), realism.SLICES, ends=True)
     images = {method: image[chosen] for method, image in case.images.items()}
     masks, real = {"body": case.body[chosen]}, case.real[chosen]
     return replace(case, real=real, masks=masks, images=images, **PART)

@@ -1,5 +1,6 @@
-"""One slice among its neighbours."""
+"""Slices of a stack: neighbours, the middle one, some evenly spaced."""
 
+import numpy as np
 from torch import Tensor
 
 
@@ -17,3 +18,15 @@ def middle(images: Tensor, neighbours: int = 1) -> Tensor:
     """The slice itself, (n, 1, H, W), of slices among their neighbours, (n, more, H, W); or it among fewer of them."""
     first = (images.shape[1] - neighbours) // 2
     return images[:, first : first + neighbours]
+
+
+def evenly_spaced(slices: int, count: int, *, ends: bool) -> np.ndarray:
+    """Numbers of up to `count` slices of a stack, evenly spaced, each once.
+
+    ends: from the first to the last; else both ends are as far away as the slices are from each other.
+
+    >>> evenly_spaced(100, 3, ends=True).tolist(), evenly_spaced(100, 3, ends=False).tolist()
+    ([0, 50, 99], [25, 50, 74])
+    """
+    numbers = np.linspace(0, slices - 1, count if ends else count + 2).round().astype(int)
+    return np.unique(numbers if ends else numbers[1:-1])

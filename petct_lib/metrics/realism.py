@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from petct_lib.imaging.slices import evenly_spaced
 from petct_lib.metrics import voxelwise
 
 EPOCHS = 15  # chosen: enough for a blur of 0.7 voxels to be always told, with as few as 24 slices to learn from
@@ -55,11 +56,6 @@ def two_sample_accuracy(
     return float(np.mean(accuracies))
 
 
-def spread(of: int, slices: int = SLICES) -> np.ndarray:
-    """Numbers of up to `slices` slices of a stack of `of`, evenly spread from the first to the last."""
-    return np.linspace(0, of - 1, min(slices, of)).round().astype(int)
-
-
 def _pairs(real: Sequence[np.ndarray], synthetic: Sequence[np.ndarray], slices: int) -> list[Tensor]:
     """By patient, the chosen slices (n, 2, h, w), real and synthetic, within the box of what is not background (−1).
 
@@ -76,7 +72,7 @@ def _pairs(real: Sequence[np.ndarray], synthetic: Sequence[np.ndarray], slices: 
     result = []
     for stacks in zip(real, synthetic, strict=True):
         a, b, _ = voxelwise.checked(*stacks)
-        chosen = spread(len(a), slices)
+        chosen = evenly_spaced(len(a), slices, ends=True)
         pairs = np.stack([a[chosen], b[chosen]], axis=1)
         seen = (pairs > -1).any(axis=(0, 1))
         rows, columns = (_box(seen.any(axis=axis)) for axis in (1, 0))

@@ -18,6 +18,7 @@ from petct_lib.common.files import write_json
 from petct_lib.common.parallel import each
 from petct_lib.dicom.studies import Pair, load_pair
 from petct_lib.dicom.writer import Subject, Tracer, make_uid
+from petct_lib.imaging.nifti import read_nifti
 from petct_lib.imaging.volume import Volume, axial_affine, resample
 from petct_lib.phantom import benign_uptake, lesions
 from petct_lib.phantom.materials import draw_values, paint
@@ -26,7 +27,7 @@ from petct_lib.phantom.reference_values import organ_means
 from petct_lib.phantom.scanner import CtScanner, PetScanner, image_ct, image_pet
 from petct_lib.phantom.shapes import Canvas, smooth_step
 from petct_lib.phantom.tissues import FIRST_LESION, LABEL, LUNG
-from petct_lib.phantom.truth import read_nifti, write_nifti, write_seg
+from petct_lib.phantom.truth import write_nifti, write_seg
 from petct_lib.phantom.vendor_headers import VARIANTS, clock, write_study_ct, write_study_pet
 
 SCAN_TIME_S = 11 * 3600  # PET at 11:00; the CT is two minutes earlier
@@ -212,7 +213,8 @@ def through_largest_lesion(pairs: list[Pair], folder: Path) -> tuple[np.ndarray,
 
 def _labels_of(pair: Pair, folder: Path) -> Volume:
     name = pair.ct.images[0].file.path.parent.parent.name
-    return read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz")
+    labels = read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz", "1")
+    return Volume(labels.array.astype(np.uint8), labels.affine, labels.unit)
 
 
 def _write_one(which: tuple[int, int], folder: Path, seed: int, settings: PhantomSettings) -> dict:

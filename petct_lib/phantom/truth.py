@@ -51,16 +51,6 @@ def write_nifti(volume: Volume, path: Path) -> Path:
     return Path(path)
 
 
-def read_nifti(path: Path) -> Volume:
-    """What `write_nifti` wrote, affine in DICOM's LPS: HU and SUV as float32, labels as uint8."""
-    image = sitk.ReadImage(path)
-    unit = image.GetMetaData("descrip")
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return Volume(sitk.GetArrayFromImage(image).astype(np.uint8 if unit == "1" else np.float32), affine, unit)
-
-
 def _as_integers(volume: Volume) -> tuple[np.ndarray, float]:
     """Stored values, and what they are multiplied by."""
     if volume.unit == "1":

@@ -11,7 +11,7 @@ from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import DIRECTIONS, SOURCE, TARGET, UNIT
 from petct_lib.imaging.intensity import ENCODE, Intensity, read_window
-from petct_lib.imaging.slices import middle
+from petct_lib.imaging.slices import evenly_spaced, middle
 from petct_lib.inference.translator import batched, coarse_images, decoded, encoded, noise_like, translate_coarse
 from petct_lib.metrics import structure, training_warnings, voxelwise
 from petct_lib.models.checkpoints import load_cyclegan
@@ -142,8 +142,7 @@ class RefinerValidation:
 def _read(prepared: Prepared, patient: str, slices: int) -> _Patient:
     study = prepared.studies([patient])[0]
     n = prepared.row(study)["slices"]
-    # As `datasets.spread_slices` spreads them; their numbers are needed, and each slice once.
-    chosen = np.unique(np.linspace(0, n - 1, slices + 2).round().astype(int)[1:-1])
+    chosen = evenly_spaced(n, slices, ends=False)
     arrays = {kind: np.array(prepared.array(study, kind)[chosen]) for kind in (*KINDS, "body")}
     lung = np.array(prepared.array(study, "lung")[chosen]) if "lung" in prepared.regions(patient) else None
     return _Patient(study, chosen, {kind: arrays[kind] for kind in KINDS}, arrays["body"], lung)

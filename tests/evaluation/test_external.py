@@ -203,13 +203,3 @@ def test_folders_of_dicom_and_of_several_series(tmp_path):
         external.read_image(tmp_path / "ref", "ct")
     with pytest.raises(InputError, match="holds 0 PT series"):
         external.read_image(tmp_path / "ref" / "a", "pet")
-
-
-def test_what_is_no_volume_is_refused(tmp_path):
-    flat = tmp_path / "flat.nii"
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 5), np.float32)), str(flat))
-    holes = chest()
-    holes.array[3, 3, 3] = np.nan
-    for path, message in ((flat, "dimensions"), (nifti(holes, tmp_path / "nan.nii"), "not finite")):
-        with pytest.raises(InputError, match=message):
-            external.read_nifti(path, "HU")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from petct_lib.imaging.slices import middle, neighbours_of
+from petct_lib.imaging.slices import evenly_spaced, middle, neighbours_of
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,14 @@ def test_the_middle_of_five_is_the_third_and_its_neighbours():
     assert middle(images).unique().tolist() == [2.0]
     assert middle(images, 3)[0, :, 0, 0].tolist() == [1.0, 2.0, 3.0]
     assert torch.equal(middle(images, 5), images)
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "ends", "expected"),
+    [
+        (9, 3, True, [0, 4, 8]), (9, 3, False, [2, 4, 6]), (5, 24, True, [0, 1, 2, 3, 4]), (3, 8, False, [0, 1, 2]),
+        (1, 4, True, [0]), (1, 4, False, [0]),
+    ],
+)  # fmt: skip
+def test_some_slices_are_evenly_spaced_and_each_once(n, count, ends, expected):
+    assert evenly_spaced(n, count, ends=ends).tolist() == expected

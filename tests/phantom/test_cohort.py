@@ -15,6 +15,7 @@ from petct_lib import InputError
 from petct_lib.common.parallel import each
 from petct_lib.dicom.seg import read_segments
 from petct_lib.dicom.studies import find_pairs, load_pair
+from petct_lib.imaging.nifti import read_nifti
 from petct_lib.imaging.volume import Volume, resample
 from petct_lib.phantom import cohort as cohort_module
 from petct_lib.phantom.cohort import (
@@ -29,7 +30,6 @@ from petct_lib.phantom.cohort import (
 from petct_lib.phantom.reference_values import PUBLISHED, organ_means
 from petct_lib.phantom.scanner import CtScanner, PetScanner
 from petct_lib.phantom.tissues import LABEL, LUNG
-from petct_lib.phantom.truth import read_nifti
 from petct_lib.phantom.vendor_headers import VARIANTS
 
 HARD = replace(SMALL, difficulty="realistic", breathing_mm=10.0, follow_ups=0.25)  # coarse grids, all else as in life
@@ -354,7 +354,8 @@ def test_truth_volumes_and_seg_are_beside_the_series(written):
     for index in (0, 1):
         p = make_patient(SEED, index, settings)
         stored = {
-            kind: read_nifti(written / "truth" / f"{p.patient_id}.{kind}.nii.gz") for kind in ("labels", "hu", "suv")
+            kind: read_nifti(written / "truth" / f"{p.patient_id}.{kind}.nii.gz", "1")
+            for kind in ("labels", "hu", "suv")
         }
         assert np.array_equal(stored["labels"].array, p.labels.array)
         assert np.abs(stored["hu"].array - p.hu.array).max() <= 0.5 + 1e-3
@@ -367,7 +368,7 @@ def test_the_seg_holds_lungs_and_lesions(written):
         [series] = pair.segments
         masks = read_segments([image.file for image in series.images])
         name = pair.pet.images[0].file.path.parent.parent.name
-        labels = read_nifti(written / "truth" / f"{name}.labels.nii.gz")
+        labels = read_nifti(written / "truth" / f"{name}.labels.nii.gz", "1")
         lung = resample(masks["lung"][0], labels.grid, 0.0).array
         assert np.array_equal(lung, np.isin(labels.array, [LABEL[n] for n in LUNG]))
         lesions = sum(m.array.sum() for m in masks.get("lesion", []))
@@ -422,7 +423,7 @@ def test_the_slice_through_the_largest_lesion(written):
     ct, pet, labels = cohort_module.through_largest_lesion(pairs, written)
     assert ct.shape == pet.shape == labels.shape == (112, 112)
     names = [pair.pet.images[0].file.path.parent.parent.name for pair in pairs]
-    areas = [(read_nifti(written / "truth" / f"{n}.labels.nii.gz").array >= 100).sum(axis=(1, 2)) for n in names]
+    areas = [(read_nifti(written / "truth" / f"{n}.labels.nii.gz", "1").array >= 100).sum(axis=(1, 2)) for n in names]
     assert (labels >= 100).sum() == next(a.max() for a in areas if a.any())
 
 
