@@ -30,7 +30,7 @@ def small_run(prepared: Prepared, run: Path) -> Path:
         {"grid": index["grid"], "seed": 0, "data_source": "phantom", "data_fingerprint": prepared.fingerprint,
          "patients": patients}, run / "stages.json",
     )  # fmt: skip
-    _save(CycleGAN(CycleGANSettings(width=4, blocks=1, patch_layers=2, stem=3)), run, "cyclegan")
+    _save(CycleGAN(CycleGANSettings(width=4, blocks=1, patch_layers=2)), run, "cyclegan")
     for seed, direction in enumerate(DIRECTIONS):
         refiner(run, direction, seed)
         _save(Regression(RegressionSettings(**SIZES, coarse_dropout=1.0), seed + 2), run, f"pix2pix_{direction}")

@@ -100,7 +100,7 @@ def train(path: Path, kind: str = "gan", steps: int = 16, every: int = 3, **give
     stage, batches = given.pop("pair", None) or stage_of(kind)
     prepare: Callable = given.pop("prepare", lambda stage: None)
     prepare(stage)
-    names = ("log_every", "clip_norm", "accumulate", "mixed_precision", "channels_last", "keep", "preview_every")
+    names = ("log_every", "mixed_precision", "channels_last", "keep", "preview_every")
     settings = {"log_every": 2} | {name: given.pop(name) for name in names if name in given}
     given = {"fingerprint": "f", "seed": 3, "validate": score, **given}
     return fit(stage, batches, FitSettings(steps, checkpoint_every=every, **settings), checkpoint=path, **given)

@@ -206,7 +206,7 @@ def _share(size: int, rank: int, world: int) -> slice:
 
 
 def spread_slices(prepared: Prepared, patient: str, kinds: tuple[str, ...], count: int) -> list[np.ndarray]:
-    """Up to `count` slices of a patient's first study, evenly spread from the feet upwards, (count, H, W) for each kind."""
+    """Some slices of a patient's first study, evenly spread from the feet upwards, (count, H, W) for each kind."""
     study = prepared.studies([patient])[0]
     k = evenly_spaced(prepared.row(study)["slices"], count, ends=False)
     return [np.array(prepared.array(study, kind)[k]) for kind in kinds]

@@ -1,11 +1,12 @@
-"""Checkpoints: whole or absent, loaded without executing anything, the newest ones and the best one kept.
+"""Checkpoints: whole or absent, loaded without executing anything; and trained models from them.
 
-`cyclegan.pt` is the newest state; `cyclegan.step0000750.pt` are the ones before it, `cyclegan.best.pt` the best one.
-Of the newest, the others are hard links, which take no space of their own.
+`cyclegan.pt` is the newest state; `cyclegan.step0000750.pt` are the newest ones by step, this one among them, as a hard
+link, which takes no space of its own.
 """
 
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -18,10 +19,10 @@ from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.models.stage import Stage
 
 
-def save_checkpoint(state: dict, path: Path, *, keep: int = 1, best: bool = False) -> None:
+def save_checkpoint(state: dict, path: Path, *, keep: int = 1) -> None:
     """`state` (tensors and plain values, with its "step") as `path`; the old one stays whole until the new one is.
 
-    keep: how many of the newest states stay, this one included. best: keep it as the best one, too.
+    keep: how many of the newest states stay, this one included.
     Raises InputError where the disk is full or cannot be written to.
     """
     try:
@@ -29,8 +30,6 @@ def save_checkpoint(state: dict, path: Path, *, keep: int = 1, best: bool = Fals
             _write(state, temporary)
             if keep > 1:
                 _link(temporary, numbered(path, state["step"]))
-            if best:
-                _link(temporary, best_of(path))
     except (OSError, RuntimeError) as error:
         reason = error if isinstance(error, OSError) else error.__context__  # torch's writer hides it behind its own
         if not isinstance(reason, OSError):
@@ -63,11 +62,6 @@ def numbered(path: Path, step: int) -> Path:
     return path.with_name(f"{path.stem}.step{step:07d}{path.suffix}")
 
 
-def best_of(path: Path) -> Path:
-    """The name of the best state, by validation."""
-    return path.with_name(f"{path.stem}.best{path.suffix}")
-
-
 def earlier(path: Path) -> list[Path]:
     """The numbered states beside `path`, oldest first."""
     return sorted(path.parent.glob(f"{path.stem}.step*{path.suffix}"))
@@ -76,8 +70,8 @@ def earlier(path: Path) -> list[Path]:
 def clear_leftovers(path: Path, start: int) -> None:
     """Removes what a killed process left half-written, and the states of another training when one starts at step 0."""
     if start == 0:
-        for old in (*earlier(path), best_of(path)):
-            old.unlink(missing_ok=True)
+        for old in earlier(path):
+            old.unlink()
     for half in path.parent.glob(f".{path.stem}.*part"):
         half.unlink()
 
@@ -95,24 +89,27 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def load_cyclegan(path: Path) -> CycleGAN:
-    """A trained CycleGAN from its checkpoint, on `best_device`. InputError as for `load_checkpoint`."""
+    """A trained CycleGAN from its checkpoint, on `best_device`.
+
+    InputError as for `load_checkpoint`, and for one with settings that this version does not have.
+    """
     state = load_checkpoint(path)
-    return _placed(CycleGAN(CycleGANSettings(**state["settings"])), state)
+    return _placed(CycleGAN(_settings(CycleGANSettings, state, path)), state)
 
 
 def load_regression(path: Path) -> Regression:
     """A trained regression or pix2pix from its checkpoint, on `best_device`.
 
-    InputError as for `load_checkpoint`, and for one whose training has not come to its end.
+    InputError as for `load_cyclegan`, and for one whose training has not come to its end.
     """
     state = _finished(path)
-    return _placed(Regression(RegressionSettings(**_settings(state))), state)
+    return _placed(Regression(_settings(RegressionSettings, state, path)), state)
 
 
 def load_flow(path: Path, regression: Regression) -> ResidualFlow:
     """A trained residual flow from its checkpoint, on `best_device`, beside its regression. Errors as above."""
     state = _finished(path)
-    return _placed(ResidualFlow(FlowSettings(**_settings(state)), regression), state)
+    return _placed(ResidualFlow(_settings(FlowSettings, state, path), regression), state)
 
 
 def _finished(path: Path) -> dict:
@@ -122,8 +119,15 @@ def _finished(path: Path) -> dict:
     return state
 
 
-def _settings(state: dict) -> dict:
-    return {name: tuple(of) if isinstance(of, list) else of for name, of in state["settings"].items()}
+def _settings(kind: type, state: dict, path: Path) -> object:
+    """The settings of a checkpoint; those of a setting that it does not name are the default."""
+    held = {name: tuple(value) if isinstance(value, list) else value for name, value in state["settings"].items()}
+    if unknown := sorted(set(held) - {field.name for field in fields(kind)}):
+        raise InputError(
+            f"{path}: made by another version of petct_lib, with settings that this one does not have "
+            f"({', '.join(unknown)}); use that version, or train again"
+        )
+    return kind(**held)
 
 
 def _placed(stage: CycleGAN | Regression | ResidualFlow, state: dict) -> CycleGAN | Regression | ResidualFlow:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from petct_lib import InputError
 from petct_lib.imaging.slices import middle
 from petct_lib.models.losses import (
-    LOSSES,
     adversarial_loss,
     cycle_loss,
     discriminator_accuracy,
@@ -22,7 +21,6 @@ from petct_lib.models.losses import (
     identity_loss,
 )
 from petct_lib.models.networks import (
-    NORMS,
     UPSAMPLINGS,
     PatchDiscriminator,
     ResnetGenerator,
@@ -47,11 +45,7 @@ class CycleGANSettings:
     patch_layers: int = 3  # 3: 70×70 patches; 2: 34×34, for small images
     coarse_size: int | None = None  # pixels along x and y of the grid that it works on; None: the slices' own
     neighbours: int = 1  # 3 or 5: 2.5-D, so many slices in and out; the middle one is the translation
-    upsampling: str = "resize"  # "transposed" is the paper's, and leaves a checkerboard (Odena 2016); or "separable"
-    norm: str = "instance"  # or "group"
-    stem: int = 7  # kernel of the generators' first and last convolution; 3 is cheaper
-    separable: bool = False  # residual blocks of depthwise and 1×1 convolutions: fewer operations
-    gan: str = "lsgan"  # or "hinge"
+    upsampling: str = "resize"  # "transposed" is the paper's, and leaves a checkerboard (Odena 2016)
     lambda_cycle: float = 10.0  # Zhu 2017, §4
     lambda_identity: float = 5.0  # half of lambda_cycle, Zhu 2017, §5.2
     identity_every: int = 1  # the identity loss on every n-th step only, n times as strong there
@@ -60,12 +54,10 @@ class CycleGANSettings:
     beta1: float = 0.5
     beta2: float = 0.999
     ema_decay: float = 0.999  # averaged weights are what translates
-    gradient_checkpointing: bool = False  # residual blocks are computed twice and not kept: less memory, more time
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("neighbours", self.neighbours, (1, 3, 5)), ("upsampling", self.upsampling, UPSAMPLINGS),
-            ("norm", self.norm, NORMS), ("gan", self.gan, LOSSES), ("stem", self.stem, (3, 5, 7)),
+            ("neighbours", self.neighbours, (1, 3, 5)), ("upsampling", self.upsampling, UPSAMPLINGS)
         ):  # fmt: skip
             if value not in allowed:
                 raise InputError(f"CycleGAN: {name} {value!r} is not one of {', '.join(map(str, allowed))}")
@@ -107,8 +99,8 @@ class CycleGAN:
         s = self.settings = settings
         self.nets: dict[str, nn.Module] = {
             "G_pet2ct": self._generator(), "G_ct2pet": self._generator(),
-            "D_ct": PatchDiscriminator(s.neighbours, s.width, s.patch_layers, s.norm),
-            "D_pet": PatchDiscriminator(s.neighbours, s.width, s.patch_layers, s.norm),
+            "D_ct": PatchDiscriminator(s.neighbours, s.width, s.patch_layers),
+            "D_pet": PatchDiscriminator(s.neighbours, s.width, s.patch_layers),
         }  # fmt: skip
         self.optimisers = {kind: self._adam(kind) for kind in "GD"}
         self.ema = {name: averaged(net, s.ema_decay) for name, net in self.nets.items() if name[0] == "G"}
@@ -116,10 +108,7 @@ class CycleGAN:
 
     def _generator(self) -> ResnetGenerator:
         s = self.settings
-        return ResnetGenerator(
-            s.neighbours, s.neighbours, s.width, s.blocks, upsampling=s.upsampling, norm=s.norm, stem=s.stem,
-            separable=s.separable, gradient_checkpointing=s.gradient_checkpointing,
-        )  # fmt: skip
+        return ResnetGenerator(s.neighbours, s.neighbours, s.width, s.blocks, upsampling=s.upsampling)
 
     def _adam(self, kind: str) -> torch.optim.Adam:
         nets = [net for name, net in self.nets.items() if name[0] == kind]
@@ -150,7 +139,7 @@ class CycleGAN:
         s, pet, ct = self.settings, batch["pet"], batch["ct"]
         G, F_, D_Y, D_X = (self.nets[name] for name in ("G_pet2ct", "G_ct2pet", "D_ct", "D_pet"))
         fake_ct, fake_pet = G(pet), F_(ct)
-        losses = {"adversarial": adversarial_loss(D_Y(fake_ct), s.gan) + adversarial_loss(D_X(fake_pet), s.gan)}
+        losses = {"adversarial": adversarial_loss(D_Y(fake_ct)) + adversarial_loss(D_X(fake_pet))}
         if s.lambda_cycle:
             there_and_back = cycle_loss(pet, F_(fake_ct), s.lambda_cycle), cycle_loss(ct, G(fake_pet), s.lambda_cycle)
             losses["cycle"] = sum(there_and_back)
@@ -164,8 +153,8 @@ class CycleGAN:
         losses, accuracy = {}, {}
         for kind in ("ct", "pet"):
             real, fake = self.nets[f"D_{kind}"](batch[kind]), self.nets[f"D_{kind}"](batch[f"fake_{kind}"])
-            losses[f"D_{kind}"] = discriminator_loss(real, fake, self.settings.gan)
-            accuracy[f"accuracy_{kind}"] = discriminator_accuracy(real, fake, self.settings.gan)
+            losses[f"D_{kind}"] = discriminator_loss(real, fake)
+            accuracy[f"accuracy_{kind}"] = discriminator_accuracy(real, fake)
         return losses, accuracy
 
     def generator(self, direction: str) -> nn.Module:

@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint
 
 from petct_lib import InputError
 
-UPSAMPLINGS = ("resize", "transposed", "separable")
-NORMS = ("instance", "group")
+UPSAMPLINGS = ("resize", "transposed")
 FINE = 8  # channels on the pixels themselves; chosen: a tenth of the time
 
 
@@ -21,48 +19,44 @@ class ResnetGenerator(nn.Module):
     """Image to image, (B, in, H, W) → (B, out, H, W) float32 in [−1, 1]; H and W divisible by 4.
 
     Zhu et al. 2017, appendix 7.2. `upsampling`: "transposed" is the paper's; "resize" is a nearest-neighbour
-    upsampling before the convolution, which leaves no checkerboard (Odena et al. 2016); "separable" has its 1×1 part
-    before the upsampling, at a quarter of the pixels, and a depthwise 3×3 after it. `separable`: residual blocks of
-    depthwise and 1×1 convolutions (Howard et al. 2017). `stem`: kernel of the first and last convolution; the
-    paper's is 7. `gradient_checkpointing`: blocks are computed again in the backward pass, to save their memory.
+    upsampling before the convolution, which leaves no checkerboard (Odena et al. 2016).
+
+    Instance norm (Ulyanov et al. 2016), as in the paper. It takes any bias before it away again, whose gradient would
+    be rounding noise, which Adam blows up to full steps: those convolutions have none.
     """
 
     def __init__(
         self, in_channels: int = 1, out_channels: int = 1, width: int = 64, blocks: int = 9, *,
-        upsampling: str = "resize", norm: str = "instance", stem: int = 7, separable: bool = False,
-        gradient_checkpointing: bool = False,
+        upsampling: str = "resize",
     ) -> None:  # fmt: skip
         super().__init__()
-        w, edge = width, nn.ReflectionPad2d(stem // 2)
+        w, edge = width, nn.ReflectionPad2d(3)
         self.enter = nn.Sequential(
-            edge, nn.Conv2d(in_channels, w, stem, bias=has_bias(norm)), norm_layer(norm, w), nn.ReLU(True),
-            *_down(w, 2 * w, norm), *_down(2 * w, 4 * w, norm),
+            edge, nn.Conv2d(in_channels, w, 7, bias=False), nn.InstanceNorm2d(w), nn.ReLU(True),
+            *_down(w, 2 * w), *_down(2 * w, 4 * w),
         )  # fmt: skip
-        self.blocks = nn.ModuleList(ResidualBlock(4 * w, norm, separable) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(4 * w) for _ in range(blocks))
         self.leave = nn.Sequential(
-            *_up(4 * w, 2 * w, norm, upsampling), *_up(2 * w, w, norm, upsampling),
-            edge, nn.Conv2d(w, out_channels, stem), nn.Tanh(),
-        )  # fmt: skip
-        self.gradient_checkpointing = gradient_checkpointing
+            *_up(4 * w, 2 * w, upsampling), *_up(2 * w, w, upsampling), edge, nn.Conv2d(w, out_channels, 7), nn.Tanh()
+        )
         self.apply(init_gan)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H, W) float32 in [−1, 1]."""
         x = self.enter(x)
         for block in self.blocks:
-            again = self.gradient_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+            x = block(x)
         return self.leave(x).float()
 
 
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(x))), each 3×3 with norm and reflection padding."""
 
-    def __init__(self, width: int, norm: str = "instance", separable: bool = False) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            *_conv3(width, width, norm, separable), norm_layer(norm, width), nn.ReLU(True),
-            *_conv3(width, width, norm, separable), norm_layer(norm, width),
+            *_conv3(width, width), nn.InstanceNorm2d(width), nn.ReLU(True),
+            *_conv3(width, width), nn.InstanceNorm2d(width),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,39 +64,20 @@ class ResidualBlock(nn.Module):
         return x + self.net(x)
 
 
-def norm_layer(kind: str, width: int) -> nn.Module:
-    """Instance norm (Ulyanov et al. 2016; the paper's) or group norm of up to 8 groups (Wu and He 2018)."""
-    return nn.InstanceNorm2d(width) if kind == "instance" else nn.GroupNorm(math.gcd(8, width), width)
+def _conv3(a: int, b: int) -> list[nn.Module]:
+    return [nn.ReflectionPad2d(1), nn.Conv2d(a, b, 3, bias=False)]
 
 
-def has_bias(norm: str) -> bool:
-    """Whether a convolution before this norm has a bias.
-
-    Instance norm takes any bias away again: its gradient would be rounding noise, which Adam blows up to full steps.
-    """
-    return norm != "instance"
+def _down(a: int, b: int) -> list[nn.Module]:
+    return [nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.InstanceNorm2d(b), nn.ReLU(True)]
 
 
-def _conv3(a: int, b: int, norm: str, separable: bool = False) -> list[nn.Module]:
-    if not separable:
-        return [nn.ReflectionPad2d(1), nn.Conv2d(a, b, 3, bias=has_bias(norm))]
-    return [nn.ReflectionPad2d(1), nn.Conv2d(a, a, 3, groups=a, bias=False), nn.Conv2d(a, b, 1, bias=has_bias(norm))]
-
-
-def _down(a: int, b: int, norm: str) -> list[nn.Module]:
-    return [nn.Conv2d(a, b, 3, stride=2, padding=1, bias=has_bias(norm)), norm_layer(norm, b), nn.ReLU(True)]
-
-
-def _up(a: int, b: int, norm: str, upsampling: str) -> list[nn.Module]:
-    bias, resize = has_bias(norm), nn.Upsample(scale_factor=2, mode="nearest")
+def _up(a: int, b: int, upsampling: str) -> list[nn.Module]:
     if upsampling == "transposed":
-        layers = [nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1, bias=bias)]
-    elif upsampling == "separable":
-        depthwise = nn.Conv2d(b, b, 3, groups=b, bias=bias)
-        layers = [nn.Conv2d(a, b, 1, bias=False), resize, nn.ReflectionPad2d(1), depthwise]
+        layers = [nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1, bias=False)]
     else:
-        layers = [resize, *_conv3(a, b, norm)]
-    return [*layers, norm_layer(norm, b), nn.ReLU(True)]
+        layers = [nn.Upsample(scale_factor=2, mode="nearest"), *_conv3(a, b)]
+    return [*layers, nn.InstanceNorm2d(b), nn.ReLU(True)]
 
 
 class PatchDiscriminator(nn.Module):
@@ -111,14 +86,14 @@ class PatchDiscriminator(nn.Module):
     Isola et al. 2017, as in Zhu et al. 2017.
     """
 
-    def __init__(self, in_channels: int = 1, width: int = 64, layers: int = 3, norm: str = "instance") -> None:
+    def __init__(self, in_channels: int = 1, width: int = 64, layers: int = 3) -> None:
         super().__init__()
         parts = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
         a = width
         for n in range(1, layers + 1):
             b = width * min(2**n, 8)
             stride = 2 if n < layers else 1
-            parts += [nn.Conv2d(a, b, 4, stride, 1, bias=has_bias(norm)), norm_layer(norm, b), nn.LeakyReLU(0.2, True)]
+            parts += [nn.Conv2d(a, b, 4, stride, 1, bias=False), nn.InstanceNorm2d(b), nn.LeakyReLU(0.2, True)]
             a = b
         self.net = nn.Sequential(*parts, nn.Conv2d(a, 1, 4, padding=1))
         self.apply(init_gan)
@@ -166,7 +141,7 @@ class UNet(nn.Module):
             TimeBlock(a + b, b, 4 * width) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
         fine = nn.Conv2d(widths[0], FINE * patch**2, 3, padding=1)
-        self.tail = nn.Sequential(norm_layer("group", widths[0]), nn.SiLU(), fine)
+        self.tail = nn.Sequential(_group_norm(widths[0]), nn.SiLU(), fine)
         out = nn.Conv2d(2 * FINE, out_channels, 3, padding=1)
         self.pixels = nn.Sequential(nn.Conv2d(FINE + in_channels, 2 * FINE, 3, padding=1), nn.SiLU(), out)
         nn.init.zeros_(out.weight)
@@ -186,12 +161,17 @@ class UNet(nn.Module):
         return self.pixels(torch.cat([h, x.to(h)], dim=1)).float()
 
 
+def _group_norm(width: int) -> nn.GroupNorm:
+    """Group norm of up to 8 groups (Wu and He 2018)."""
+    return nn.GroupNorm(math.gcd(8, width), width)
+
+
 class TimeBlock(nn.Module):
     """Two 3×3 convolutions with group norm; time scales and shifts between them (AdaGN, Dhariwal 2021)."""
 
     def __init__(self, a: int, b: int, time_width: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(a, b, 3, padding=1), norm_layer("group", b))
+        self.first = nn.Sequential(nn.Conv2d(a, b, 3, padding=1), _group_norm(b))
         self.film = nn.Linear(time_width, 2 * b)
         self.second = nn.Sequential(nn.SiLU(), nn.Conv2d(b, b, 3, padding=1))
         self.skip = nn.Conv2d(a, b, 1) if a != b else nn.Identity()

@@ -109,14 +109,14 @@ class Regression:
             return {"laplace": (error * torch.exp(-log_b) + log_b).mean()}, {"image": image}
         losses = {"l1": s.lambda_l1 * error.mean()}
         if s.lambda_adversarial:
-            losses["adversarial"] = s.lambda_adversarial * adversarial_loss(self._judge(batch, image), "lsgan")
+            losses["adversarial"] = s.lambda_adversarial * adversarial_loss(self._judge(batch, image))
         return losses, {"image": image}
 
     def discriminator_losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What D minimises on real and synthetic images of the same source; and how often it is right."""
         real, fake = self._judge(batch, batch["target"]), self._judge(batch, batch["image"])
-        accuracy = {"accuracy_patch": discriminator_accuracy(real, fake, "lsgan")}
-        return {"D_patch": discriminator_loss(real, fake, "lsgan")}, accuracy
+        accuracy = {"accuracy_patch": discriminator_accuracy(real, fake)}
+        return {"D_patch": discriminator_loss(real, fake)}, accuracy
 
     def _judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
         return self.nets["D"](torch.cat([middle(batch["source"]), image], dim=1))

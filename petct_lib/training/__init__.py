@@ -1,7 +1,9 @@
 """The training loop, and the stages that it trains.
 
-loop        devices, schedule, watchers, exact resume
-update      one optimiser step: precision, accumulation, clipping, averaging
+loop        one training from its first step to its last: devices, schedule, log, pictures, stop
+update      one optimiser step: precision, averaging over processes
+saver       its checkpoint: what it was made with, exact resume
+guard       losses and weights that are not finite end it
 interrupt   finish the step, save, then stop on Ctrl-C or SIGTERM
 loggers     TensorBoard's files, and a plot that lives while a training runs
 validation  scores of a stage under training

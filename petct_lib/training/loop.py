@@ -5,10 +5,9 @@ that pair is the whole random state, so a resumed run sees what an uninterrupted
 numbers and keep the same state; each computes its share of the batch.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,19 +16,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from petct_lib import InputError
 from petct_lib.common.memory import keep_freed_memory
 from petct_lib.common.progress import bar
-from petct_lib.models.checkpoints import clear_leftovers, load_checkpoint, restore, save_checkpoint
 from petct_lib.models.stage import Stage
+from petct_lib.training.guard import Guard
 from petct_lib.training.interrupt import Interrupt
+from petct_lib.training.saver import Saver
 from petct_lib.training.update import Updates
 
 LOSSES_SHOWN = ("adversarial", "cycle", "l1", "mse")  # in the progress bar, which is short
-CHANGES_THE_RESULT = ("steps", "decay_from", "mixed_precision", "accumulate", "clip_norm")  # so: compared on resuming
-SCORE = "validation_score"  # what `validate` is to give: lower is better
+CHANGES_THE_RESULT = ("steps", "decay_from", "mixed_precision")  # so: compared on resuming
 
 
 class Batches(Protocol):
@@ -70,24 +68,20 @@ class FitSettings:
     log_every: int = 10
     preview_every: int = 250
     checkpoint_every: int = 250  # and to validate
-    keep: int = 2  # the newest checkpoints that stay, beside the best
+    keep: int = 2  # the newest checkpoints that stay
     mixed_precision: str = "no"  # "bf16" on a GPU that has it
-    accumulate: int = 1  # parts that a batch goes through in: less memory, the same gradient
-    clip_norm: float | None = None  # longest gradient of an update; None: any
     loss_limit: float = 1e4  # a loss beyond it has exploded: images lie in [−1, 1], sound losses below 100
     channels_last: bool = False  # memory layout that convolutions on a GPU are faster with
     compile: bool = False  # torch.compile: minutes at the start, fewer later; for a GPU
 
     def __post_init__(self) -> None:
-        least = min(self.steps, self.log_every, self.preview_every, self.checkpoint_every, self.keep, self.accumulate)
+        least = min(self.steps, self.log_every, self.preview_every, self.checkpoint_every, self.keep)
         if least < 1:
-            raise InputError(f"steps, intervals, keep and accumulate of a training must be at least 1: {self}")
+            raise InputError(f"steps, intervals and keep of a training must be at least 1: {self}")
         if self.mixed_precision not in ("no", "bf16"):
             raise InputError(
                 f"mixed_precision {self.mixed_precision!r}: it must be no or bf16, whose range is float32's"
             )
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise InputError(f"clip_norm {self.clip_norm} must be above 0, or None")
 
 
 def steps_of(steps: int | None, epochs: int | None, slices: int, batch_size: int) -> int:
@@ -121,197 +115,118 @@ def fit(
     """Train a stage for `settings.steps` steps and leave its checkpoint; returns the rows logged.
 
     preview: a fixed batch, whose translation the watchers are shown. validate: scores of the stage at every checkpoint,
-    with a `validation_score` by which the best is kept. With `resume`, a checkpoint of the same settings and data is
-    continued (and a finished one returned as it is); of others, InputError. Ctrl-C and SIGTERM end the step, save, and
-    stop. A loss that is not finite, or has exploded, raises FloatingPointError.
+    for the log. With `resume`, a checkpoint of the same settings and data is continued (and a finished one returned as
+    it is); of others, InputError. Ctrl-C and SIGTERM end the step, save, and stop. A loss that is not finite, or has
+    exploded, raises FloatingPointError.
     """
     torch.set_flush_denormal(True)  # denormals slow small networks on a CPU several times
-    training = _Training(stage, batches, settings, checkpoint, fingerprint, seed)
-    if resume:
-        training.resume()
-    if training.done < settings.steps:
-        training.run(watchers if training.is_main else (), preview, validate, name)
-    return training.history
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    result = {k: v for k, v in asdict(settings).items() if k in CHANGES_THE_RESULT}
+    origin = {
+        "settings": stage.extra_state()["settings"], "data": fingerprint, "seed": seed, "batches": batches.describe(),
+        **result,
+    }  # fmt: skip
+    saver = Saver(stage, checkpoint, origin, settings.keep, accelerator)
+    start = saver.resume() if resume else 0
+    if start == settings.steps:
+        return saver.history
+    saver.clear_leftovers(start)
+    _place(stage, settings, accelerator.device)
+    guard = Guard(stage, batches, seed, settings.loss_limit, accelerator)
+    log = _Log(watchers if accelerator.is_main_process else (), saver.history, accelerator)
+    update = Updates(stage.optimisers, accelerator=accelerator, mixed_precision=settings.mixed_precision)
+    numbers = range(start, settings.steps)
+    steps = bar(numbers, name, initial=start, total=settings.steps, disable=not accelerator.is_main_process)
+
+    with Interrupt() as interrupt, log.open(name, settings.steps):
+        drawn = _draw(batches, numbers, seed, accelerator, settings.channels_last)
+        for step, (batch, rng) in zip(steps, drawn, strict=True):
+            _set_rate(stage, linear_decay(step, settings.steps, settings.decay_from))
+            losses = stage.step(batch, step, rng, update)
+            guard.see(step, losses)
+            done, last = step + 1, step + 1 == settings.steps
+            saving = last or done % settings.checkpoint_every == 0
+            if saving or step % settings.log_every == 0:
+                guard.stop_if_bad(saver, saving)
+                scores = validate(stage) if saving and validate and accelerator.is_main_process else {}
+                row = log.row(step, losses, scores)
+                steps.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k in LOSSES_SHOWN}, refresh=False)
+            if preview and (last or done % settings.preview_every == 0):
+                log.picture(done, stage, preview)
+            stopping = _asked_to_stop(interrupt, step, settings.log_every, accelerator)
+            if stopping and not saving:
+                guard.stop_if_bad(saver, saving=True)
+            if stopping or saving:
+                saver.save(done)
+            if stopping:
+                interrupt.stop(f"stopped after step {done} of {settings.steps}, saved in {checkpoint}")
+    return saver.history
 
 
-class _Training:
-    """What one call of `fit` holds."""
+class _Log:
+    """The rows of a training, and those who are told of them."""
 
-    def __init__(
-        self, stage: Stage, batches: Batches, settings: FitSettings, checkpoint: Path, fingerprint: str, seed: int
-    ) -> None:
-        self.stage, self.batches, self.settings, self.checkpoint, self.seed = stage, batches, settings, checkpoint, seed
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.is_main = self.accelerator.is_main_process
-        changing = {k: v for k, v in asdict(settings).items() if k in CHANGES_THE_RESULT}
-        stage_settings = stage.extra_state()["settings"]
-        self.origin = {
-            "settings": stage_settings, "data": fingerprint, "seed": seed, "batches": batches.describe(), **changing,
-        }  # fmt: skip
-        self.done, self.history = 0, []
-        self.saved: int | None = None  # the step whose checkpoint is the newest of this training
+    def __init__(self, watchers: Sequence[Watcher], history: list[dict], accelerator: Accelerator) -> None:
+        self.watchers, self.history, self.accelerator = watchers, history, accelerator
 
-    def resume(self) -> None:
-        """Goes on where the checkpoint ended, if there is one."""
-        if not self.checkpoint.exists():
-            return
-        state = load_checkpoint(self.checkpoint)
-        if differs := _differences(state["origin"], self.origin):
-            raise InputError(
-                f"{self.checkpoint}: made with other {'; '.join(differs)}. Use another run folder, or train with "
-                "resume=False"
-            )
-        if "nets" not in state:
-            raise InputError(f"{self.checkpoint}: holds the averaged weights alone, which no training can go on from")
-        restore(self.stage, state)
-        self.done, self.history, self.saved = state["step"], state["history"], state["step"]
-
-    def run(self, watchers: Sequence[Watcher], preview: dict | None, validate: Callable | None, name: str) -> None:
-        """From the step that was reached to the last."""
-        settings, start = self.settings, self.done
-        if self.is_main:
-            clear_leftovers(self.checkpoint, start)
-        self._place()
-        self.guard = _Guard(settings.loss_limit, self.accelerator)
-        update = Updates(
-            self.stage.optimisers, accelerator=self.accelerator, accumulate=settings.accumulate,
-            clip_norm=settings.clip_norm, mixed_precision=settings.mixed_precision,
-        )  # fmt: skip
-        for watcher in watchers:
-            watcher.start(name, settings.steps, self.history)
-        numbers = range(start, settings.steps)
-        steps = bar(numbers, name, initial=start, total=settings.steps, disable=not self.is_main)
+    @contextmanager
+    def open(self, name: str, steps: int) -> Iterator[None]:
+        """Tells the watchers that a training of so many steps starts, and that it ends, however it does."""
+        for watcher in self.watchers:
+            watcher.start(name, steps, self.history)
         try:
-            with Interrupt() as interrupt:
-                for step, (batch, rng) in zip(steps, self._draw(numbers), strict=True):
-                    _set_rate(self.stage, linear_decay(step, settings.steps, settings.decay_from))
-                    self._after(step, self.stage.step(batch, step, rng, update), steps, watchers, preview, validate)
-                    if self._asked_to_stop(interrupt, step):
-                        self._save(None)
-                        interrupt.stop(
-                            f"stopped after step {self.done} of {settings.steps}, saved in {self.checkpoint}"
-                        )
+            yield
         finally:
-            for watcher in watchers:
+            for watcher in self.watchers:
                 watcher.close()
 
-    def _place(self) -> None:
-        keep_freed_memory()
-        layout = torch.channels_last if self.settings.channels_last else torch.preserve_format
-        for net in (*self.stage.nets.values(), *self.stage.ema.values()):
-            net.to(self.accelerator.device, memory_format=layout)
-        for ema in self.stage.ema.values():
-            ema.n_averaged = ema.n_averaged.cpu()  # it is read at every step, and a GPU would be waited for
-        for optimiser in self.stage.optimisers.values():
-            optimiser.load_state_dict(optimiser.state_dict())  # moves its state to where the parameters are now
-        if self.settings.compile:
-            for net in self.stage.nets.values():
-                net.compile()
-
-    def _draw(self, steps: range) -> Iterator[tuple[dict[str, Tensor], np.random.Generator]]:
-        """The batch of each step on its device, and the step's generator; for a GPU, drawn during the step before."""
-        rank, world, device = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device
-        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-
-        def draw(step: int) -> tuple[dict[str, Tensor], np.random.Generator]:
-            rng = np.random.default_rng([self.seed, step])
-            batch = self.batches(rng, rank, world)
-            return {k: v.to(device, non_blocking=True, memory_format=layout) for k, v in batch.items()}, rng
-
-        return ahead(draw, steps) if device.type != "cpu" else map(draw, steps)
-
-    def _after(
-        self, step: int, logged: dict[str, Tensor], steps: tqdm, watchers: Sequence[Watcher], preview: dict | None,
-        validate: Callable | None,
-    ) -> None:  # fmt: skip
-        """What follows a step: the guard, logs, pictures, checkpoint."""
-        settings, last = self.settings, step + 1 == self.settings.steps
-        self.done = step + 1
-        self.guard.see(step, logged)
-        to_save = last or self.done % settings.checkpoint_every == 0
-        if step % settings.log_every == 0 or to_save:
-            self._stop_if_bad(to_save)
-            row = self._row(step, logged)
-            steps.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k in LOSSES_SHOWN}, refresh=False)
-            if to_save and validate and self.is_main:
-                row |= {key: float(score) for key, score in validate(self.stage).items()}
-            self.history.append(row)
-            for watcher in watchers:
-                watcher.row(row)
-        if preview and watchers and (last or self.done % settings.preview_every == 0):
-            picture = self.stage.preview(preview)
-            for watcher in watchers:
-                watcher.picture(self.done, picture)
-        if to_save:
-            self._save(validate)
-
-    def _row(self, step: int, logged: dict[str, Tensor]) -> dict:
-        values = torch.stack([value.float() for value in logged.values()])
+    def row(self, step: int, losses: dict[str, Tensor], scores: dict[str, float]) -> dict:
+        """A row of the losses, means over all processes, and of validation scores where there are some."""
+        values = torch.stack([value.float() for value in losses.values()])
         mean = self.accelerator.reduce(values, reduction="mean") if self.accelerator.num_processes > 1 else values
-        return {"step": step, **dict(zip(logged, mean.tolist(), strict=True))}
+        row = {"step": step, **dict(zip(losses, mean.tolist(), strict=True))}
+        row |= {key: float(score) for key, score in scores.items()}
+        self.history.append(row)
+        for watcher in self.watchers:
+            watcher.row(row)
+        return row
 
-    def _stop_if_bad(self, saving: bool) -> None:
-        if saving:
-            self.guard.see(self.done - 1, self._zeros())
-        if found := self.guard.first():
-            step, losses = found
-            slices = self.batches.names(np.random.default_rng([self.seed, step]))
-            good = "there is no checkpoint yet"
-            if self.saved is not None:
-                good = f"last good checkpoint: step {self.saved}, {self.checkpoint}"
-            raise FloatingPointError(
-                f"step {step}: {', '.join(losses)} not finite or beyond {self.settings.loss_limit:g}; {good}; the "
-                f"batch's slices: {'; '.join(slices)}. Try a smaller lr, or clip_norm"
-            )
-
-    def _zeros(self) -> dict[str, Tensor]:
-        """0 for the weights of each network and each optimiser's state, NaN where they are not finite.
-
-        A gradient may overflow while the losses are finite, and would be seen in the next step's only.
-        """
-        held = {f"weights of {name}": list(net.parameters()) for name, net in self.stage.nets.items()}
-        for name, optimiser in self.stage.optimisers.items():
-            states = itertools.chain(*(state.values() for state in optimiser.state.values()))
-            held[f"state of optimiser {name}"] = [value for value in states if isinstance(value, Tensor)]
-        return {key: sum(0.0 * value.detach().sum() for value in values) for key, values in held.items() if values}
-
-    def _asked_to_stop(self, interrupt: Interrupt, step: int) -> bool:
-        """Several processes agree, at the steps that are logged: each may have been asked at another moment."""
-        if self.accelerator.num_processes == 1:
-            return interrupt.asked
-        if step % self.settings.log_every:
-            return False
-        flag = torch.tensor(float(interrupt.asked), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag) > 0)
-
-    def _save(self, validate: Callable | None) -> None:
-        self._stop_if_bad(saving=True)
-        if self.is_main:
-            scores = [row[SCORE] for row in self.history if math.isfinite(row.get(SCORE, math.nan))]
-            best = validate is not None and self.history[-1].get(SCORE) == min(scores, default=math.nan)
-            save_checkpoint(self.state(), self.checkpoint, keep=self.settings.keep, best=best)
-        self.saved = self.done
-        self.accelerator.wait_for_everyone()
-
-    def state(self) -> dict:
-        """All that `resume` needs, and all that `translate` needs to load."""
-        parts = {kind: getattr(self.stage, kind) for kind in ("nets", "ema", "optimisers")}
-        states = {kind: {name: part.state_dict() for name, part in of.items()} for kind, of in parts.items()}
-        return {
-            "step": self.done, "origin": self.origin, "history": self.history, **states, **self.stage.extra_state(),
-        }  # fmt: skip
+    def picture(self, step: int, stage: Stage, batch: dict[str, Tensor]) -> None:
+        """Shows the watchers, where there are some, what the batch is translated to."""
+        if self.watchers:
+            picture = stage.preview(batch)
+            for watcher in self.watchers:
+                watcher.picture(step, picture)
 
 
-def _differences(before: dict, now: dict) -> list[str]:
-    """What a checkpoint's origin and the present one differ in, with both values."""
-    found = []
-    for key, value in now.items():
-        old = before.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            found += [f"{key}: {difference}" for difference in _differences(old, {**dict.fromkeys(old), **value})]
-        elif old != value:
-            found.append(f"{key} ({old!r}, now {value!r})")
-    return found
+def _place(stage: Stage, settings: FitSettings, device: torch.device) -> None:
+    """Networks and optimisers on the device, in the layout and compiled as the settings say."""
+    keep_freed_memory()
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    for net in (*stage.nets.values(), *stage.ema.values()):
+        net.to(device, memory_format=layout)
+    for ema in stage.ema.values():
+        ema.n_averaged = ema.n_averaged.cpu()  # it is read at every step, and a GPU would be waited for
+    for optimiser in stage.optimisers.values():
+        optimiser.load_state_dict(optimiser.state_dict())  # moves its state to where the parameters are now
+    if settings.compile:
+        for net in stage.nets.values():
+            net.compile()
+
+
+def _draw(
+    batches: Batches, steps: range, seed: int, accelerator: Accelerator, channels_last: bool
+) -> Iterator[tuple[dict[str, Tensor], np.random.Generator]]:
+    """The batch of each step on its device, and the step's generator; for a GPU, drawn during the step before."""
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def draw(step: int) -> tuple[dict[str, Tensor], np.random.Generator]:
+        rng = np.random.default_rng([seed, step])
+        batch = batches(rng, rank, world)
+        return {k: v.to(device, non_blocking=True, memory_format=layout) for k, v in batch.items()}, rng
+
+    return ahead(draw, steps) if device.type != "cpu" else map(draw, steps)
 
 
 def ahead(draw: Callable, steps: range) -> Iterator:
@@ -325,30 +240,14 @@ def ahead(draw: Callable, steps: range) -> Iterator:
             yield current
 
 
-class _Guard:
-    """Remembers, on the device, the first step at which each loss was not finite or beyond the limit.
-
-    So a GPU is not waited for at each step, and the step named is still the right one.
-    """
-
-    def __init__(self, limit: float, accelerator: Accelerator) -> None:
-        self.limit, self.accelerator = limit, accelerator
-        self.bad: dict[str, Tensor] = {}
-
-    def see(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Takes a step's losses in."""
-        for key, value in losses.items():
-            now = torch.where(value.abs() <= self.limit, math.inf, float(step))  # NaN is not ≤ anything
-            self.bad[key] = torch.minimum(self.bad.get(key, now), now)
-
-    def first(self) -> tuple[int, list[str]] | None:
-        """The first bad step and its losses; the same answer in all processes."""
-        earliest = torch.stack(list(self.bad.values()))
-        if self.accelerator.num_processes > 1:
-            earliest = self.accelerator.gather(earliest[None]).amin(0)
-        step = earliest.min().item()
-        names = [key for key, value in zip(self.bad, earliest.tolist(), strict=True) if value == step]
-        return (int(step), names) if math.isfinite(step) else None
+def _asked_to_stop(interrupt: Interrupt, step: int, log_every: int, accelerator: Accelerator) -> bool:
+    """Several processes agree, at the steps that are logged: each may have been asked at another moment."""
+    if accelerator.num_processes == 1:
+        return interrupt.asked
+    if step % log_every:
+        return False
+    flag = torch.tensor(float(interrupt.asked), device=accelerator.device)
+    return bool(accelerator.reduce(flag) > 0)
 
 
 def _set_rate(stage: Stage, factor: float) -> None:

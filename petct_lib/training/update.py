@@ -1,4 +1,4 @@
-"""One optimiser step on the share of the batch that this process has: precision, accumulation, clipping, averaging.
+"""One optimiser step on the share of the batch that this process has: precision, and gradients averaged over processes.
 
 The gradients are averaged over the processes here and not by DistributedDataParallel: a GAN runs each network
 several times a step, and freezes the discriminators in between, which DDP's hooks do not allow.
@@ -9,9 +9,7 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
-
-from petct_lib import InputError
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 def precision(asked: str) -> str:
@@ -29,46 +27,31 @@ Loss = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]
 class Updates:
     """Updates a stage's networks; a stage's `step` calls it once for each of its optimisers.
 
-    accumulate: a batch goes through in so many parts, whose gradients add up to the whole's. clip_norm: longer
-    gradients are shortened to it; None: never. mixed_precision: "no" or "bf16".
+    mixed_precision: "no" or "bf16".
     """
 
     def __init__(
         self, optimisers: dict[str, torch.optim.Optimizer], *, accelerator: Accelerator | None = None,
-        accumulate: int = 1, clip_norm: float | None = None, mixed_precision: str = "no",
+        mixed_precision: str = "no",
     ) -> None:  # fmt: skip
-        self.optimisers, self.accumulate, self.clip_norm = optimisers, accumulate, clip_norm
-        self.bf16 = mixed_precision == "bf16"
+        self.optimisers, self.bf16 = optimisers, mixed_precision == "bf16"
         self.accelerator = accelerator
         self.processes = accelerator.num_processes if accelerator else 1
 
     def __call__(self, kind: str, loss_of: Loss, batch: dict[str, Tensor]) -> tuple[dict, dict]:
         """Minimises the sum of the losses that `loss_of(batch)` gives, with optimiser `kind`.
 
-        Returns its losses (means over the parts) and its other tensors (images joined, numbers averaged), detached.
+        Returns its losses and its other tensors (images, numbers), detached.
         """
         optimiser = self.optimisers[kind]
         optimiser.zero_grad(set_to_none=True)
-        parts = []
-        for part in self._parts(batch):
-            device = next(iter(part.values())).device.type
-            with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-                losses, others = loss_of(part)
-            (sum(losses.values()) / self.accumulate).backward()
-            parts.append([{key: value.detach() for key, value in group.items()} for group in (losses, others)])
-        parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-        self._average(parameters)
-        if self.clip_norm is not None:
-            clip_grad_norm_(parameters, self.clip_norm)
+        device = next(iter(batch.values())).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            losses, others = loss_of(batch)
+        sum(losses.values()).backward()
+        self._average([p for group in optimiser.param_groups for p in group["params"] if p.grad is not None])
         optimiser.step()
-        return _joined([losses for losses, _ in parts]), _joined([others for _, others in parts])
-
-    def _parts(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        size = len(next(iter(batch.values())))
-        if size % self.accumulate:
-            raise InputError(f"{size} slices a process cannot be accumulated in {self.accumulate} equal parts")
-        chunks = {key: value.split(size // self.accumulate) for key, value in batch.items()}
-        return [{key: chunks[key][i] for key in batch} for i in range(self.accumulate)]
+        return tuple({key: value.detach() for key, value in group.items()} for group in (losses, others))
 
     def _average(self, parameters: list[nn.Parameter]) -> None:
         if self.processes == 1:
@@ -87,9 +70,3 @@ class Updates:
             return whole
         share, rank = len(whole) // self.processes, self.accelerator.process_index
         return whole[rank * share : (rank + 1) * share]
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Numbers averaged, images (B, …) put one after the other."""
-    values = {key: [part[key] for part in parts] for key in parts[0]}
-    return {key: torch.stack(v).mean(0) if v[0].dim() == 0 else torch.cat(v) for key, v in values.items()}

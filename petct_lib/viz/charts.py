@@ -36,7 +36,7 @@ def losses(history: list[dict], title: str) -> Figure:
     colours = {key: METHOD_COLOURS[k % len(METHOD_COLOURS)] for k, key in enumerate(others)}
     for key in others:
         _curve(axes[0], history, key, key, colours[key])
-    if others and all(row.get(key, 1) > 0 for row in history for key in others):  # a hinge loss may be negative
+    if others and all(row.get(key, 1) > 0 for row in history for key in others):  # a log likelihood may be negative
         axes[0].set_yscale("log")
     if accuracy:
         _accuracy(axes[1], history, accuracy, colours)

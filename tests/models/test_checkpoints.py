@@ -1,13 +1,22 @@
-"""Checkpoints: whole or absent, nothing in them executed, the newest and the best kept."""
+"""Checkpoints: whole or absent, nothing in them executed, the newest kept."""
 
 import os
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from petct_lib import InputError
-from petct_lib.models.checkpoints import best_of, clear_leftovers, earlier, load_checkpoint, numbered, save_checkpoint
+from petct_lib.models.checkpoints import (
+    clear_leftovers,
+    earlier,
+    load_checkpoint,
+    load_cyclegan,
+    numbered,
+    save_checkpoint,
+)
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 
 
 def state(step, size=1000):
@@ -26,15 +35,15 @@ def test_a_state_comes_back_with_its_types(tmp_path):
     assert back["t"].dtype is torch.bfloat16
 
 
-def test_the_last_n_and_the_best_stay(tmp_path):
+def test_the_last_n_stay(tmp_path):
     path = tmp_path / "c.pt"
     for step in range(1, 6):
-        save_checkpoint(state(step), path, keep=3, best=step == 2)
+        save_checkpoint(state(step), path, keep=3)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "c.best.pt", "c.pt", "c.step0000003.pt", "c.step0000004.pt", "c.step0000005.pt",
+        "c.pt", "c.step0000003.pt", "c.step0000004.pt", "c.step0000005.pt",
     ]  # fmt: skip
     assert [step_in(p) for p in earlier(path)] == [3, 4, 5]
-    assert (step_in(path), step_in(best_of(path))) == (5, 2)
+    assert step_in(path) == 5
     assert path.samefile(numbered(path, 5))  # no space of its own
 
 
@@ -49,20 +58,18 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
         raise OSError("Operation not supported")
 
     monkeypatch.setattr(os, "link", refuse)
-    save_checkpoint(state(1), tmp_path / "c.pt", keep=2, best=True)
-    assert [step_in(p) for p in (tmp_path / "c.pt", numbered(tmp_path / "c.pt", 1), best_of(tmp_path / "c.pt"))] == [
-        1
-    ] * 3
+    save_checkpoint(state(1), tmp_path / "c.pt", keep=2)
+    assert [step_in(p) for p in (tmp_path / "c.pt", numbered(tmp_path / "c.pt", 1))] == [1, 1]
 
 
 @pytest.mark.parametrize("size", [10, 10**6])  # within the file's buffer, beyond it
 def test_a_full_disk_is_a_clear_error_and_the_previous_state_intact(tmp_path, size):
     path = tmp_path / "c.pt"
-    save_checkpoint(state(1), path, keep=2, best=True)
+    save_checkpoint(state(1), path, keep=2)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     (tmp_path / f".c.pt.{os.getpid()}.part").symlink_to("/dev/full")  # what is written there meets a full disk
     with pytest.raises(InputError, match=r"step 2 cannot be written .*No space left.*one before it is whole.*Free"):
-        save_checkpoint(state(2, size), path, keep=2, best=True)
+        save_checkpoint(state(2, size), path, keep=2)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -84,12 +91,12 @@ def test_an_error_that_is_not_the_disks_is_not_called_one(tmp_path, monkeypatch)
 
 def test_leftovers_go_and_another_trainings_states_only_at_step_0(tmp_path):
     path = tmp_path / "c.pt"
-    save_checkpoint(state(3), path, keep=2, best=True)
-    halves = [".c.pt.17.part", ".c.step0000006.pt.17.part", ".c.best.pt.17.part"]
+    save_checkpoint(state(3), path, keep=2)
+    halves = [".c.pt.17.part", ".c.step0000006.pt.17.part"]
     for name in (*halves, ".d.pt.17.part"):
         (tmp_path / name).touch()
     clear_leftovers(path, 3)
-    kept = {"c.pt", "c.step0000003.pt", "c.best.pt", ".d.pt.17.part"}
+    kept = {"c.pt", "c.step0000003.pt", ".d.pt.17.part"}
     assert {p.name for p in tmp_path.iterdir()} == kept
     clear_leftovers(path, 0)
     assert {p.name for p in tmp_path.iterdir()} == {"c.pt", ".d.pt.17.part"}
@@ -127,3 +134,14 @@ def test_a_broken_checkpoint_without_another(tmp_path):
     (tmp_path / "c.pt").write_bytes(b"PK not really")
     with pytest.raises(InputError, match="remove it to train again"):
         load_checkpoint(tmp_path / "c.pt")
+
+
+def test_a_checkpoint_of_settings_that_are_no_more_is_refused_in_words(tmp_path):
+    stage = CycleGAN(CycleGANSettings(width=4, blocks=1, patch_layers=2))
+    held = {"step": 1, "nets": {}, "ema": {name: ema.state_dict() for name, ema in stage.ema.items()}}
+    old = {**held, "settings": {**asdict(stage.settings), "stem": 7, "gan": "lsgan"}}
+    save_checkpoint({**held, "settings": asdict(stage.settings)}, tmp_path / "new.pt")
+    save_checkpoint(old, tmp_path / "old.pt")
+    assert load_cyclegan(tmp_path / "new.pt").settings == stage.settings
+    with pytest.raises(InputError, match=r"old\.pt: made by another version .*\(gan, stem\); use that version"):
+        load_cyclegan(tmp_path / "old.pt")

@@ -151,18 +151,6 @@ def test_two_processes_have_the_times_the_noise_and_the_drops_of_one():
             assert all(torch.equal(half[key], whole[key][own]) for key in ("t", "noise", "coarse", "target"))
 
 
-def test_parts_see_the_times_and_the_noise_of_the_whole_batch():
-    ends, batch = [], batch_of()
-    for parts in (1, 2):
-        stage = flow()
-        nn.init.normal_(stage.nets["velocity"].pixels[-1].weight, std=0.1, generator=torch.Generator().manual_seed(0))
-        stage.optimisers = {"velocity": torch.optim.SGD(stage.nets["velocity"].parameters(), lr=0.1)}
-        for k in range(2):
-            step(stage, batch, k, accumulate=parts)
-        ends.append(weights(stage.nets["velocity"]))
-    assert torch.allclose(*ends, rtol=1e-4, atol=1e-6)
-
-
 def test_the_regression_stays_as_it_is_and_is_no_part_of_the_flow():
     stage, batch = flow(), batch_of()
     before = {key: value.clone() for key, value in stage.regression.ema["unet"].state_dict().items()}

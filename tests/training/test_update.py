@@ -1,4 +1,4 @@
-"""One update: the gradient by hand, clipped, in parts, in bf16."""
+"""One update: the gradient by hand, in bf16, shared by processes."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import tiny
 import torch
 from torch import nn
 
-from petct_lib import InputError
 from petct_lib.training.update import Updates, precision
 
 
@@ -37,64 +36,22 @@ def test_losses_are_summed_and_old_gradients_forgotten():
     assert weight.tolist() == [3 - 2 * 3, 4 - 2 * 2]
 
 
-@pytest.mark.parametrize(("clip_norm", "left"), [(1.0, (3 - 0.6, 4 - 0.8)), (10.0, (0, 0)), (None, (0, 0))])
-def test_clipping_shortens_a_gradient_of_length_5(clip_norm, left):
-    weight, optimisers = line()
-    Updates(optimisers, clip_norm=clip_norm)(
-        "w", lambda _: ({"a": weight.square().sum() / 2}, {}), {"x": torch.ones(1)}
-    )
-    assert weight.tolist() == pytest.approx(left, abs=1e-5)
-
-
-def test_parts_are_averaged_and_joined_in_order():
-    weight, optimisers = line()
-    x = torch.arange(8.0).view(4, 2)
-
-    def loss_of(part):
-        assert len(part["x"]) == 2
-        return {"a": (part["x"] @ weight).mean()}, {"y": part["x"], "share": part["x"].mean()}
-
-    losses, others = Updates(optimisers, accumulate=2)("w", loss_of, {"x": x})
-    assert losses["a"].item() == 3 * 3 + 4 * 4  # columns' means are 3 and 4
-    assert torch.equal(others["y"], x)
-    assert others["share"].item() == 3.5
-    assert weight.tolist() == [0, 0]
-
-
-def test_parts_must_be_equal():
-    weight, optimisers = line()
-    with pytest.raises(InputError, match="3 slices a process cannot be accumulated in 2"):
-        Updates(optimisers, accumulate=2)("w", lambda _: ({"a": weight.sum()}, {}), {"x": torch.ones(3)})
-
-
-def gradients(accumulate=1, mixed_precision="no", **settings):
+def gradients(mixed_precision="no"):
     """What one step of a CycleGAN's generators and discriminators takes off their weights at rate 1."""
-    stage, _ = tiny.stage_of("gan", **settings)
+    stage, _ = tiny.stage_of("gan")
     batch = tiny.RandomBatches(("pet", "ct"), 4)(np.random.default_rng(0))
     nets = {name: [p.detach().clone() for p in net.parameters()] for name, net in stage.nets.items()}
     stage.optimisers = {
         kind: torch.optim.SGD([p for n, net in stage.nets.items() if n[0] == kind for p in net.parameters()], lr=1.0)
         for kind in "GD"
     }
-    update = Updates(stage.optimisers, accumulate=accumulate, mixed_precision=mixed_precision)
+    update = Updates(stage.optimisers, mixed_precision=mixed_precision)
     losses, fakes = update("G", stage.generator_losses, batch)
     update("D", stage.discriminator_losses, {**batch, **{k: v.float() for k, v in fakes.items()}})
     moved = [
         (a - b).flatten() for name, net in stage.nets.items() for a, b in zip(nets[name], net.parameters(), strict=True)
     ]
     return losses, torch.cat(moved).detach()
-
-
-@pytest.mark.parametrize("norm", ["instance", "group"])
-def test_a_gradient_in_parts_is_the_wholes(norm):
-    (whole, one), (parted, two) = gradients(1, norm=norm), gradients(2, norm=norm)
-    assert one.norm() > 0.1
-    assert (one - two).norm() < 1e-6 * one.norm()
-    assert {k: v.item() for k, v in parted.items()} == pytest.approx({k: v.item() for k, v in whole.items()}, rel=1e-5)
-
-
-def test_gradient_checkpointing_gives_the_same_gradient_to_the_bit():
-    assert torch.equal(gradients()[1], gradients(gradient_checkpointing=True)[1])
 
 
 def test_bf16_is_close_to_float32_and_not_the_same():
