@@ -1,17 +1,22 @@
-"""Fixtures that several files share: a small phantom as DICOM, its prepared slices, and one finished smoke run."""
+"""Fixtures that several files share: a small phantom as DICOM, its prepared slices, and one finished tiny run."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
+from petct_lib.cli import main
 from petct_lib.data.prepare import Prepared, SliceSettings, prepare
 from petct_lib.phantom.cohort import phantom_settings, write_phantom
 
 ROOT = Path(__file__).parent.parent
+TINY = str(ROOT / "tests" / "tiny_run.yaml")  # a profile
 SMALL = phantom_settings("easy", ct_pixel_mm=4.0, ct_size=112, ct_slice_mm=8.0, pet_size=112, pet_slice_mm=8.0)
 
 
@@ -28,23 +33,28 @@ def prepared(phantom_dir, tmp_path_factory) -> Prepared:
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory) -> Path:
-    """The four notebooks through papermill, as `make run PROFILE=smoke` runs them; one for all pytest workers."""
+def tiny_run(tmp_path_factory) -> Path:
+    """A run of the four notebooks through papermill, at the sizes of TINY; one for all pytest workers."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = shared / "smoke"
-    with FileLock(shared / "smoke.lock"):
+    out = shared / "tiny"
+    with FileLock(shared / "tiny.lock"):
         if not (out / "terminal.txt").exists():
-            done = petct("run", "--profile", "smoke", "--out", str(out))
+            done = petct("run", "--profile", TINY, "--out", str(out))
             assert done.returncode == 0, done.stderr[-3000:]
             (out / "terminal.txt").write_text(done.stdout)
     return out
 
 
-def petct(*arguments: str) -> subprocess.CompletedProcess:
-    """`python -m petct_lib …` as a user calls it."""
-    command = [sys.executable, "-m", "petct_lib", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ})
+def petct(*arguments: str) -> SimpleNamespace:
+    """What `python -m petct_lib …` returns and prints, without a process that imports torch once more."""
+    out, err = io.StringIO(), io.StringIO()
+    with chdir(ROOT), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def dicom_errors(path: Path) -> list[str]:

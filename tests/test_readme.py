@@ -1,6 +1,6 @@
 """Every command and every snippet of the README is executed, at the size of a test.
 
-Folders stand for those that the README names, and `smoke` for the profile. What cannot run within a test is named with
+Folders stand for those that the README names, and `tests/tiny_run.yaml` for the profile. What cannot run within a test is named with
 the reason in `ELSEWHERE`: there `make -n` must print the commands, and `--help` know their options.
 """
 
@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, petct
+from conftest import ROOT, TINY, petct
 
 from petct_lib.cli import _parser
 from petct_lib.common.files import read_json, write_json
@@ -28,16 +28,16 @@ ELSEWHERE = {
     "make test-browser": "CI's second step",
     "make lab": "tests/browser starts JupyterLab",
     "make bench": "an hour",
-    "make ablation": "hours; tests/test_ablation.py at tiny sizes",
+    "make ablation": "hours; tests/experiments/test_ablation.py at tiny sizes",
     "make figures": "copies of a run's pictures",
     ".venv/bin/python benchmarks/": "minutes to an hour",
-    ".venv/bin/python -m petct_lib download path": "needs a network; tests/test_download.py against a stand-in",
-    ".venv/bin/accelerate": "tests/test_train_cyclegan.py, two processes",
-    ".venv/bin/torchrun": "tests/test_train_cyclegan.py, two processes",
-    "srun": "tests/test_train_cyclegan.py, two processes, no cluster",
-    ".venv/bin/tensorboard": "a server; tests/test_logs.py reads what it reads",
-    ".venv/bin/python -m petct_lib ingest ../shared": "real patients, where they are: tests/test_run.py",
-    "make run DATA=../shared": "real patients, where they are: tests/test_run.py",
+    ".venv/bin/python -m petct_lib download path": "needs a network; tests/data/test_download.py against a stand-in",
+    ".venv/bin/accelerate": "tests/training/test_stage1.py, two processes",
+    ".venv/bin/torchrun": "tests/training/test_stage1.py, two processes",
+    "srun": "tests/training/test_stage1.py, two processes, no cluster",
+    ".venv/bin/tensorboard": "a server; tests/training/test_loggers.py reads what it reads",
+    ".venv/bin/python -m petct_lib ingest ../shared": "real patients, where they are: tests/experiments/test_pipeline.py",
+    "make run DATA=../shared": "real patients, where they are: tests/experiments/test_pipeline.py",
 }
 
 
@@ -79,20 +79,20 @@ def test_make_knows_the_target_and_what_it_would_do(command):
 
 
 @pytest.fixture(scope="module")
-def folders(smoke_run, phantom_dir, tmp_path_factory):
+def folders(tiny_run, phantom_dir, tmp_path_factory):
     """What stands for the folders that the README names."""
     there = tmp_path_factory.mktemp("readme")
     patient = there / "patient"
     write_phantom(patient, 1, 7, jobs=1)
     other = there / "other"
     heavy = shutil.ignore_patterns("phantom", "checkpoints", "coarse", "synthetic", "figures", "logs")
-    shutil.copytree(smoke_run, other, ignore=heavy)
+    shutil.copytree(tiny_run, other, ignore=heavy)
     manifest = read_json(other / "manifest.json")
     manifest["parameters"]["03_diffusion_refinement"]["seed"] = 1  # as if it were one: the same run twice is refused
     write_json(manifest, other / "manifest.json")
-    synthetic = next((smoke_run / "synthetic").glob("*/pet2ct/image"))
+    synthetic = next((tiny_run / "synthetic").glob("*/pet2ct/image"))
     return {
-        "runs/quick": smoke_run, "runs/other": other, "path/to/dicom": phantom_dir, "<folder>": phantom_dir,
+        "runs/quick": tiny_run, "runs/other": other, "path/to/dicom": phantom_dir, "<folder>": phantom_dir,
         "path/to/collection": phantom_dir, "runs/patient": patient, "path/to/synthetic": synthetic,
         "path/to/real": synthetic, "runs/": there, "path/to/phantom": there / "phantom",
     }  # fmt: skip
@@ -124,12 +124,12 @@ LIBRARY = [c for c in COMMANDS if not where(c) and c != "make help" and not c.st
 
 
 @pytest.mark.parametrize("command", LIBRARY)
-def test_commands_of_the_library_run(command, folders, smoke_run):
+def test_commands_of_the_library_run(command, folders, tiny_run):
     arguments = of_library(command)
     asked = _parser().parse_args(arguments)  # SystemExit for what it does not know
     if arguments[0] == "run":
         assert load_params(asked.profile, asked.set)
-        arguments = ["run", "--profile", "smoke", "--out", str(smoke_run)]  # finished: it is shown again
+        arguments = ["run", "--profile", TINY, "--out", str(tiny_run)]  # finished: it is shown again
     if arguments[0] == "phantom":
         arguments = [*arguments[:2], "--patients", "1", *arguments[4:], "--ct-size", "128"]
         arguments[1] += "-new"

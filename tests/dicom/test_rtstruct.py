@@ -19,7 +19,7 @@ from petct_lib.dicom.studies import find_pairs
 from petct_lib.imaging.volume import Grid, axial_affine, resample
 
 FRAME = "1.2.3.4"
-REAL = Path(__file__).parents[2] / "shared" / "data" / "sts"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "sts"
 
 
 def square(side_mm, z=0.0, centre=(0.0, 0.0)):

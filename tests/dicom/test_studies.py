@@ -33,7 +33,7 @@ from petct_lib.dicom.studies import find_pairs, ingest, load_pair, load_series, 
 from petct_lib.dicom.writer import make_uid, write_ct
 from petct_lib.imaging.volume import axial_affine
 
-REAL_ZIP = Path(__file__).parents[2] / "shared" / "data" / "sts" / "STS_008.zip"
+REAL_ZIP = Path(__file__).parents[3] / "shared" / "data" / "sts" / "STS_008.zip"
 
 
 # Values at physical points

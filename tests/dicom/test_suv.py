@@ -16,7 +16,7 @@ from pydicom.filewriter import write_dataset
 from petct_lib import InputError
 from petct_lib.dicom.suv import GE_SCAN_TIME, KINDS, PHILIPS_ACTIVITY_FACTOR, PHILIPS_SUV_FACTOR, normaliser, suv_factor
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "suv_headers"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "suv_headers"
 EXPECTED = json.loads((REAL / "expected_suvbw.json").read_text()) if REAL.is_dir() else {}
 # 400 MBq, one half-life of an hour before the scan, in 70 kg: 70 000 g / 200 MBq.
 FACTOR = 3.5e-4

@@ -4,6 +4,7 @@ import re
 import shutil
 
 import pytest
+from conftest import TINY
 
 from petct_lib import InputError
 from petct_lib.common.files import read_json, write_json
@@ -25,10 +26,10 @@ def rows_of(method, value, patients=("a", "b"), direction="pet2ct"):
 
 
 @pytest.fixture
-def out(smoke_run, tmp_path):
-    """An ablation whose first run is the smoke run."""
+def out(tiny_run, tmp_path):
+    """An ablation whose first run is the tiny run."""
     ignored = shutil.ignore_patterns("phantom", "logs", "synthetic", "notebooks", "figures")
-    shutil.copytree(smoke_run, tmp_path / "seed0", ignore=ignored)
+    shutil.copytree(tiny_run, tmp_path / "seed0", ignore=ignored)
     return tmp_path
 
 
@@ -36,7 +37,7 @@ def test_a_variant_is_a_fork_of_the_first_run_and_trains_only_what_it_changes(ou
     manifest = read_json(out / "seed0" / "manifest.json")
     variant = Variant("steps1", (f"{SCORING}.samples=2", f"{SCORING}.steps=1"), trained=False)
     before = {path.name: path.stat().st_mtime_ns for path in (out / "seed0" / "checkpoints").iterdir()}
-    _run_variant("smoke", "phantom", out, (variant, 0, [f"{SCORING}.export=false"]))
+    _run_variant(TINY, "phantom", out, (variant, 0, [f"{SCORING}.export=false"]))
     fork = read_json(out / "steps1" / "manifest.json")
     assert fork["finished"]
     assert fork["data_fingerprint"] == manifest["data_fingerprint"]
@@ -52,9 +53,7 @@ def test_a_variant_is_a_fork_of_the_first_run_and_trains_only_what_it_changes(ou
 
 
 def test_a_fork_that_trains_has_the_cyclegan_and_no_network_of_stage_2(out):
-    pipeline.fork(
-        out / "seed0", out / "f", "smoke", "phantom", [f"{TRAINING}.flow_steps=1"], until="02_cyclegan_training"
-    )
+    pipeline.fork(out / "seed0", out / "f", TINY, "phantom", [f"{TRAINING}.flow_steps=1"], until="02_cyclegan_training")
     assert {path.name.split(".")[0] for path in (out / "f" / "checkpoints").iterdir()} == {"cyclegan"}
     manifest = read_json(out / "f" / "manifest.json")
     assert manifest["done"] == ["01_data_exploration", "02_cyclegan_training"]
@@ -66,8 +65,8 @@ def test_the_runs_of_other_seeds_have_the_slices_of_the_first_and_nothing_else(o
     asked = []
     monkeypatch.setattr(ablation, "run_all", lambda *given, **more: asked.append((given, more)))
     seeded = _seeded([], 1)
-    _run_seed("smoke", "phantom", out, (1, seeded))
-    assert asked == [(("smoke", "phantom", out / "seed1"), {"overrides": seeded, "resume": True})]
+    _run_seed(TINY, "phantom", out, (1, seeded))
+    assert asked == [((TINY, "phantom", out / "seed1"), {"overrides": seeded, "resume": True})]
     assert (out / "seed1" / "prepared" / "index.json").samefile(out / "seed0" / "prepared" / "index.json")
     assert not list((out / "seed1" / "checkpoints").iterdir())
     manifest = read_json(out / "seed1" / "manifest.json")
@@ -89,7 +88,7 @@ def test_seeds_and_forks_are_run_after_their_first_run_and_as_many_at_a_time_as_
 
     monkeypatch.setattr(ablation, "each", each)
     with pytest.raises(FileNotFoundError, match="seed0"):  # its scores, which nobody has made
-        run_ablation("smoke", "phantom", tmp_path, seeds=2, only="steps8|steps1", jobs=2)
+        run_ablation(TINY, "phantom", tmp_path, seeds=2, only="steps8|steps1", jobs=2)
     assert seen[0] == ("first", "01_data_exploration")
     assert [(name, of[0]) for name, of in seen[1:3]] == [("_run_seed", 0), ("_run_seed", 1)]
     assert [(name, of[0].name, of[1]) for name, of in seen[3:]] == [
@@ -101,8 +100,8 @@ def test_the_longer_regression_takes_the_time_of_both_and_keeps_its_first_number
     seconds = {f"{name}_{d} training": value for name, value in (("regression", 10), ("flow", 15)) for d in DIRECTIONS}
     path = out / "seed0" / "stages.json"
     write_json({**read_json(path), "stage_seconds": seconds}, path)
-    assert ablation._longer_steps(out, "smoke", [f"{TRAINING}.regression_steps=100"]) == 250
-    assert ablation._longer_steps(out, "smoke", [f"{TRAINING}.regression_steps=999"]) == 250
+    assert ablation._longer_steps(out, TINY, [f"{TRAINING}.regression_steps=100"]) == 250
+    assert ablation._longer_steps(out, TINY, [f"{TRAINING}.regression_steps=999"]) == 250
 
 
 def test_the_table_has_a_line_a_method_and_means_over_patients():
@@ -144,5 +143,5 @@ def test_the_seeds_are_the_ablations_own():
 
 def test_a_wrong_only_is_refused_before_anything_is_run(tmp_path):
     with pytest.raises(InputError, match=re.escape("--only nothing: no variant")):
-        run_ablation("smoke", "phantom", tmp_path / "a", seeds=1, only="nothing")
+        run_ablation(TINY, "phantom", tmp_path / "a", seeds=1, only="nothing")
     assert not (tmp_path / "a").exists()

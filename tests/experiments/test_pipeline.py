@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, petct
+from conftest import ROOT, TINY, petct
 
 from petct_lib import InputError
 from petct_lib.common.files import read_json, write_json
@@ -24,19 +24,19 @@ METHODS = {name for name in methods.METHODS if not name.startswith("unpaired")}
 METRICS = {"mae", "mse", "rmse", "psnr", "ssim", "spectrum"}
 
 
-def test_a_run_leaves_what_the_architecture_names(smoke_run):
+def test_a_run_leaves_what_the_architecture_names(tiny_run):
     for name in (*(f"notebooks/{n}.ipynb" for n in NOTEBOOKS), "checkpoints/cyclegan.pt", "metrics.json", "figures"):
-        assert (smoke_run / name).exists(), name
-    splits = read_json(smoke_run / "splits.json")
+        assert (tiny_run / name).exists(), name
+    splits = read_json(tiny_run / "splits.json")
     assert list(splits) == list(ROLES)
     assert len({p for members in splits.values() for p in members}) == 8
     for patient in splits["test"]:
         for direction in ("pet2ct", "ct2pet"):
-            assert any((smoke_run / "synthetic" / patient / direction / "image").glob("*.dcm"))
+            assert any((tiny_run / "synthetic" / patient / direction / "image").glob("*.dcm"))
 
 
-def test_scores_hold_every_method_and_metric_for_every_test_patient(smoke_run):
-    rows, splits = read_scores(smoke_run / "scores.csv"), read_json(smoke_run / "splits.json")
+def test_scores_hold_every_method_and_metric_for_every_test_patient(tiny_run):
+    rows, splits = read_scores(tiny_run / "scores.csv"), read_json(tiny_run / "splits.json")
     assert {r["patient"] for r in rows} == {*splits["test"], "all"}
     for direction in ("pet2ct", "ct2pet"):
         found = {(r["method"], r["metric"]) for r in rows if r["direction"] == direction}
@@ -46,17 +46,17 @@ def test_scores_hold_every_method_and_metric_for_every_test_patient(smoke_run):
     assert {(r["region"], r["mask"]) for r in rows} >= {
         ("body", "HU threshold"), ("lung", "SEG"), ("bone", "HU threshold"), ("lesion", "SEG"),
     }  # fmt: skip
-    metrics = read_json(smoke_run / "metrics.json")
+    metrics = read_json(tiny_run / "metrics.json")
     key = ("pet2ct", "mean", "mae", "body")
     mine = [r["value"] for r in rows if (r["direction"], r["method"], r["metric"], r["region"]) == key]
     assert metrics["pet2ct"]["mean"]["body"]["mae"]["mean"] == pytest.approx(sum(mine) / len(mine))
     assert metrics["pet2ct"]["mean"]["body"]["mae"]["n"] == len(splits["test"])
 
 
-def test_manifest_says_what_was_run(smoke_run):
-    manifest = read_json(smoke_run / "manifest.json")
+def test_manifest_says_what_was_run(tiny_run):
+    manifest = read_json(tiny_run / "manifest.json")
     assert manifest["finished"]
-    assert manifest["parameters"]["02_cyclegan_training"]["steps"] == 200
+    assert manifest["parameters"]["02_cyclegan_training"]["steps"] == 4
     assert set(manifest["seconds"]) == set(NOTEBOOKS)
     assert manifest["stage_seconds"]["cyclegan training"] > 0
     assert manifest["peak_memory_mb"] > 100
@@ -64,50 +64,50 @@ def test_manifest_says_what_was_run(smoke_run):
     assert len(manifest["data_fingerprint"]) == 64
     assert manifest["versions"]["torch"].startswith("2.")
     assert len(manifest["suv_rules"]) == 8  # all that `suv` knows, one a patient
-    text = (smoke_run / "terminal.txt").read_text()
+    text = (tiny_run / "terminal.txt").read_text()
     assert "regression_without_coarse" in text
-    assert str(smoke_run) in text
+    assert str(tiny_run) in text
     assert "cyclegan training" in text
 
 
-def test_no_patient_id_reaches_what_a_run_writes(smoke_run):
-    for path in smoke_run.rglob("*"):
-        if path.is_file() and "phantom" not in path.relative_to(smoke_run).parts:
+def test_no_patient_id_reaches_what_a_run_writes(tiny_run):
+    for path in tiny_run.rglob("*"):
+        if path.is_file() and "phantom" not in path.relative_to(tiny_run).parts:
             assert b"PHANTOM-0" not in path.read_bytes(), path
 
 
-def test_executed_notebooks_hold_no_error(smoke_run):
+def test_executed_notebooks_hold_no_error(tiny_run):
     for name in NOTEBOOKS:
-        book = json.loads((smoke_run / "notebooks" / f"{name}.ipynb").read_text())
+        book = json.loads((tiny_run / "notebooks" / f"{name}.ipynb").read_text())
         kinds = {o["output_type"] for c in book["cells"] if c["cell_type"] == "code" for o in c["outputs"]}
         assert "error" not in kinds
 
 
-def test_a_finished_run_is_shown_again_and_other_settings_are_refused(smoke_run):
-    before = (smoke_run / "scores.csv").stat().st_mtime_ns
-    again = petct("run", "--profile", "smoke", "--out", str(smoke_run))
+def test_a_finished_run_is_shown_again_and_other_settings_are_refused(tiny_run):
+    before = (tiny_run / "scores.csv").stat().st_mtime_ns
+    again = petct("run", "--profile", TINY, "--out", str(tiny_run))
     assert again.returncode == 0
     assert "regression_without_coarse" in again.stdout
-    other = petct("run", "--profile", "quick", "--out", str(smoke_run))
+    other = petct("run", "--profile", "quick", "--out", str(tiny_run))
     assert other.returncode == 2
     assert "holds a run with other profile" in other.stderr
     assert "Traceback" not in other.stderr
-    assert (smoke_run / "scores.csv").stat().st_mtime_ns == before
+    assert (tiny_run / "scores.csv").stat().st_mtime_ns == before
 
 
-def test_an_unfinished_run_is_resumed_only_when_told(smoke_run, tmp_path):
+def test_an_unfinished_run_is_resumed_only_when_told(tiny_run, tmp_path):
     out = tmp_path / "half"
-    shutil.copytree(smoke_run, out)
+    shutil.copytree(tiny_run, out)
     manifest = read_json(out / "manifest.json")
     write_json({**manifest, "finished": False, "done": list(NOTEBOOKS[:3])}, out / "manifest.json")
     (out / "scores.csv").unlink()
-    refused = petct("run", "--profile", "smoke", "--out", str(out))
+    refused = petct("run", "--profile", TINY, "--out", str(out))
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
     checkpoint = (out / "checkpoints" / "cyclegan.pt").stat().st_mtime_ns
-    done = petct("run", "--profile", "smoke", "--out", str(out), "--resume")
+    done = petct("run", "--profile", TINY, "--out", str(out), "--resume")
     assert done.returncode == 0, done.stderr[-2000:]
-    again, before = read_scores(out / "scores.csv"), read_scores(smoke_run / "scores.csv")
+    again, before = read_scores(out / "scores.csv"), read_scores(tiny_run / "scores.csv")
     assert [{**row, "value": None} for row in again] == [{**row, "value": None} for row in before]
     # Not to the bit: how torch's convolutions round depends on where the arrays happen to lie in memory.
     assert [row["value"] for row in again] == pytest.approx([row["value"] for row in before], rel=1e-6)
@@ -124,7 +124,7 @@ def test_an_unfinished_run_is_resumed_only_when_told(smoke_run, tmp_path):
 )
 def test_bad_data_exits_2_and_writes_nothing(tmp_path, make, message):
     make(tmp_path / "data")
-    done = petct("run", "--profile", "smoke", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"))
+    done = petct("run", "--profile", TINY, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -134,11 +134,11 @@ def test_bad_data_exits_2_and_writes_nothing(tmp_path, make, message):
 def test_pet_without_ct_and_too_few_patients(phantom_dir, tmp_path):
     for k in range(4):
         shutil.copytree(phantom_dir / f"PHANTOM-000{k}" / "PT", tmp_path / "pets" / str(k))
-    alone = petct("run", "--profile", "smoke", "--data", str(tmp_path / "pets"), "--out", str(tmp_path / "a"))
+    alone = petct("run", "--profile", TINY, "--data", str(tmp_path / "pets"), "--out", str(tmp_path / "a"))
     assert alone.returncode == 2
     assert "no CT of the same study" in alone.stderr
     one = phantom_dir / "PHANTOM-0000"
-    few = petct("run", "--profile", "smoke", "--data", str(one), "--out", str(tmp_path / "b"))
+    few = petct("run", "--profile", TINY, "--data", str(one), "--out", str(tmp_path / "b"))
     assert few.returncode == 2
     assert "1 patients with a usable PET/CT pair" in few.stderr
     assert not (tmp_path / "a").exists()
@@ -147,7 +147,7 @@ def test_pet_without_ct_and_too_few_patients(phantom_dir, tmp_path):
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    done = petct("run", "--profile", "smoke", "--out", str(tmp_path))
+    done = petct("run", "--profile", TINY, "--out", str(tmp_path))
     assert done.returncode == 2
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -199,20 +199,20 @@ def test_overrides_win_over_the_profile_and_are_read_as_yaml():
 def test_wrong_overrides_are_errors(given, message, tmp_path):
     with pytest.raises(InputError, match=message):
         load_params("smoke", [given])
-    done = petct("run", "--profile", "smoke", "--set", given, "--out", str(tmp_path / "out"))
+    done = petct("run", "--profile", TINY, "--set", given, "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_another_override_is_another_run(smoke_run):
-    before = (smoke_run / "scores.csv").stat().st_mtime_ns
-    set_as_it_is = ("--set", "02_cyclegan_training.steps=200")
-    assert petct("run", "--profile", "smoke", *set_as_it_is, "--out", str(smoke_run)).returncode == 0
-    other = petct("run", "--profile", "smoke", "--set", "02_cyclegan_training.steps=3", "--out", str(smoke_run))
+def test_another_override_is_another_run(tiny_run):
+    before = (tiny_run / "scores.csv").stat().st_mtime_ns
+    set_as_it_is = ("--set", "02_cyclegan_training.steps=4")
+    assert petct("run", "--profile", TINY, *set_as_it_is, "--out", str(tiny_run)).returncode == 0
+    other = petct("run", "--profile", TINY, "--set", "02_cyclegan_training.steps=3", "--out", str(tiny_run))
     assert other.returncode == 2
     assert "holds a run with other parameters" in other.stderr
-    assert (smoke_run / "scores.csv").stat().st_mtime_ns == before
+    assert (tiny_run / "scores.csv").stat().st_mtime_ns == before
 
 
 def test_parameters_of_a_notebook_are_defaults_profile_and_overrides():
@@ -221,7 +221,7 @@ def test_parameters_of_a_notebook_are_defaults_profile_and_overrides():
     assert not {"run_dir", "data", "resume"} & set(gan)
 
 
-TINY = (  # the gpu profile's path, with sizes that a CPU can do
+SMALL_GPU = (  # the gpu profile's path, with sizes that a CPU can do
     "01_data_exploration.patients=5", "01_data_exploration.ct_size=128", "01_data_exploration.ct_pixel_mm=3.9",
     "01_data_exploration.size=32", "01_data_exploration.slice_mm=30",
     "02_cyclegan_training.width=4", "02_cyclegan_training.blocks=1", "02_cyclegan_training.patch_layers=1",
@@ -235,7 +235,7 @@ TINY = (  # the gpu profile's path, with sizes that a CPU can do
 
 def test_the_gpu_profile_runs_to_its_end(tmp_path):
     out = tmp_path / "gpu"
-    given = [part for setting in TINY for part in ("--set", setting)]
+    given = [part for setting in SMALL_GPU for part in ("--set", setting)]
     done = petct("run", "--profile", "gpu", *given, "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
     assert {r["method"] for r in read_scores(out / "scores.csv")} >= METHODS
@@ -327,8 +327,8 @@ def test_record_merges_and_stage_times(tmp_path):
     assert read_json(tmp_path / "stages.json")["stage_seconds"]["nap"] >= 5  # a resumed stage goes on counting
 
 
-def test_summary_names_resolution_and_folder(smoke_run):
-    text = summary(smoke_run)
+def test_summary_names_resolution_and_folder(tiny_run):
+    text = summary(tiny_run)
     assert "64×64" in text
     assert "peak memory" in text
 

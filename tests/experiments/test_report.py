@@ -16,22 +16,22 @@ from petct_lib.metrics.rows import SCORE_COLUMNS
 
 
 @pytest.fixture(scope="module")
-def written(smoke_run):
+def written(tiny_run):
     """By name, the texts that every run writes at its end."""
-    return {name: (smoke_run / name).read_text() for name in ("report.html", "model_card.md", "data_card.md")}
+    return {name: (tiny_run / name).read_text() for name in ("report.html", "model_card.md", "data_card.md")}
 
 
-def test_a_run_ends_with_its_report_and_the_command_writes_it_again(smoke_run, written, capsys):
-    assert main(["report", str(smoke_run)]) == 0
+def test_a_run_ends_with_its_report_and_the_command_writes_it_again(tiny_run, written, capsys):
+    assert main(["report", str(tiny_run)]) == 0
     assert "report.html" in capsys.readouterr().out
-    assert {name: (smoke_run / name).read_text() for name in written} == written
+    assert {name: (tiny_run / name).read_text() for name in written} == written
 
 
-def test_the_page_stands_alone(smoke_run, written):
+def test_the_page_stands_alone(tiny_run, written):
     page = written["report.html"]
     sources = re.findall(r"(?:src|href)='([^']*)'", page) + re.findall(r'(?:src|href)="([^"]*)"', page)
     pictures = [source for source in sources if not source.startswith("#")]  # links within the page
-    assert len(pictures) == len(list((smoke_run / "figures").glob("*.png"))) >= 10
+    assert len(pictures) == len(list((tiny_run / "figures").glob("*.png"))) >= 10
     assert all(source.startswith("data:image/png;base64,") for source in pictures)
     assert not re.search(r"<(script|link|iframe)|@import|url\(", page)
     assert page.count("<figure>") == page.count("alt='") - page.count("alt=''"), "every picture has its text"
@@ -45,8 +45,8 @@ def test_every_text_says_that_it_is_synthetic_and_not_for_diagnosis(written):
     assert "Not for diagnosis" in written["model_card.md"]
 
 
-def test_the_cards_have_the_runs_own_numbers(smoke_run, written):
-    manifest, rows = read_json(smoke_run / "manifest.json"), read_scores(smoke_run / "scores.csv")
+def test_the_cards_have_the_runs_own_numbers(tiny_run, written):
+    manifest, rows = read_json(tiny_run / "manifest.json"), read_scores(tiny_run / "scores.csv")
     means = aggregate(rows)
     for direction in ("pet2ct", "ct2pet"):
         line = next(
@@ -69,8 +69,8 @@ def test_the_cards_have_the_runs_own_numbers(smoke_run, written):
         assert all(re.search(rf"<h\d[^>]*>{re.escape(head)}", unescape(written["report.html"])) for head in heads)
 
 
-def test_findings_say_who_is_worse_and_how_few_patients_there_are(smoke_run):
-    manifest, rows = read_json(smoke_run / "manifest.json"), read_scores(smoke_run / "scores.csv")
+def test_findings_say_who_is_worse_and_how_few_patients_there_are(tiny_run):
+    manifest, rows = read_json(tiny_run / "manifest.json"), read_scores(tiny_run / "scores.csv")
     said = findings(manifest, rows)
     means = {m: of["body"]["mae"]["mean"] for m, of in aggregate(rows)["pet2ct"].items()}
     for other in ("cyclegan", "regression", "pix2pix"):
@@ -112,15 +112,15 @@ def test_a_run_of_some_methods_only_has_findings_too():
     assert line.startswith("pet2ct: body MAE of `regression` is 30 HU below `cyclegan`'s")
 
 
-def test_the_card_says_what_each_scored_method_is(smoke_run, written):
-    scored = {row["method"] for row in read_scores(smoke_run / "scores.csv")}
+def test_the_card_says_what_each_scored_method_is(tiny_run, written):
+    scored = {row["method"] for row in read_scores(tiny_run / "scores.csv")}
     assert not {"unpaired_sample", "unpaired_mean"} & scored, "the profile trains none"
     for name, (what, question) in METHODS.items():
         assert (f"| `{name}` | {what} | {question} |" in written["model_card.md"]) == (name in scored), name
 
 
-def test_nobody_and_no_machine_is_named(smoke_run, written):
-    patients = [p for members in read_json(smoke_run / "splits.json").values() for p in members]
+def test_nobody_and_no_machine_is_named(tiny_run, written):
+    patients = [p for members in read_json(tiny_run / "splits.json").values() for p in members]
     for text in written.values():
         prose = re.sub(r"base64,[^']*", "", text)
         assert not [p for p in patients if p in prose]
