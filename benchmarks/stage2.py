@@ -43,7 +43,16 @@ from petct_lib.models.diffusion import DEFAULT_SAMPLER
 from petct_lib.models.regression import Regression
 from petct_lib.models.residual_flow import ResidualFlow
 from petct_lib.training.loop import fit
-from petct_lib.training.stage2 import Pairs, Plan, _batches, held_out, pairs_of, plans, real_pairs, residual_spectrum
+from petct_lib.training.stage2 import (
+    Pairs,
+    Stage2Plan,
+    _batches,
+    held_out,
+    pairs_of,
+    plans,
+    real_pairs,
+    residual_spectrum,
+)
 from petct_lib.training.update import precision
 
 TIMED = 12  # steps that the time of one is measured on
@@ -64,7 +73,7 @@ TAKEN = (  # parameters of notebook 03
 )  # fmt: skip
 
 
-def plans_of(profile: str, size: int, changes: dict) -> dict[str, Plan]:
+def plans_of(profile: str, size: int, changes: dict) -> dict[str, Stage2Plan]:
     """The plans of notebook 03 with some settings changed; a learning rate is a factor on the profile's."""
     p = parameters_of("03_diffusion_refinement", profile)
     given = {name: p[name] for name in TAKEN} | {"multipliers": tuple(p["multipliers"]), "checkpoint_every": 10**6}
@@ -72,7 +81,7 @@ def plans_of(profile: str, size: int, changes: dict) -> dict[str, Plan]:
     return plans(size, **{**given, "mixed_precision": precision(given["mixed_precision"])})
 
 
-def trained(make: Callable, plan: Plan, pairs: list, seconds: float, folder: Path) -> tuple[object, int]:
+def trained(make: Callable, plan: Stage2Plan, pairs: list, seconds: float, folder: Path) -> tuple[object, int]:
     """A stage trained for about so many seconds, and its steps."""
     batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
     given = {"fingerprint": "", "seed": 0, "resume": False}
@@ -104,7 +113,7 @@ def noisy(own: Regression, std: float) -> Instead:
     return Instead(predict)
 
 
-def out_of_fold(run: Path, direction: str, train: Callable, plan: Plan) -> tuple[Instead, list]:
+def out_of_fold(run: Path, direction: str, train: Callable, plan: Stage2Plan) -> tuple[Instead, list]:
     """Two regressions, each for the pairs of the other's patients, as halves of a batch; and those pairs."""
     patients = refiner_patients(read_splits(run), direction)
     folds = []
@@ -147,7 +156,7 @@ class Validation:
         """Body MAE and spectrum distance, means over the patients."""
         found = []
         for image, (_, _, real, body) in zip(images, self.cases, strict=True):
-            both = (structure.inside(of, body, self.low) for of in (real, image))
+            both = (structure.masked_slices(of, body, self.low) for of in (real, image))
             found.append((voxelwise.mae(real, image, body), structure.spectrum_distance(*both)))
         return tuple(np.mean(found, axis=0))
 

@@ -1,7 +1,7 @@
 """Every command and every snippet of the README is executed, at the size of a test.
 
-Folders stand for those that the README names, and `tests/tiny_run.yaml` for the profile. What cannot run within a test is named with
-the reason in `ELSEWHERE`: there `make -n` must print the commands, and `--help` know their options.
+Folders stand for those that the README names, and `tests/tiny_run.yaml` for the profile. What cannot run within a test
+is named with the reason in `ELSEWHERE`: there `make -n` must print the commands, and `--help` know their options.
 """
 
 import re
@@ -36,7 +36,7 @@ ELSEWHERE = {
     ".venv/bin/torchrun": "tests/training/test_stage1.py, two processes",
     "srun": "tests/training/test_stage1.py, two processes, no cluster",
     ".venv/bin/tensorboard": "a server; tests/training/test_loggers.py reads what it reads",
-    ".venv/bin/python -m petct_lib ingest ../shared": "real patients, where they are: tests/experiments/test_pipeline.py",
+    ".venv/bin/python -m petct_lib ingest ../shared": "real patients: tests/experiments/test_pipeline.py",
     "make run DATA=../shared": "real patients, where they are: tests/experiments/test_pipeline.py",
 }
 

@@ -44,7 +44,7 @@ class Change:
     suv_factor: float = 1.0
 
 
-def draw(settings: Augmentation, rng: np.random.Generator) -> Change:
+def draw_change(settings: Augmentation, rng: np.random.Generator) -> Change:
     """A change within the settings. A shift takes numbers from `rng` only where it is on, all else also where off."""
     dy, dx = rng.integers(-settings.shift, settings.shift + 1, size=2).tolist()
     turn, zoom, mirror, suv = rng.uniform(-1, 1, size=4).tolist()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from petct_lib import InputError
-from petct_lib.data.augmentation import Augmentation, Change, crop, draw, move
+from petct_lib.data.augmentation import Augmentation, Change, crop, draw_change, move
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.intensity import ENCODE, Intensity
@@ -196,7 +196,7 @@ class MixedBatches:
 
 def _draw(count: int, size: int, augmentation: Augmentation, rng: np.random.Generator) -> list[tuple[int, Change]]:
     """`size` random items of `count`, each with its own change; all of them, whichever process will load them."""
-    return [(int(i), draw(augmentation, rng)) for i in rng.integers(count, size=size)]
+    return [(int(i), draw_change(augmentation, rng)) for i in rng.integers(count, size=size)]
 
 
 def _share(size: int, rank: int, world: int) -> slice:

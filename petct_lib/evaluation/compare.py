@@ -146,7 +146,7 @@ def _mean(runs: Sequence[Scored], prefix: str) -> list[Row]:
     ]
 
 
-def table(rows: Sequence[Row], reference: str, metric: str = "mae", region: str = "body") -> str:
+def comparison_table(rows: Sequence[Row], reference: str, metric: str = "mae", region: str = "body") -> str:
     """By direction, one score of all methods: mean and 95 % interval, and each against the reference.
 
     p: Wilcoxon's, and adjusted by Holm for the methods of the table. effect: rank-biserial correlation. InputError
@@ -196,4 +196,4 @@ def compare_runs(folders: Sequence[Path], *, reference: str, metric: str, region
     rows = merged(runs)
     if len(groups) > 1 and not any(row["method"] == reference for row in rows):
         reference = f"{runs[0].name}/{reference}"
-    return f"{title}; the unit of n is the patient\n\n{table(rows, reference, metric, region)}"
+    return f"{title}; the unit of n is the patient\n\n{comparison_table(rows, reference, metric, region)}"

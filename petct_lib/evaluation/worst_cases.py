@@ -53,7 +53,7 @@ def worst_inventions(cases: Sequence[Case], n: int, method: str = "mean") -> lis
     found = [
         (spot.synthetic - spot.real, case, spot)
         for case in cases
-        for spot in _spots(case, method, partial(lesion_scores.invented, voxel_mm=case.voxel_mm), "body")
+        for spot in _spots(case, method, partial(lesion_scores.invented_lesions, voxel_mm=case.voxel_mm), "body")
     ]
     return _ringed(found, n)
 

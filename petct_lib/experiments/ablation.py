@@ -61,9 +61,9 @@ def run_ablation(
     whole(at_a_time(partial(_run_variant, profile, data, out), forks))
     rows = _rows(out, made)
     tables.write_scores(rows, out / "scores.csv")
-    text = "\n\n".join([*(table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds, made)])
+    text = "\n\n".join([*(ablation_table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds, made)])
     (out / "ablation.txt").write_text(text + "\n", encoding="utf-8")
-    draw(rows, len(refiner_patients(read_splits(out / "seed0"), "pet2ct")), out)
+    save_charts(rows, len(refiner_patients(read_splits(out / "seed0"), "pet2ct")), out)
     return text
 
 
@@ -125,7 +125,7 @@ def _rows(out: Path, made: Sequence[Variant], seed: int = 0) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row], direction: str) -> str:
+def ablation_table(rows: Sequence[Row], direction: str) -> str:
     """All methods of a direction, means over the test patients of the scores in COLUMNS. A dash: there is none."""
     values = {metric: compare.by_patient(rows, direction, metric) for metric in COLUMNS}
     methods = list(values["mae"])
@@ -163,12 +163,12 @@ def _range(of_seeds: Sequence[dict[str, float] | None]) -> str:
     return f"{sum(means) / len(means):.3g} [{min(means):.3g}, {max(means):.3g}]"
 
 
-def draw(rows: Sequence[Row], patients: int, out: Path) -> None:
+def save_charts(rows: Sequence[Row], patients: int, out: Path) -> None:
     """The plane of each direction, and the curve over the number of paired patients where its variants are there."""
     for direction in DIRECTIONS:
         mine = [row for row in rows if row["direction"] == direction]
         plane = [row for row in mine if not re.match(r"pairs\d", row["method"])]
-        panels.save(charts.plane(plane, direction), out, f"ablation_plane_{direction}",
+        panels.save(charts.error_and_spectrum(plane, direction), out, f"ablation_plane_{direction}",
                   "Every method by body MAE and spectrum distance")  # fmt: skip
         there = {row["method"] for row in mine}
         curves = {}

@@ -72,7 +72,7 @@ def page(figures: Path, cards: Sequence[str], rows: Sequence[Row]) -> str:
         "<h1>Further scores</h1>", "<h2>By region</h2>", _pre(tables.format_regions(rows)),
         "<h2>The samples as a distribution</h2>", _pre(tables.format_distribution(rows)),
         "<h2>Attenuation, lungs, lesions, coherence</h2>", _pre(tables.format_further(rows)),
-        f"<h2>Against {_method(rows)}</h2>", _pre(compare.table(rows, _method(rows))),
+        f"<h2>Against {_method(rows)}</h2>", _pre(compare.comparison_table(rows, _method(rows))),
         "<h1>Pictures</h1>", *(_figure(path) for path in sorted(figures.glob("*.png"))),
     ]  # fmt: skip
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{WARNING}</title>"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from petct_lib.metrics.rows import Row
-from petct_lib.metrics.structure import inside, spectrum_distance, ssim
+from petct_lib.metrics.structure import masked_slices, spectrum_distance, ssim
 from petct_lib.metrics.voxelwise import check_range, checked, psnr_from_mse
 
 
@@ -32,7 +32,7 @@ def score_patient(
     real, synthetic, mask = checked(real, synthetic, mask)
     check_range("clip", *clip)
     real, synthetic = np.clip(real, *clip), np.clip(synthetic, *clip)
-    real_body, synthetic_body = (inside(stack, mask, clip[0]) for stack in (real, synthetic))
+    real_body, synthetic_body = (masked_slices(stack, mask, clip[0]) for stack in (real, synthetic))
     scores = [
         *_voxel_scores(real[mask], synthetic[mask], clip, unit),
         ("ssim", ssim(real, synthetic, data_range=clip[1] - clip[0], mask=mask), "1"),
@@ -62,8 +62,8 @@ def score_region(
         return []
     real, synthetic, mask = checked(real, synthetic, mask)
     check_range("clip", *clip)
-    inside = (np.clip(stack[mask], *clip) for stack in (real, synthetic))
-    return [_row(region, source, *score) for score in _voxel_scores(*inside, clip, unit)]
+    values = (np.clip(stack[mask], *clip) for stack in (real, synthetic))
+    return [_row(region, source, *score) for score in _voxel_scores(*values, clip, unit)]
 
 
 def _voxel_scores(

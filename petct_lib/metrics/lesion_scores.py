@@ -43,10 +43,10 @@ def score_lesions(
         if lesion is not None:
             drawn = True
             each += each_lesion(real, synthetic, lesion, voxel_mm)
-    return {**(summary(each) if drawn else {}), "invented": float(invented)}
+    return {**(summarise_lesions(each) if drawn else {}), "invented": float(invented)}
 
 
-def summary(each: list[dict[str, float]]) -> dict[str, float]:
+def summarise_lesions(each: list[dict[str, float]]) -> dict[str, float]:
     """lesions: their number; missed: how many; of the other scores the means over the lesions that have them."""
     names = dict.fromkeys(name for one in each for name in one if name != "missed")
     means = {name: float(np.mean([one[name] for one in each if name in one])) for name in names}
@@ -156,7 +156,7 @@ def invented_regions(
     uptake that is shared, as the heart's, or painted somewhat too strong, is not invented. An invented lesion that
     touches shared uptake is one region with it and is not counted. ValueError as for `score_lesions`.
     """
-    return len(invented(real_suv, synthetic_suv, body, voxel_mm))
+    return len(invented_lesions(real_suv, synthetic_suv, body, voxel_mm))
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Spot:
     synthetic: float
 
 
-def invented(
+def invented_lesions(
     real_suv: np.ndarray, synthetic_suv: np.ndarray, body: np.ndarray, voxel_mm: tuple[float, float, float]
 ) -> list[Spot]:
     """The regions that `invented_regions` counts; `real` is the maximum in the region and one voxel around it."""

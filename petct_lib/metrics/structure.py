@@ -89,7 +89,7 @@ def spectrum_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(np.sqrt(np.mean(difference**2)))
 
 
-def inside(stack: np.ndarray, mask: np.ndarray, low: float) -> np.ndarray:
+def masked_slices(stack: np.ndarray, mask: np.ndarray, low: float) -> np.ndarray:
     """The slices of (n, H, W) that have some of the mask, everything outside it set to low."""
     return np.where(mask, stack, low)[mask.any(axis=(1, 2))]
 

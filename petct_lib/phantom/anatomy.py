@@ -69,7 +69,7 @@ def _placed(points: np.ndarray, bend: np.ndarray) -> np.ndarray:
     return points - np.stack([sample(b, points) for b in bend], axis=1)
 
 
-def draw(a: Anatomy, c: Canvas) -> None:
+def paint_anatomy(a: Anatomy, c: Canvas) -> None:
     """Everything but lesions and couch, from the skin inwards."""
     _draw_trunk(a, c)
     _draw_chest(a, c)
@@ -81,7 +81,7 @@ def draw(a: Anatomy, c: Canvas) -> None:
         for points, radius in a.airway:
             name = "airway wall" if wall else "airway"
             c.tubes(points, radius + wall * (0.8 + 0.1 * radius), LABEL[name], SOFT | among("airway wall"))
-    skeleton.draw(a.bones, c, a.fields["wall"])
+    skeleton.paint_skeleton(a.bones, c, a.fields["wall"])
 
 
 # Trunk.

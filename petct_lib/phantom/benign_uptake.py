@@ -37,7 +37,7 @@ class Uptake:
     field: np.ndarray | None
 
 
-def draw_plan(rng: np.random.Generator, a: Anatomy) -> list[Uptake]:
+def draw_benign_plan(rng: np.random.Generator, a: Anatomy) -> list[Uptake]:
     """The benign uptake of one patient at one time; in most there is none or one."""
     found = []
     for what, (share, suv) in FREQUENCY.items():
@@ -47,7 +47,7 @@ def draw_plan(rng: np.random.Generator, a: Anatomy) -> list[Uptake]:
     return found
 
 
-def draw(uptake: Uptake, c: Canvas) -> None:
+def paint_benign_uptake(uptake: Uptake, c: Canvas) -> None:
     """Paint it over the tissues that it may take."""
     if uptake.field is not None:
         inner = uptake.what in ("reactive node", "inflamed lung")

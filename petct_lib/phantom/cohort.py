@@ -116,7 +116,7 @@ def _study(person: Person, rng: np.random.Generator, seed: int, index: int, s: P
     ct_affine, ct_mm = _grid(s.ct_pixel_mm, s.ct_size, s.ct_slice_mm, s.extent_mm, centre[2], 0.0)
     pet_affine, pet_mm = _grid(s.pet_pixel_mm, s.pet_size, s.pet_slice_mm, s.extent_mm, centre[2], 2.0)
     canvas = _canvas(person, ct_mm, centre, breath)
-    hot = benign_uptake.draw_plan(rng, person.anatomy) if s.difficulty != "easy" else []
+    hot = benign_uptake.draw_benign_plan(rng, person.anatomy) if s.difficulty != "easy" else []
     values = draw_values(rng, person, plan, hot)
     hu, suv, moving = paint(rng, person, canvas, values, plan, hot, s.couch)
     nominal_z = (pet_mm[2] - centre[2]) * person.scale[2]

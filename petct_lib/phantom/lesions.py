@@ -90,7 +90,7 @@ class Lesion:
     shape_seed: int
 
 
-def draw_plan(rng: np.random.Generator, a: Anatomy, scale: np.ndarray, difficulty: str) -> list[Lesion]:
+def draw_lesion_plan(rng: np.random.Generator, a: Anatomy, scale: np.ndarray, difficulty: str) -> list[Lesion]:
     """The lesions of one patient, none of them touching another. scale: nominal mm per patient mm (3,)."""
     found: list[Lesion] = []
     for _ in range(rng.choice(len(COUNTS[difficulty]), p=COUNTS[difficulty])):
@@ -166,7 +166,7 @@ def _beside_vessels(rng: np.random.Generator, a: Anatomy, place: np.ndarray, spr
     return point
 
 
-def draw(lesion: Lesion, c: Canvas) -> None:
+def paint_lesions(lesion: Lesion, c: Canvas) -> None:
     """Paint one lesion, its edge uneven (and with spikes where it is spiculated), then its core."""
     reach = lesion.radius_mm * (2.7 if lesion.kind == "spiculated" else 1.6)
     where = c.box(np.array(lesion.centre) - reach * c.scale, np.array(lesion.centre) + reach * c.scale)

@@ -43,11 +43,11 @@ def paint(
 
     def slab(part: slice) -> None:
         c = canvas.part(part)
-        anatomy.draw(person.anatomy, c)
+        anatomy.paint_anatomy(person.anatomy, c)
         for uptake in hot:
-            benign_uptake.draw(uptake, c)
+            benign_uptake.paint_benign_uptake(uptake, c)
         for lesion in plan:
-            lesions.draw(lesion, c)
+            lesions.paint_lesions(lesion, c)
         if couch:
             _draw_couch(c, couch_y)
         hu[part], suv[part] = _fill(person, c, values, smooth, grain(part))

@@ -37,7 +37,7 @@ def draw_person(rng: np.random.Generator, difficulty: str, breathing_mm: float) 
     bmi = 17.5 + 0.5 * fat_mm + rng.normal(0, 1.2)
     frame = (size_m / 1.74) ** 0.7 * rng.uniform(0.96, 1.04, 3) * (1.0 if sex == "M" else 0.95)
     shapes = anatomy.grow_anatomy(rng, build)
-    plan = lesions.draw_plan(rng, shapes, 1 / frame, difficulty)
+    plan = lesions.draw_lesion_plan(rng, shapes, 1 / frame, difficulty)
     amplitude_mm = breathing_mm * float(np.exp(np.clip(rng.normal(0, 0.3), -0.6, 0.6)))
     return Person(
         build, shapes, 1 / frame, plan, round(float(bmi * size_m**2), 1), size_m, amplitude_mm,

@@ -42,7 +42,7 @@ def grow(rng: np.random.Generator, arms_up: bool) -> Bones:
     )  # fmt: skip
 
 
-def draw(b: Bones, c: Canvas, wall: np.ndarray) -> None:
+def paint_skeleton(b: Bones, c: Canvas, wall: np.ndarray) -> None:
     """All bones; wall: the field of the distance to the cage's inner surface."""
     _draw_arms(b, c)
     _draw_ribs(b, c, wall)

@@ -43,7 +43,7 @@ PHILIPS = {
 
 
 @dataclass(frozen=True)
-class Variant:
+class VendorVariant:
     """How one kind of scanner fills its headers; times in s after the scan's start, to which decay is corrected."""
 
     vendor: dict  # attributes of its PET headers
@@ -64,31 +64,31 @@ class Variant:
 
 
 _VARIANTS = {
-    "siemens_series_time": Variant(
+    "siemens_series_time": VendorVariant(
         SIEMENS, "Biograph 40", "PET WB", "CT AC 3.0 B31f", "B31f", 130, fraction=".000000", head_first=True
     ),
-    "siemens_acquisition_time": Variant(
+    "siemens_acquisition_time": VendorVariant(
         SIEMENS, "Biograph128_mCT", "PET AC processed", "AC CT Body 3.0 B30f", "B30f", 120, series_s=LATE_S,
         first_bed_s=20, start_date=False, fraction=".000000",
     ),
-    "ge_scan_time": Variant(
+    "ge_scan_time": VendorVariant(
         GE, "Discovery STE", "WB 3D AC", "CT AC", "STANDARD", 140, series_s=LATE_S, first_bed_s=15, frame_time=False,
         start_date=False, head_first=True, fraction=".00",
     ),
-    "ge_admin": Variant(
+    "ge_admin": VendorVariant(
         GE, "Discovery 690", "MAC 3D WB", "CTAC STD", "STANDARD", 120, decay_correction="ADMIN", frame_time=False,
         head_first=True, fraction=".00",
     ),
-    "philips_suv": Variant(
+    "philips_suv": VendorVariant(
         PHILIPS, "Allegro Body(C)", "WB AC", "CT Low Dose", "B", 120, units="CNTS", start_date=False
     ),
-    "philips_activity": Variant(
+    "philips_activity": VendorVariant(
         PHILIPS, "GEMINI TF TOF 16", "WB CTAC", "CT WB LD", "B", 120, units="CNTS", head_first=True
     ),
-    "philips_decay_time": Variant(
+    "philips_decay_time": VendorVariant(
         PHILIPS, "Ingenuity TF PET/CT", "CTAC Body", "CT Atten 3mm", "C", 140, series_s=-300, one_slope=True
     ),
-    "gml": Variant(
+    "gml": VendorVariant(
         SIEMENS, "Biograph64", "PET AC SUV bw", "CT AC 3.0 B19f", "B19f", 120, units="GML", one_slope=True
     ),
 }  # fmt: skip
@@ -139,13 +139,13 @@ def write_study_pet(
     return write_slices(header, suv, folder, scale=scale, one_slope=v.one_slope, change=time)
 
 
-def _variant(name: str) -> Variant:
+def _variant(name: str) -> VendorVariant:
     if name not in _VARIANTS:
         raise ValueError(f"variant {name!r} is unknown: it is one of {', '.join(VARIANTS)}")
     return _VARIANTS[name]
 
 
-def _shared_header(v: Variant, subject: Subject, series_uid: str, tracer: Tracer, slices: int) -> Dataset:
+def _shared_header(v: VendorVariant, subject: Subject, series_uid: str, tracer: Tracer, slices: int) -> Dataset:
     """What all variants fill in, each with its own values."""
     header = pet_header(subject, series_uid, tracer, slices)
     for keyword, value in v.vendor.items():

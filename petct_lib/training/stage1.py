@@ -29,7 +29,7 @@ PREVIEWED = 4  # slices of the sample panel
 
 
 @dataclass(frozen=True)
-class Plan:
+class CycleGANPlan:
     """Everything that decides stage 1's result, beside the data."""
 
     gan: CycleGANSettings
@@ -50,7 +50,7 @@ def unpaired_slices(run_dir: Path, neighbours: int = 1, device: torch.device | N
 
 def plan_from(
     run_dir: Path, *, seed: int, batch_size: int, steps: int | None, epochs: int | None, **settings: object
-) -> Plan:
+) -> CycleGANPlan:
     """The plan of notebook 02's parameters. settings: fields of CycleGANSettings, FitSettings and Augmentation by name.
 
     Raises InputError for a name that none of them has.
@@ -64,11 +64,11 @@ def plan_from(
     gan, schedule, augmentation = ({k: v for k, v in settings.items() if k in of} for of in names)
     slices = max(map(len, unpaired_slices(run_dir)))
     schedule = FitSettings(steps_of(steps, epochs, slices, batch_size), **schedule)
-    return Plan(CycleGANSettings(**gan), schedule, Augmentation(**augmentation), batch_size, seed)
+    return CycleGANPlan(CycleGANSettings(**gan), schedule, Augmentation(**augmentation), batch_size, seed)
 
 
 def train_cyclegan(
-    run_dir: Path, plan: Plan, *, resume: bool, processes: int = 1, watchers: Sequence[Watcher] = ()
+    run_dir: Path, plan: CycleGANPlan, *, resume: bool, processes: int = 1, watchers: Sequence[Watcher] = ()
 ) -> list[dict]:
     """Trains stage 1 of a run folder that notebook 01 has prepared; returns the rows logged, see `loop.fit`.
 
@@ -91,12 +91,12 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def _train_as_one_of_several(run_dir: Path, plan: Plan, resume: bool) -> None:
+def _train_as_one_of_several(run_dir: Path, plan: CycleGANPlan, resume: bool) -> None:
     _train(run_dir, plan, resume)
     leave_group()
 
 
-def _train(run_dir: Path, plan: Plan, resume: bool, watchers: Sequence[Watcher] = ()) -> list[dict]:
+def _train(run_dir: Path, plan: CycleGANPlan, resume: bool, watchers: Sequence[Watcher] = ()) -> list[dict]:
     run, splits = RunFolder(run_dir), read_splits(run_dir)
     prepared = Prepared(run.prepared)
     pets, cts = _held(run_dir, plan.gan.neighbours)

@@ -38,7 +38,7 @@ MEASURED = 32  # batches that the residual's spectrum is measured on
 
 
 @dataclass(frozen=True)
-class Plan:
+class Stage2Plan:
     """Everything that decides a network's result, beside the data and the CycleGAN."""
 
     stage: RegressionSettings | FlowSettings
@@ -69,7 +69,7 @@ class Pairs:
 def plans(
     size: int, *, seed: int, batch_size: int, regression_steps: int, pix2pix_steps: int, flow_steps: int,
     crop: int | None = None, prefix: str = "", **settings: object,
-) -> dict[str, Plan]:  # fmt: skip
+) -> dict[str, Stage2Plan]:  # fmt: skip
     """The trainings of a direction in their order, by the method's name, from the parameters of notebook 03.
 
     `regression`; `pix2pix`, which begins with its weights, sees no coarse image, and is left out for no steps or where
@@ -93,8 +93,8 @@ def plans(
         raise InputError(f"size {size}, crop {crop}: the networks need multiples of {unit} pixels")
     augmentation = Augmentation(**of_change)
 
-    def plan(stage: RegressionSettings | FlowSettings, steps: int, **more: str) -> Plan:
-        return Plan(stage, FitSettings(steps, **of_fit), augmentation, batch_size, seed, crop, **more)
+    def plan(stage: RegressionSettings | FlowSettings, steps: int, **more: str) -> Stage2Plan:
+        return Stage2Plan(stage, FitSettings(steps, **of_fit), augmentation, batch_size, seed, crop, **more)
 
     found = {"regression": plan(regression, regression_steps)}
     if pix2pix_steps and regression.sees_source:
@@ -179,7 +179,13 @@ def pairs_of(
 
 
 def train_stage(
-    run_dir: Path, name: str, pairs: Sequence[Pairs], plan: Plan, *, resume: bool, watchers: Sequence[Watcher] = ()
+    run_dir: Path,
+    name: str,
+    pairs: Sequence[Pairs],
+    plan: Stage2Plan,
+    *,
+    resume: bool,
+    watchers: Sequence[Watcher] = (),
 ) -> list[dict]:
     """Trains a regression, pix2pix or a flow, as `plan.stage` says; the rows logged.
 
@@ -216,7 +222,7 @@ def _batches(
 
 
 def _stage(
-    run: RunFolder, direction: str, plan: Plan, batches: PairedBatches | MixedBatches
+    run: RunFolder, direction: str, plan: Stage2Plan, batches: PairedBatches | MixedBatches
 ) -> Regression | ResidualFlow:
     """The stage before its first step; a flow's residual is measured on the training's own batches."""
     if isinstance(plan.stage, RegressionSettings):

@@ -92,7 +92,7 @@ def patient_scores(rows: list[dict], metric: str, unit: dict[str, str], region: 
     return fig
 
 
-def plane(rows: list[dict], direction: str, whose: str = "test") -> Figure:
+def error_and_spectrum(rows: list[dict], direction: str, whose: str = "test") -> Figure:
     """Every method of a direction by distortion (body MAE) and realism (spectrum distance), means over patients.
 
     Towards the lower left is better in both; the methods that no other beats in both are joined by a line, the front.
@@ -185,7 +185,7 @@ def paired_curve(rows: list[dict], direction: str, methods: dict[str, dict[int, 
     return fig
 
 
-def rank_histogram(ranks: dict[str, np.ndarray], patients: int | None = None) -> Figure:
+def rank_chart(ranks: dict[str, np.ndarray], patients: int | None = None) -> Figure:
     """How often the real voxel has each rank among its N samples, a panel a direction; flat: the spread is calibrated.
 
     ranks: by direction, counts by rank of `distribution.rank_histogram`, summed over the patients. High at both ends:

@@ -45,7 +45,7 @@ def enlarged(picture: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     return np.asarray(PIL.Image.fromarray(picture).resize(size_px[::-1], PIL.Image.Resampling.NEAREST))
 
 
-def png(picture: np.ndarray) -> bytes:
+def encode_png(picture: np.ndarray) -> bytes:
     """(H, W, 3) uint8 as PNG, packed quickly rather than small."""
     data = io.BytesIO()
     PIL.Image.fromarray(picture).save(data, format="png", compress_level=1)
@@ -135,7 +135,7 @@ class VolumeViewer(_Viewer):
     def draw(self, _change: dict | None = None) -> None:
         """Draws the three planes and says what lies at the crosshair."""
         for name, image in self.images.items():
-            image.value = png(self.picture(name))
+            image.value = encode_png(self.picture(name))
         self.say(self.voxel, "crosshair")
 
     def say(self, at: Sequence[int], where: str) -> None:
@@ -228,7 +228,7 @@ class CompareViewer(_Viewer):
 
     def draw(self, _change: dict | None = None) -> None:
         """Draws the picture, and says what is on which side."""
-        self.image.value = png(self.picture())
+        self.image.value = encode_png(self.picture())
         self.words.value = f"left: {self.left.value}, right: {self.right.value}, slice {self.k.value}. {WARNING}"
 
     def figure(self) -> Figure:
@@ -258,7 +258,7 @@ def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: s
 
     def draw(_change: dict | None = None) -> None:
         values = tuple(slider.value for slider in sliders)
-        image.value = png(_wide(drawn(images[values], "", unit)))
+        image.value = encode_png(_wide(drawn(images[values], "", unit)))
         shown = ", ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=True))
         words.value = f"{shown}. {WARNING}"
 

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import affine_transform
 
 from petct_lib import InputError
-from petct_lib.data.augmentation import Augmentation, Change, crop, draw, move
+from petct_lib.data.augmentation import Augmentation, Change, crop, draw_change, move
 
 
 def image(height=5, width=5):
@@ -16,7 +16,7 @@ def image(height=5, width=5):
 
 
 def test_nothing_asked_nothing_changed():
-    assert draw(Augmentation(), np.random.default_rng(0)) == Change()
+    assert draw_change(Augmentation(), np.random.default_rng(0)) == Change()
     x = image()
     assert torch.equal(move(x, Change()), x)
 
@@ -78,7 +78,7 @@ def test_flip_mirrors_left_and_right_and_twice_is_nothing():
 def test_draws_stay_within_the_settings_and_reach_their_ends():
     settings = Augmentation(shift=2, rotate_deg=10.0, scale=0.1, flip=True, suv_scale=0.25)
     rng = np.random.default_rng(1)
-    drawn = [draw(settings, rng) for _ in range(2000)]
+    drawn = [draw_change(settings, rng) for _ in range(2000)]
     assert {c.dy for c in drawn} == {c.dx for c in drawn} == {-2, -1, 0, 1, 2}
     for values, low, high in (
         ([c.angle_deg for c in drawn], -10, 10), ([c.zoom for c in drawn], 0.9, 1.1),
@@ -92,7 +92,9 @@ def test_draws_stay_within_the_settings_and_reach_their_ends():
 
 def test_the_generator_alone_decides_and_what_is_off_takes_its_numbers_too():
     one, other = np.random.default_rng(3), np.random.default_rng(3)
-    assert draw(Augmentation(shift=3), one).dy == draw(Augmentation(shift=3, flip=True, scale=0.1), other).dy
+    assert (
+        draw_change(Augmentation(shift=3), one).dy == draw_change(Augmentation(shift=3, flip=True, scale=0.1), other).dy
+    )
     assert one.random() == other.random()
 
 

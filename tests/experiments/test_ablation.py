@@ -10,7 +10,15 @@ from petct_lib import InputError
 from petct_lib.common.files import read_json, write_json
 from petct_lib.evaluation import tables
 from petct_lib.experiments import ablation, pipeline
-from petct_lib.experiments.ablation import _of_seeds, _run_seed, _run_variant, _seeded, draw, run_ablation, table
+from petct_lib.experiments.ablation import (
+    _of_seeds,
+    _run_seed,
+    _run_variant,
+    _seeded,
+    ablation_table,
+    run_ablation,
+    save_charts,
+)
 from petct_lib.experiments.variants import SCORING, TRAINING, Variant
 from petct_lib.imaging.directions import DIRECTIONS
 
@@ -106,7 +114,7 @@ def test_the_longer_regression_takes_the_time_of_both_and_keeps_its_first_number
 
 def test_the_table_has_a_line_a_method_and_means_over_patients():
     rows = [*rows_of("mean", 10.0), *rows_of("steps1/sample", 20.0), *rows_of("mean", 1.0, direction="ct2pet")]
-    text = table(rows, "pet2ct")
+    text = ablation_table(rows, "pet2ct")
     assert "mean of 2 patients" in text
     line = next(line for line in text.splitlines() if line.startswith("steps1/sample"))
     assert line.split()[1:] == ["20.5", "-", "1", "0.75", *["-"] * 7]
@@ -130,7 +138,7 @@ def test_seeds_are_averaged_with_their_range(tmp_path):
 def test_planes_and_curves_are_drawn_of_what_is_there(tmp_path):
     made = [("cyclegan", 50.0), ("mean", 9.0), ("sample", 12.0), ("regression", 10.0), ("pairs1/mean", 20.0),
             ("pairs2/mean", 15.0)]  # fmt: skip
-    draw([row for d in DIRECTIONS for m, v in made for row in rows_of(m, v, direction=d)], 5, tmp_path)
+    save_charts([row for d in DIRECTIONS for m, v in made for row in rows_of(m, v, direction=d)], 5, tmp_path)
     names = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert names == {f"ablation_{kind}_{d}" for kind in ("plane", "paired") for d in DIRECTIONS}
 

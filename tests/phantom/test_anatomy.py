@@ -52,7 +52,7 @@ def grow(sex: str, arms_up: bool, seed: int) -> Anatomy:
 @cache
 def drawn(sex: str, arms_up: bool, seed: int) -> tuple[Anatomy, Canvas]:
     a, c = grow(sex, arms_up, seed), blank()
-    anatomy.draw(a, c)
+    anatomy.paint_anatomy(a, c)
     return a, c
 
 
@@ -277,7 +277,7 @@ def test_the_aorta_runs_beside_the_spine(patient):
 def test_the_same_seed_gives_the_same_patient_and_another_another():
     _, first = drawn("F", True, 1)
     again = blank()
-    anatomy.draw(grow("F", True, 1), again)
+    anatomy.paint_anatomy(grow("F", True, 1), again)
     assert np.array_equal(first.labels, again.labels)
     assert (first.labels != drawn("F", True, 2)[1].labels).mean() > 0.01
 
@@ -286,7 +286,7 @@ def test_drawing_in_slabs_gives_the_same_patient():
     a, whole = drawn("F", False, 2)
     cut = blank()
     for k in range(0, len(cut.labels), 8):
-        anatomy.draw(a, cut.part(slice(k, k + 8)))
+        anatomy.paint_anatomy(a, cut.part(slice(k, k + 8)))
     assert (cut.labels != whole.labels).sum() <= 5  # float32 at a surface
     assert cut.labels.any()
 
@@ -294,7 +294,7 @@ def test_drawing_in_slabs_gives_the_same_patient():
 def test_more_fat_and_muscle_make_more_of_them():
     def volumes(fat_mm: float, muscle: float) -> list[float]:
         a, c = anatomy.grow_anatomy(np.random.default_rng(1), Build("M", fat_mm, muscle, True)), blank()
-        anatomy.draw(a, c)
+        anatomy.paint_anatomy(a, c)
         return [ml(of(c, name)) for name in ("fat", "muscle")]
 
     fat, muscle = volumes(12, 1.0)
@@ -314,7 +314,7 @@ def test_breathing_moves_the_liver_and_leaves_bones_and_skin():
         blank((3.0, 3.0, 1.0), (-150, -20), way_mm=-10.0),
     )
     for c in (still, moved):
-        anatomy.draw(a, c)
+        anatomy.paint_anatomy(a, c)
     top, higher = (c.axes[2][np.nonzero(of(c, "liver"))[0].max()] for c in (still, moved))
     assert higher - top == pytest.approx(10, abs=1.5)
     assert of(moved, *LUNG).sum() < of(still, *LUNG).sum()
@@ -328,7 +328,7 @@ def test_breathing_moves_the_liver_and_leaves_bones_and_skin():
 def test_breathing_leaves_the_apex():
     a, still, moved = drawn("M", True, 1)[0], blank(z_mm=(80, 160)), blank(z_mm=(80, 160), way_mm=-10.0)
     for c in (still, moved):
-        anatomy.draw(a, c)
+        anatomy.paint_anatomy(a, c)
     assert of(still, *LUNG).any()
     assert np.array_equal(still.labels, moved.labels)
 

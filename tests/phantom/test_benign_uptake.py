@@ -29,7 +29,7 @@ def patients() -> list[tuple[Anatomy, Canvas]]:
         a = anatomy.grow_anatomy(np.random.default_rng(n), build)
         x, z = np.arange(-249, 250, MM, np.float32), np.arange(-150, 160, MM, np.float32)
         c = Canvas(np.zeros((len(z), len(x), len(x)), np.uint8), (x, x, z), z, np.ones(3))
-        anatomy.draw(a, c)
+        anatomy.paint_anatomy(a, c)
         out.append((a, c))
     return out
 
@@ -37,7 +37,7 @@ def patients() -> list[tuple[Anatomy, Canvas]]:
 def drawn(what: str, field: np.ndarray, c: Canvas) -> tuple[np.ndarray, np.ndarray]:
     """What an uptake changed, (z, y, x), and all labels after it."""
     after = Canvas(c.labels.copy(), c.axes, c.inner_z, c.scale)
-    benign_uptake.draw(Uptake(what, 3.0, field), after)
+    benign_uptake.paint_benign_uptake(Uptake(what, 3.0, field), after)
     return after.labels != c.labels, after.labels
 
 
@@ -56,7 +56,7 @@ def test_frequencies_and_uptake_are_as_said(patients, monkeypatch):
     found: Counter = Counter()
     suvs, together = defaultdict(list), []
     for _ in range(draws):
-        plan = benign_uptake.draw_plan(rng, patients[0][0])
+        plan = benign_uptake.draw_benign_plan(rng, patients[0][0])
         together.append(len(plan))
         assert len({u.what for u in plan}) == len(plan)
         for u in plan:
@@ -73,7 +73,7 @@ def test_frequencies_and_uptake_are_as_said(patients, monkeypatch):
 def test_a_plan_repeats_by_its_generator_and_its_fields_fit_the_grid(patients):
     a, seen = patients[0][0], set()
     for seed in range(40):
-        plan, again = (benign_uptake.draw_plan(np.random.default_rng(seed), a) for _ in range(2))
+        plan, again = (benign_uptake.draw_benign_plan(np.random.default_rng(seed), a) for _ in range(2))
         assert [(u.what, u.suv) for u in plan] == [(u.what, u.suv) for u in again]
         for one, same in zip(plan, again, strict=True):
             seen.add(one.what)
@@ -88,7 +88,7 @@ def test_a_plan_repeats_by_its_generator_and_its_fields_fit_the_grid(patients):
 def test_the_oesophagus_is_painted_by_the_anatomy(patients):
     _, c = patients[0]
     after = Canvas(c.labels.copy(), c.axes, c.inner_z, c.scale)
-    benign_uptake.draw(Uptake("oesophagus", 3.0, None), after)
+    benign_uptake.paint_benign_uptake(Uptake("oesophagus", 3.0, None), after)
     assert np.array_equal(after.labels, c.labels)
     assert (c.labels == LABEL["oesophagus"]).any()
 

@@ -18,7 +18,7 @@ from petct_lib.phantom.lesions import (
     RESPONSES,
     SITES,
     Lesion,
-    draw_plan,
+    draw_lesion_plan,
     follow_up,
 )
 from petct_lib.phantom.shapes import Canvas, sample
@@ -37,7 +37,7 @@ def patients() -> list[Anatomy]:
 
 def many(patients: list[Anatomy], difficulty: str, seed: int = 0) -> list[list[Lesion]]:
     rng = np.random.default_rng(seed)
-    return [draw_plan(rng, patients[n % len(patients)], SCALE, difficulty) for n in range(PATIENTS)]
+    return [draw_lesion_plan(rng, patients[n % len(patients)], SCALE, difficulty) for n in range(PATIENTS)]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def bodies(patients) -> list[Canvas]:
         x = np.arange(-249, 250, 3, np.float32)
         z = np.arange(-190, 150, 3, np.float32)
         out.append(Canvas(np.zeros((len(z), len(x), len(x)), np.uint8), (x, x, z), z, np.ones(3)))
-        anatomy.draw(a, out[-1])
+        anatomy.paint_anatomy(a, out[-1])
     return out
 
 
@@ -70,7 +70,7 @@ def filled(name: str = "right lower lobe", scale: tuple = (1.0, 1.0, 1.0), half_
 
 def painted(lesion: Lesion, c: Canvas | None = None) -> Canvas:
     c = c or filled()
-    lesions.draw(lesion, c)
+    lesions.paint_lesions(lesion, c)
     return c
 
 
@@ -193,7 +193,7 @@ def test_labels_are_two_a_lesion_from_the_first_on(plans):
 def test_lung_lesions_lie_in_the_lung_and_bone_ones_in_the_spine(patients):
     for n, a in enumerate(patients):
         rng = np.random.default_rng(n)
-        found = [one for _ in range(60) for one in draw_plan(rng, a, SCALE, "realistic")]
+        found = [one for _ in range(60) for one in draw_lesion_plan(rng, a, SCALE, "realistic")]
         lung = np.array([one.centre for one in found if one.site == "lung"])
         assert (sample(a.fields["lung"], lung) < 1).all()
         bone = np.array([one.centre for one in found if one.site == "bone"])
@@ -205,7 +205,7 @@ def test_lung_lesions_lie_in_the_lung_and_bone_ones_in_the_spine(patients):
 
 def test_the_same_generator_gives_the_same_plan(patients):
     first, again, other = (
-        [draw_plan(rng, patients[0], SCALE, "realistic") for _ in range(10)]
+        [draw_lesion_plan(rng, patients[0], SCALE, "realistic") for _ in range(10)]
         for rng in map(np.random.default_rng, (5, 5, 6))
     )
     assert first == again
@@ -284,7 +284,7 @@ def test_drawn_in_slabs_it_is_the_same():
     lesion = replace(ONE, kind="spiculated", core={"radius_mm": 6.0, "hu": 0.0, "suv": 1.0})
     whole, cut = painted(lesion), filled()
     for k in range(0, len(cut.labels), 9):
-        lesions.draw(lesion, cut.part(slice(k, k + 9)))
+        lesions.paint_lesions(lesion, cut.part(slice(k, k + 9)))
     assert np.array_equal(whole.labels, cut.labels)
 
 
@@ -304,7 +304,7 @@ def test_planned_lesions_are_all_painted_and_none_into_another(plans, bodies):
         drawn = Canvas(bare.copy(), c.axes, c.inner_z, c.scale)
         for one in plan:
             before = drawn.labels.copy()
-            lesions.draw(one, drawn)
+            lesions.paint_lesions(one, drawn)
             new = drawn.labels != before
             assert PAINTED_OVER[one.site][bare[new]].all()
             volume = new.sum() * 27
@@ -321,7 +321,7 @@ def test_lobes_are_what_most_lung_lesions_take(plans, bodies):
         c = bodies[n % len(bodies)]
         for one in (one for one in plan if one.site == "lung"):
             drawn = Canvas(c.labels.copy(), c.axes, c.inner_z, c.scale)
-            lesions.draw(one, drawn)
+            lesions.paint_lesions(one, drawn)
             taken.update(c.labels[drawn.labels != c.labels].tolist())
     assert sum(taken[LABEL[name]] for name in LOBES) > 0.9 * taken.total()
 

@@ -29,7 +29,7 @@ def grown(request) -> tuple[Bones, np.ndarray]:
 @pytest.fixture(scope="module")
 def drawn(grown) -> tuple[Bones, Canvas]:
     c = muscle((-240, -135, -190), (240, 135, 140), (1.5, 1.5, 2))
-    skeleton.draw(grown[0], c, grown[1])
+    skeleton.paint_skeleton(grown[0], c, grown[1])
     return grown[0], c
 
 
@@ -163,7 +163,7 @@ def test_the_cord_runs_through_without_a_break_behind_the_bodies(drawn):
 def test_discs_lie_between_the_bodies_one_vertebra_apart(grown):
     b, wall = grown
     c = muscle((-8, 20, -120), (9, 60, 120), (1, 1, 0.5))
-    skeleton.draw(b, c, wall)
+    skeleton.paint_skeleton(b, c, wall)
     axis_x, axis_y, z = c.axes
     x, y = spine_at(b, z)
     column = [c.labels[k, nearest(axis_y, y[k]), nearest(axis_x, x[k])] for k in range(len(z))]
@@ -215,7 +215,7 @@ def test_arms_are_bone_above_or_beside_the_chest():
     a = anatomy.grow_anatomy(np.random.default_rng(0), Build("M", 15.0, 1.0, True))
     for up in (True, False):
         c = muscle((-240, -60, -100), (240, 80, 180), (3, 3, 4))
-        skeleton.draw(skeleton.grow(np.random.default_rng(0), up), c, a.fields["wall"])
+        skeleton.paint_skeleton(skeleton.grow(np.random.default_rng(0), up), c, a.fields["wall"])
         x, _, z = c.axes
         bone = of(c, "cortex", "marrow") & (np.abs(x) > 162)
         for sign in (-1, 1):
@@ -237,11 +237,11 @@ def bare(c: Canvas, where: np.ndarray) -> float:
 def test_cortex_surrounds_marrow(grown):
     b, wall = grown
     ribs = muscle((70, -40, -110), (165, 60, -50), (0.6, 0.6, 0.6))
-    skeleton.draw(b, ribs, wall)
+    skeleton.paint_skeleton(b, ribs, wall)
     assert bare(ribs, np.ones(ribs.labels.shape, bool)) < 0.01
     # Of the bodies, that is: the marrow of a pedicle lies bare to the canal's fat.
     body = muscle((-30, 5, -60), (30, 55, -20), (1.0, 1.0, 1.0))
-    skeleton.draw(b, body, wall)
+    skeleton.paint_skeleton(b, body, wall)
     x, y, _ = body.grid()
     assert bare(body, (np.abs(x) < 30) & (y < 50) & np.ones(body.labels.shape, bool)) < 0.01
 
@@ -249,7 +249,7 @@ def test_cortex_surrounds_marrow(grown):
 def test_slabs_give_the_same_bones(grown):
     b, wall = grown
     whole, cut = (muscle((-160, -130, -100), (160, 130, 60), (3, 3, 4)) for _ in range(2))
-    skeleton.draw(b, whole, wall)
+    skeleton.paint_skeleton(b, whole, wall)
     for k in range(0, len(cut.labels), 7):
-        skeleton.draw(b, cut.part(slice(k, k + 7)), wall)
+        skeleton.paint_skeleton(b, cut.part(slice(k, k + 7)), wall)
     assert (whole.labels != cut.labels).sum() <= 5  # float32 at a surface

@@ -21,12 +21,12 @@ from petct_lib.models.regression import Regression
 from petct_lib.models.residual_flow import ResidualFlow
 from petct_lib.training import stage2
 from petct_lib.training.loop import FitSettings
-from petct_lib.training.stage2 import Plan, held_out, pairs_of, plans, residual_spectrum, train_stage
+from petct_lib.training.stage2 import Stage2Plan, held_out, pairs_of, plans, residual_spectrum, train_stage
 
 STEPS = {"regression_steps": 5, "pix2pix_steps": 4, "flow_steps": 6}
 SMALL = {"width": 8, "multipliers": (1, 2), "ema_decay": 0.9, "patch_width": 4, "patch_layers": 1}
 FIT = FitSettings(4, checkpoint_every=2, log_every=1)
-PLAN = Plan(tiny.REGRESSION, FIT, Augmentation(shift=1), 2, 0)
+PLAN = Stage2Plan(tiny.REGRESSION, FIT, Augmentation(shift=1), 2, 0)
 UNTRAINED = {"regression_pet2ct.pt", "flow_pet2ct.pt", "pix2pix_pet2ct.pt", "cyclegan.pt"}  # of `small_run`
 
 

@@ -102,7 +102,7 @@ def test_paired_curve_draws_each_method_over_the_patients_beside_a_level():
 def test_plane_joins_the_methods_that_no_other_beats():
     rows = rows_of({"a": (100, 0.2), "b": (80, 0.6), "c": (110, 0.7)})  # c is beaten in both
     rows += [{**rows[0], "patient": "all", "metric": "two_sample_accuracy", "unit": "1"}]
-    [axis] = charts.plane(rows, "pet2ct").axes
+    [axis] = charts.error_and_spectrum(rows, "pet2ct").axes
     front = axis.lines[0]
     assert list(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [(80, 0.6), (100, 0.2)]
     assert {text.get_text() for text in axis.texts} == {"a", "b", "c"}
@@ -112,7 +112,7 @@ def test_plane_joins_the_methods_that_no_other_beats():
 
 def test_a_plane_of_many_methods_has_a_panel_for_those_near_the_least_error():
     rows = rows_of({f"m{k}": (100 + 2 * k, 0.9 - 0.01 * k) for k in range(20)})
-    far, near = charts.plane(rows, "pet2ct").axes
+    far, near = charts.error_and_spectrum(rows, "pet2ct").axes
     names = [{text.get_text() for text in axis.texts} for axis in (far, near)]
     assert names == [{f"m{k}" for k in range(7, 20)}, {f"m{k}" for k in range(7)}], "up to 1.12 times 100"
     assert near.get_xlim()[1] < 114
@@ -120,7 +120,7 @@ def test_a_plane_of_many_methods_has_a_panel_for_those_near_the_least_error():
 
 def test_rank_histogram_shows_shares_beside_the_flat_line():
     ranks = {"pet2ct": np.array([30, 10, 60]), "ct2pet": np.array([1, 1, 1])}
-    fig = charts.rank_histogram(ranks, patients=5)
+    fig = charts.rank_chart(ranks, patients=5)
     assert [[bar.get_height() for bar in axis.patches] for axis in fig.axes] == [
         [30, 10, 60], pytest.approx([100 / 3] * 3)
     ]  # fmt: skip
@@ -129,8 +129,8 @@ def test_rank_histogram_shows_shares_beside_the_flat_line():
         assert flat.get_ydata()[0] == pytest.approx(100 / 3)
         assert axis.get_title() == f"{direction} (n = 5 patients)"
         assert axis.get_xlabel() == "rank of the real voxel among 2 samples"
-    assert [axis.get_title() for axis in charts.rank_histogram(ranks).axes] == list(ranks)
-    assert charts.rank_histogram({}).texts[0].get_text() == "one sample, no ranks"
+    assert [axis.get_title() for axis in charts.rank_chart(ranks).axes] == list(ranks)
+    assert charts.rank_chart({}).texts[0].get_text() == "one sample, no ranks"
 
 
 def test_bland_altman_shows_bias_and_limits_by_region():
