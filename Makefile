@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TESTED := .venv/test-extra
 BENCHED := .venv/bench-extra
 BROWSED := .venv/browser-extra
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .venv/pins.txt
 CHROMIUM ?= chromium
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 JOBS ?= 1
@@ -28,10 +28,11 @@ help:  ## this list
 
 install: $(STAMP)  ## .venv with the pinned dependencies and the library (about 2 minutes)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml environment.yml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable .
+	sed -n 's/^ *- \([^ ]*==.*\)/\1/p' environment.yml > .venv/pins.txt
+	$(PIP) --editable '.[all]'
 	touch $@
 
 $(TESTED): $(STAMP)

@@ -330,6 +330,6 @@ def _translate(args: argparse.Namespace) -> int:
     k = len(source) // 2
     units = UNIT[SOURCE[args.direction]], UNIT[TARGET[args.direction]]
     fig = panels.preview(source[k], result.image[k], result.spread[k], *units)
-    panels.save(fig, args.out, "preview", "source, translation and spread of the middle slice")
+    panels.write(fig, args.out, "preview", "source, translation and spread of the middle slice")
     print(f"{len(source)} slices in {args.out}: image/, spread/, figures/preview.png. {WARNING}")
     return 0

@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 
 import PIL.Image
-from nbconvert.filters import markdown2html
 
 from petct_lib import WARNING
 from petct_lib.common.files import read_json, replacing
@@ -66,6 +65,8 @@ def _write(path: Path, text: str) -> None:
 
 def page(figures: Path, cards: Sequence[str], rows: Sequence[Row]) -> str:
     """The whole page as one string of HTML that needs no network."""
+    from nbconvert.filters import markdown2html  # slow to import
+
     parts = [
         f"<p class='warning'>{WARNING}. Every translated image on this page is synthetic.</p>",
         *(markdown2html(card) for card in cards),

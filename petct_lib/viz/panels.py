@@ -3,11 +3,11 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
-from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
@@ -16,6 +16,9 @@ from petct_lib import WARNING
 from petct_lib.common.files import replacing
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.imaging.volume import Volume
+
+if TYPE_CHECKING:
+    from IPython.display import Image
 
 CT_WINDOW_HU = (-1000, 400)  # lung and soft tissue both visible
 PET_WINDOW_SUV = (0, 6)
@@ -32,12 +35,19 @@ ERROR_STYLE = {
 }
 
 
-def save(fig: Figure, run_dir: Path, name: str, alt: str) -> Image:
+def save(fig: Figure, run_dir: Path, name: str, alt: str) -> "Image":
     """Writes `run_dir/figures/name.png` and returns it for display, with a text alternative."""
+    from IPython.display import Image  # slow to import, and needed in notebooks only
+
+    return Image(data=write(fig, run_dir, name, alt), format="png", alt=alt)
+
+
+def write(fig: Figure, run_dir: Path, name: str, alt: str) -> bytes:
+    """Writes `run_dir/figures/name.png`, with a text alternative; returns its bytes."""
     data = png(fig, alt)
     with replacing(RunFolder(run_dir).figures / f"{name}.png") as temporary:
         temporary.write_bytes(data)
-    return Image(data=data, format="png", alt=alt)
+    return data
 
 
 def png(fig: Figure, alt: str = "") -> bytes:
