@@ -18,7 +18,7 @@ SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_steps 04_sample
 EXPLORED := 05_synthetic_planes 05_ct
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test nbval test-browser lint lab bench ablation figures demo notebooks clean
+.PHONY: help install run test check slow nbval test-browser lint lab bench ablation figures demo notebooks clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -50,9 +50,19 @@ $(BROWSED): $(STAMP)
 run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into runs/NAME
 	$(BIN)/python -m petct_lib run --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" $(FLAGS)
 
-test: $(TESTED) $(if $(BROWSER),$(BROWSED)) lint  ## ruff, pytest with coverage, and nbval over every notebook; BROWSER=1: test-browser beside nbval
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --durations=20
-	$(MAKE) -j2 --output-sync=target nbval $(if $(BROWSER),test-browser)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --durations=20
+
+test: $(TESTED) lint  ## ruff, the fast tests, and nbval over every notebook
+	rm -f .coverage
+	$(PYTEST) -m "not slow" --cov-report=
+	$(MAKE) nbval
+
+check: test slow  ## everything: make test, then the slow tests, coverage, and the notebooks in a browser
+
+slow: $(BROWSED)  ## what make check adds to make test
+	$(PYTEST) -m slow --cov-append --cov-report=term
+	$(BIN)/python -m coverage report --fail-under=96 --format=total
+	$(MAKE) test-browser
 
 nbval: $(TESTED)  ## every notebook at its committed defaults, its outputs compared with the committed ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks

@@ -113,7 +113,7 @@ def test_versions_agree():
 
 def test_make_help_lists_the_targets():
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("install", "run", "test", "test-browser", "lab", "figures"):
+    for target in ("install", "run", "test", "check", "test-browser", "lab", "figures"):
         assert re.search(rf"make {target}\s", text)
 
 
@@ -127,9 +127,10 @@ def test_only_its_own_target_needs_a_browser():
     assert recipe.rstrip().endswith("-m pytest tests/browser")
 
 
-def test_ci_calls_the_readmes_test_command():
-    assert (ROOT / ".ci" / "run").read_text().strip().endswith("\nmake test BROWSER=1")
-    assert "make test" in (ROOT / "README.md").read_text()
+def test_ci_calls_the_readmes_test_command_and_the_rest_of_the_check():
+    assert (ROOT / ".ci" / "run").read_text().strip().endswith("\nmake test\nmake slow")
+    assert re.search(r"^check: test slow\b", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"make test", "make check"} <= set(re.findall(r"^make [a-z]+", (ROOT / "README.md").read_text(), re.MULTILINE))
 
 
 def test_pictures_of_the_readme_exist():

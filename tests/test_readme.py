@@ -25,7 +25,8 @@ TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.S | re.M)
 ELSEWHERE = {
     "make test": "it is what runs this",
-    "make test-browser": "CI's second step",
+    "make check": "it is what runs this",
+    "make test-browser": "CI's last step",
     "make lab": "tests/browser starts JupyterLab",
     "make bench": "an hour",
     "make ablation": "hours; tests/experiments/test_ablation.py at tiny sizes",
