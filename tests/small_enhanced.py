@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pydicom
-import pytest
 from pydicom import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedCTImageStorage, EnhancedPETImageStorage, ExplicitVRLittleEndian
-from small_dicom import add_patient
 
 from petct_lib.dicom.writer import make_uid
 
@@ -83,10 +81,3 @@ def enhanced_pet(slices: list[Dataset], unit: str = "Bq/ml", scale: float = 1.0)
     drug.RadiopharmaceuticalStartDateTime = "20190307090000"
     ds.RadiopharmaceuticalInformationSequence = [drug]
     return ds
-
-
-@pytest.fixture
-def slices(tmp_path) -> dict[str, list[Dataset]]:
-    """A classic study's CT and PET, as written into the folder "classic"."""
-    folder = add_patient(tmp_path / "classic")
-    return {part: classic(folder / part) for part in ("CT", "PT")}

@@ -130,7 +130,9 @@ def test_only_its_own_target_needs_a_browser():
 def test_ci_calls_the_readmes_test_command_and_the_rest_of_the_check():
     assert (ROOT / ".ci" / "run").read_text().strip().endswith("\nmake test\nmake slow")
     assert re.search(r"^check: test slow\b", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {"make test", "make check"} <= set(re.findall(r"^make [a-z]+", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert {"make test", "make check"} <= set(
+        re.findall(r"^make [a-z]+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    )
 
 
 def test_pictures_of_the_readme_exist():

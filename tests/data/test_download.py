@@ -249,7 +249,7 @@ def test_a_killed_download_goes_on(s3, small, tmp_path):
     s3.stuck.add(f"{second}/007.dcm")
     small.index.to_pickle(tmp_path / "index.pkl")
     code = (
-        "import pandas; from petct_lib import download\n"
+        "import pandas; from petct_lib.data import download\n"
         f"download.read_index = lambda: pandas.read_pickle({str(tmp_path / 'index.pkl')!r})\n"
         f"download.download({str(tmp_path / 'data')!r}, endpoint_url={s3.url!r})"
     )

@@ -40,6 +40,13 @@ def write_both(root: Path, ct: list[Dataset], pet: list[Dataset], **options: obj
 
 
 @pytest.fixture
+def slices(tmp_path) -> dict[str, list[Dataset]]:
+    """A classic study's CT and PET, as written into the folder "classic"."""
+    folder = add_patient(tmp_path / "classic")
+    return {part: classic(folder / part) for part in ("CT", "PT")}
+
+
+@pytest.fixture
 def expected(slices, tmp_path) -> Study:
     return study_of(tmp_path / "classic")
 

@@ -257,7 +257,7 @@ def test_full_is_the_papers_configuration():
     gan = load_params("full")["02_cyclegan_training"]
     paper = CycleGANSettings()
     assert (gan["epochs"], gan["batch_size"], gan["lr"]) == (200, 4, 2e-4)
-    for key in ("width", "blocks", "patch_layers", "lambda_cycle", "lambda_identity", "pool_size", "lr"):
+    for key in ("width", "blocks", "patch_layers", "lambda_cycle", "lambda_identity", "lr"):
         assert gan[key] == getattr(paper, key)
     assert load_params("full")["01_data_exploration"]["size"] == 256
 
@@ -329,7 +329,7 @@ def test_record_merges_and_stage_times(tmp_path):
 
 def test_summary_names_resolution_and_folder(tiny_run):
     text = summary(tiny_run)
-    assert "64×64" in text
+    assert "32×32" in text
     assert "peak memory" in text
 
 

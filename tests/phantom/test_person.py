@@ -22,7 +22,7 @@ def one() -> person.Person:
 @pytest.fixture
 def crowd(one, monkeypatch) -> list[person.Person]:
     """Many persons who share one anatomy, which takes long to grow."""
-    monkeypatch.setattr(person.anatomy, "grow", lambda rng, build: one.anatomy)
+    monkeypatch.setattr(person.anatomy, "grow_anatomy", lambda rng, build: one.anatomy)
     return [draw(i) for i in range(200)]
 
 
@@ -65,7 +65,7 @@ def test_tissues_vary_as_stated(crowd):
 
 
 def test_the_lung_is_denser_at_the_back_and_has_holes_in_some(one, monkeypatch):
-    monkeypatch.setattr(person.anatomy, "grow", lambda rng, build: one.anatomy)
+    monkeypatch.setattr(person.anatomy, "grow_anatomy", lambda rng, build: one.anatomy)
     lung = one.anatomy.fields["lung"] < -8
     front, back = lung & (Y_MM < -30)[:, None], lung & (Y_MM > 40)[:, None]
     realistic = [draw(i).lung_hu for i in range(40)]

@@ -21,7 +21,7 @@ from petct_lib.models.checkpoints import load_checkpoint
 from petct_lib.training.stage1 import leave_group, plan_from, train_cyclegan, unpaired_slices
 
 TINY = {
-    "steps": 3, "batch_size": 2, "width": 4, "blocks": 1, "patch_layers": 2, "pool_size": 3, "checkpoint_every": 2,
+    "steps": 3, "batch_size": 2, "width": 4, "blocks": 1, "patch_layers": 2, "checkpoint_every": 2,
     "ema_decay": 0.9,
 }  # fmt: skip
 LAUNCHERS = {
@@ -118,8 +118,8 @@ def test_the_notebooks_launcher_takes_the_same_step(run_dir, tmp_path):
     shutil.copytree(run_dir, two)
     train_cyclegan(run_dir, plan(run_dir, steps=1), resume=False)
     code = (
-        "import sys; sys.path[:0] = ['tests']\n"
-        "from pathlib import Path\nimport test_train_cyclegan as t\n"
+        "import sys; sys.path[:0] = ['tests', 'tests/training']\n"
+        "from pathlib import Path\nimport test_stage1 as t\n"
         f"run = Path({str(two)!r})\n"
         "rows = t.train_cyclegan(run, t.plan(run, steps=1), resume=False, processes=2)\n"
         "assert rows[-1]['step'] == 0 and 'validation_score' in rows[-1], rows\n"

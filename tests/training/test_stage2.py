@@ -9,6 +9,7 @@ import torch
 from small_run import small_run
 
 from petct_lib import InputError
+from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits, refiner_patients
@@ -75,7 +76,7 @@ def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
 
 @pytest.mark.parametrize("unknown", ["sigma", "patch", "steps", "device"])
 def test_an_unknown_setting_is_refused(unknown):
-    with pytest.raises(InputError, match=f"stage 2 has no setting {unknown}; it has accumulate, .*width"):
+    with pytest.raises(InputError, match=f"stage 2 has no setting {unknown}; it has beta1, .*width"):
         plans(64, seed=0, batch_size=8, **STEPS, **{unknown: 2})
 
 
@@ -291,7 +292,7 @@ def test_the_residuals_spectrum_is_that_of_what_is_left():
 def test_a_flow_learns_residuals_of_unit_size_at_every_frequency(run, pairs):
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
     batches = stage2._batches(pairs, 8)
-    stage = stage2._stage(run, "pet2ct", replace(PLAN, stage=tiny.FLOW, regression="regression"), batches)
+    stage = stage2._stage(RunFolder(run), "pet2ct", replace(PLAN, stage=tiny.FLOW, regression="regression"), batches)
     assert isinstance(stage, ResidualFlow)
     residuals = []
     for k in range(20):
