@@ -42,6 +42,8 @@ from petct_lib.dicom.seg import read_segments
 from petct_lib.dicom.studies import find_pairs, ingest, load_pair
 from petct_lib.dicom.suv import suv_factor
 
+pytestmark = pytest.mark.slow
+
 CASES = 280  # of each kind of file
 STUDIES = 102  # whole folders
 MEMORY = 3 * 1024**3  # bytes beyond what the libraries take: the limits of the reader add up to less

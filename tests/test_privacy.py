@@ -17,6 +17,8 @@ from petct_lib.dicom.studies import pseudonym
 from petct_lib.dicom.suv import GE_SCAN_TIME
 from petct_lib.phantom.cohort import write_phantom
 
+pytestmark = pytest.mark.slow
+
 MARKER = "ZQXPRIVATE"
 DAY = "19870613"  # of the scans: it has to stay a date, for SUV depends on it
 FORBIDDEN = [MARKER, MARKER.lower(), DAY, "1987-06-13", "13.06.1987", "06/13/1987", "19450508"]

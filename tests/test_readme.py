@@ -148,6 +148,7 @@ def test_excused_commands_of_the_library_exist(capsys):
             _parser().parse_args(shlex.split(command.split("-m petct_lib ", 1)[1]))
 
 
+@pytest.mark.slow
 def test_a_notebook_becomes_a_page_with_its_pictures(tmp_path):
     [command] = [c for c in COMMANDS if c.startswith(PAGE)]
     arguments = [*shlex.split(command)[1:-1], str(tmp_path)]
@@ -157,6 +158,7 @@ def test_a_notebook_becomes_a_page_with_its_pictures(tmp_path):
     assert "NOT FOR DIAGNOSIS" in text.upper()
 
 
+@pytest.mark.slow
 def test_snippets_run(phantom_dir, tmp_path):
     snippets = [block for language, block in BLOCKS if language == "python"]
     assert len(snippets) == 2

@@ -16,6 +16,8 @@ from petct_lib.common import files
 from petct_lib.models import checkpoints
 from petct_lib.models.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 STEPS, EVERY = 16, 3
 WRITES = ("half", "unsynced", "written", "linked", "renaming", "renamed")
 

@@ -73,6 +73,7 @@ def test_a_cluster_that_is_not_there_says_so(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_prepares_the_same_slices(tmp_path):
     """Two worker processes of a local cluster stand for two hosts; the folder is one that all can see."""
     from distributed import LocalCluster

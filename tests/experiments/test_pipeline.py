@@ -233,6 +233,7 @@ SMALL_GPU = (  # the gpu profile's path, with sizes that a CPU can do
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_gpu_profile_runs_to_its_end(tmp_path):
     out = tmp_path / "gpu"
     given = [part for setting in SMALL_GPU for part in ("--set", setting)]
@@ -333,6 +334,7 @@ def test_summary_names_resolution_and_folder(tiny_run):
     assert "peak memory" in text
 
 
+@pytest.mark.slow
 def test_real_patients_through_ingest():
     path = ROOT.parent / "shared" / "data" / "sts" / "STS_008.zip"
     if not path.exists():

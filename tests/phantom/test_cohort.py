@@ -254,6 +254,7 @@ def test_lesions_lie_where_the_truth_says(cohort):
     assert seen > 5
 
 
+@pytest.mark.slow
 def test_one_modality_lesions_are_invisible_on_the_other():
     kinds = {}
     for p in each(partial(make_patient, 5, settings=QUIET), range(24)):

@@ -104,6 +104,7 @@ def test_it_is_validated_on_patients_that_are_neither_trained_on_nor_tested(run_
     assert seen == json.loads((run_dir / "splits.json").read_text())["refine"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_at_half_the_batch_take_the_step_of_one(run_dir, tmp_path, launcher):
     two = tmp_path / "two"
@@ -113,6 +114,7 @@ def test_two_processes_at_half_the_batch_take_the_step_of_one(run_dir, tmp_path,
     assert difference(run_dir, two) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_notebooks_launcher_takes_the_same_step(run_dir, tmp_path):
     two = tmp_path / "two"
     shutil.copytree(run_dir, two)
@@ -129,6 +131,7 @@ def test_the_notebooks_launcher_takes_the_same_step(run_dir, tmp_path):
     assert difference(run_dir, two) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_another_number_of_processes(run_dir, tmp_path):
     """Steps 0 and 1 by two processes, then 2 by one; against one process all the way."""
     mixed = tmp_path / "mixed"
