@@ -312,7 +312,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _slim(args: argparse.Namespace) -> int:
-    from petct_lib.experiments.export import slim
+    from petct_lib.experiments.slim import slim
 
     print(f"{slim(args.run, args.out) / 1e6:.1f} MB in {args.out}: translate --run {args.out} takes it")
     return 0
@@ -320,7 +320,7 @@ def _slim(args: argparse.Namespace) -> int:
 
 def _translate(args: argparse.Namespace) -> int:
     from petct_lib.imaging.directions import SOURCE, TARGET, UNIT
-    from petct_lib.inference.study import translate_study
+    from petct_lib.inference.translate_study import translate_study
     from petct_lib.viz import panels
 
     source, result = translate_study(

@@ -36,7 +36,7 @@ CT_RANGE_HU = (-1024.0, 3000.0)  # fixed: never an image's own minimum and maxim
 LPIPS_WINDOW = {"ct": (-1000.0, 400.0), "pet": (0.0, 10.0)}  # display windows, HU and SUV
 
 
-def score_patients(
+def score_test_patients(
     run_dir: Path, direction: str, *, methods: Collection[str] = METHODS, lpips_model: torch.nn.Module | None = None,
     progress: Callable = iter, **drawing: object,
 ) -> tuple[list[dict], list[Case]]:  # fmt: skip
@@ -49,12 +49,12 @@ def score_patients(
     kind = TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     given = {**drawing, "atlas": atlas, "methods": tuple(methods)}
-    work = partial(_score_patient, Path(run_dir), direction, lpips_model, given)
+    work = partial(_score_test_patient, Path(run_dir), direction, lpips_model, given)
     found = whole(each(work, splits["test"], jobs=1 if torch.cuda.is_available() else None, progress=progress))
     return [row for rows, _ in found for row in rows], [case for _, case in found]
 
 
-def _score_patient(
+def _score_test_patient(
     run_dir: Path, direction: str, lpips_model: torch.nn.Module | None, given: dict, patient: str
 ) -> tuple[list[dict], Case]:
     prepared, splits, translator = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir), Translator(run_dir)
@@ -86,7 +86,7 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
     Of a PET, the lesions one by one too, see `lesion_scores`; and how smoothly slice follows slice (`coherence`). The
     range of PSNR and SSIM is that of the direction, the same for every patient. InputError where the source is the real
     target itself: what was made from it is a reconstruction (PET→CT→PET), and no translation; ValueError as for
-    `image_scores.score_patient`. The rows have the columns of `rows.SCORE_COLUMNS`.
+    `image_scores.score_body`. The rows have the columns of `rows.SCORE_COLUMNS`.
     """
     if case.source is not None and np.array_equal(case.source, case.real):
         raise InputError(f"patient {case.patient}: the source is the real target image; a reconstruction is not scored")
@@ -97,9 +97,7 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
     fixed = {"unit": UNIT[kind], "clip": (low, high)}
     rows = []
     for method, image in case.images.items():
-        scores = image_scores.score_patient(
-            case.real, image, case.body, source=case.sources["body"], lpips=lpips, **fixed
-        )
+        scores = image_scores.score_body(case.real, image, case.body, source=case.sources["body"], lpips=lpips, **fixed)
         for region in (name for name in case.masks if name != "body"):
             scores += image_scores.score_region(
                 case.real, image, case.masks[region], region=region, source=case.sources[region], **fixed

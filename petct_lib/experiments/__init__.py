@@ -1,9 +1,9 @@
 """Whole runs, and what is made of them.
 
 profiles  the parameters of the notebooks
-pipeline  the four notebooks in order, and the manifest
+pipeline  the four notebooks in order, the manifest, and what is printed at the end
 variants  what the ablation trains, by name
 ablation  what each part of stage 2 contributes
 report    a run as one HTML page, model card and data card
-export    a run made small enough to ship
+slim      a run made small enough to ship
 """

@@ -220,7 +220,7 @@ def _recorded(run_dir: Path) -> dict:
 
 
 @contextmanager
-def stage(run_dir: Path, name: str) -> Iterator[None]:
+def timed(run_dir: Path, name: str) -> Iterator[None]:
     """Adds the seconds of a block to those under `stage_seconds` (a resumed stage goes on counting).
 
     `stage_peak_mb` holds the largest resident size of this process up to the block's end, all earlier blocks included;

@@ -1,6 +1,7 @@
 """Masks of lung, soft tissue and bone by HU thresholds, and of lesions as they were drawn, on a common grid.
 
 They are for scoring only and are never given to a network: a translated image may not depend on the CT it is judged by.
+The body's own mask is `volume.body_mask`.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ from petct_lib.metrics.structure import masked_slices, spectrum_distance, ssim
 from petct_lib.metrics.voxelwise import check_range, checked, psnr_from_mse
 
 
-def score_patient(
+def score_body(
     real: np.ndarray,
     synthetic: np.ndarray,
     mask: np.ndarray,
@@ -56,7 +56,7 @@ def score_region(
     """Scores of one patient's stack in a region other than the body: those that are sums over voxels.
 
     SSIM, spectrum and LPIPS look at neighbourhoods, which in a lesion or a rib are mostly something else. No rows for
-    an empty mask: a patient may have no lung in the field. Shapes, clip and errors as for `score_patient`.
+    an empty mask: a patient may have no lung in the field. Shapes, clip and errors as for `score_body`.
     """
     if not np.any(mask):
         return []

@@ -1,4 +1,7 @@
-"""Errors of voxels: MAE, MSE, RMSE, PSNR."""
+"""Errors of voxels: MAE, MSE, RMSE, PSNR.
+
+Which scores a run has is decided in `image_scores`; which of them a table shows, in `evaluation.tables`.
+"""
 
 import math
 

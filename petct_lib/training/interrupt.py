@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is granted at the end of a step, so that what is saved is whole."""
+"""Finish the step, save, then stop on SIGINT (Ctrl-C) or SIGTERM, so that what is saved is whole."""
 
 import signal
 import threading

@@ -1,4 +1,7 @@
-"""The checkpoint of a training: what it was made with, its rows, and exact resume."""
+"""The checkpoint of a training: what it was made with, its rows, and exact resume.
+
+The files themselves, written whole or not at all, are the business of `models.checkpoints`.
+"""
 
 from pathlib import Path
 

@@ -131,8 +131,8 @@ class RefinerValidation:
                 score = float((image - y).abs().numpy()[:, 0][body].mean())
             image = decoded(image, self.kind, self.window)
             maes.append(voxelwise.mae(real, image, body))
-            outside = real.min()
-            spectra.append(structure.spectrum_distance(*(np.where(body, stack, outside) for stack in (real, image))))
+            seen = (structure.masked_slices(stack, body, real.min()) for stack in (real, image))
+            spectra.append(structure.spectrum_distance(*seen))
             scores.append(score)
         unit = UNIT[self.kind].lower()
         found = {f"mae_{unit}": _mean(maes), "score": _mean(scores), "spectrum": _mean(spectra)}

@@ -15,7 +15,7 @@ from petct_lib.evaluation.methods import METHODS, copied, mean_atlas, translate_
 from petct_lib.evaluation.scoring import (
     few_slices,
     score_case,
-    score_patients,
+    score_test_patients,
     summarised,
     two_sample_accuracies,
     two_sample_rows,
@@ -239,7 +239,7 @@ def test_a_summary_has_the_spread_and_the_ranks_in_place_of_the_samples(case):
 
 def test_patients_are_scored_one_a_core_as_in_a_row(prepared, run, atlas):
     given = {**SAMPLED, "methods": ("cyclegan", "mean")}
-    rows, cases = score_patients(run, "pet2ct", **given)
+    rows, cases = score_test_patients(run, "pet2ct", **given)
     assert [case.patient for case in cases] == read_splits(run)["test"]
     assert {row["method"] for row in rows} == {"cyclegan", "mean"}
     assert all(case.samples == {} and case.spread is not None for case in cases)

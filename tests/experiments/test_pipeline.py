@@ -16,7 +16,7 @@ from petct_lib.data.prepare import input_key
 from petct_lib.data.splits import ROLES
 from petct_lib.evaluation import methods
 from petct_lib.evaluation.tables import read_scores
-from petct_lib.experiments.pipeline import MAKES, _open_run, _provenance, fresh_folder, record, require, stage, summary
+from petct_lib.experiments.pipeline import MAKES, _open_run, _provenance, fresh_folder, record, require, summary, timed
 from petct_lib.experiments.profiles import NOTEBOOK_DIR, NOTEBOOKS, load_params, parameters_of
 from petct_lib.models.cyclegan import CycleGANSettings
 
@@ -314,7 +314,7 @@ def test_fresh_folder_empties_notebook_runs_only(tmp_path):
 def test_record_merges_and_stage_times(tmp_path):
     record(tmp_path, a={"x": 1}, b=2)
     record(tmp_path, a={"y": 2})
-    with stage(tmp_path, "nap"):
+    with timed(tmp_path, "nap"):
         pass
     held = read_json(tmp_path / "stages.json")
     assert held["a"] == {"x": 1, "y": 2}
@@ -323,7 +323,7 @@ def test_record_merges_and_stage_times(tmp_path):
     assert held["stage_peak_mb"]["nap"] > 10, "a process that has loaded torch"
     assert ("stage_gpu_mb" in held) == torch.cuda.is_available()
     record(tmp_path, stage_seconds={"nap": 5.0})
-    with stage(tmp_path, "nap"):
+    with timed(tmp_path, "nap"):
         pass
     assert read_json(tmp_path / "stages.json")["stage_seconds"]["nap"] >= 5  # a resumed stage goes on counting
 

@@ -247,7 +247,7 @@ def test_constant_images_have_no_spectrum(pair):
 
 def score_body(real, synthetic, mask, **changes):
     settings = {"unit": "HU", "clip": CLIP_HU, "source": "HU threshold"} | changes
-    rows = image_scores.score_patient(real, synthetic, mask, **settings)
+    rows = image_scores.score_body(real, synthetic, mask, **settings)
     assert {row["region"] for row in rows} == {"body"}
     assert all(set(row) == {"region", "metric", "value", "unit", "mask"} for row in rows)
     return {row["metric"]: row["value"] for row in rows}, {row["metric"]: row["unit"] for row in rows}
@@ -320,7 +320,7 @@ def test_guards_of_a_patient(pair, left):
 def test_a_region_has_the_scores_that_are_sums_over_voxels(pair, left):
     settings = {"unit": "HU", "clip": CLIP_HU, "source": "SEG"}
     rows = image_scores.score_region(*pair, left, region="bone", **settings)
-    body = {row["metric"]: row for row in image_scores.score_patient(*pair, left, **settings)}
+    body = {row["metric"]: row for row in image_scores.score_body(*pair, left, **settings)}
     assert [row["metric"] for row in rows] == ["mae", "me", "mean", "mse", "rmse", "psnr"]
     assert all(row == {**body[row["metric"]], "region": "bone"} for row in rows)
     assert image_scores.score_region(*pair, np.zeros_like(left), region="bone", **settings) == []

@@ -15,7 +15,7 @@ from petct_lib.dicom.archives import list_files
 from petct_lib.dicom.headers import read_series
 from petct_lib.dicom.studies import find_pairs, load_series
 from petct_lib.dicom.writer import make_uid
-from petct_lib.inference.study import export_patient, read_source, translate_study
+from petct_lib.inference.translate_study import export_patient, read_source, translate_study
 from petct_lib.inference.translator import Translation
 
 

@@ -9,7 +9,7 @@ from petct_lib import InputError
 from petct_lib.cli import main
 from petct_lib.common.files import read_json
 from petct_lib.common.run_folder import RunFolder
-from petct_lib.experiments import export
+from petct_lib.experiments import slim as slimming
 from petct_lib.imaging.directions import DIRECTIONS, SOURCE
 from petct_lib.inference.translator import Translator
 from petct_lib.models.checkpoints import load_checkpoint
@@ -25,7 +25,7 @@ def run(prepared, tmp_path_factory):
 @pytest.fixture(scope="module")
 def slim(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("slim") / "run"
-    return out, export.slim(run, out)
+    return out, slimming.slim(run, out)
 
 
 def test_a_slim_run_translates_as_the_whole_one_but_for_half_precision(run, slim, prepared):
@@ -41,11 +41,11 @@ def test_a_slim_run_translates_as_the_whole_one_but_for_half_precision(run, slim
 def test_a_slim_run_is_small_and_holds_no_patient(run, slim):
     out, size = slim
     assert size == sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    assert size < sum((run / "checkpoints" / f"{name}.pt").stat().st_size for name in export.NETWORKS) / 3
+    assert size < sum((run / "checkpoints" / f"{name}.pt").stat().st_size for name in slimming.NETWORKS) / 3
     kept = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    weights = {f"checkpoints/{name}.pt" for name in export.NETWORKS}
+    weights = {f"checkpoints/{name}.pt" for name in slimming.NETWORKS}
     assert kept == weights | {"stages.json", "intensity.json", "model_card.md"}
-    assert set(read_json(out / "stages.json")) == set(export.KEPT_STAGES)
+    assert set(read_json(out / "stages.json")) == set(slimming.KEPT_STAGES)
 
 
 def test_no_training_goes_on_from_a_slim_checkpoint(tmp_path):
@@ -53,15 +53,15 @@ def test_no_training_goes_on_from_a_slim_checkpoint(tmp_path):
 
     path = tmp_path / "gan.pt"
     tiny.train(path, steps=3)
-    torch.save(export._slim_state(load_checkpoint(path)), path)
+    torch.save(slimming._slim_state(load_checkpoint(path)), path)
     with pytest.raises(InputError, match="averaged weights alone"):
         tiny.train(path, steps=3, resume=True)
 
 
 def test_slim_refuses_an_unfinished_run_and_a_folder_that_is_there(run, slim, tmp_path, capsys):
     with pytest.raises(InputError, match=r"is not a finished run, intensity\.json"):
-        export.slim(tmp_path, tmp_path / "out")
+        slimming.slim(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="exists"):
-        export.slim(run, slim[0])
+        slimming.slim(run, slim[0])
     assert main(["slim", str(run), "--out", str(tmp_path / "small")]) == 0
     assert "MB" in capsys.readouterr().out
