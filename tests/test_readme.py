@@ -33,7 +33,6 @@ ELSEWHERE = {
     "make figures": "copies of a run's pictures",
     ".venv/bin/python benchmarks/": "minutes to an hour",
     ".venv/bin/python -m petct_lib download path": "needs a network; tests/data/test_download.py against a stand-in",
-    ".venv/bin/accelerate": "tests/training/test_stage1.py, two processes",
     ".venv/bin/torchrun": "tests/training/test_stage1.py, two processes",
     "srun": "tests/training/test_stage1.py, two processes, no cluster",
     ".venv/bin/tensorboard": "a server; tests/training/test_loggers.py reads what it reads",

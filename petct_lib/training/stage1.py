@@ -1,7 +1,7 @@
 """Stage 1 of a run folder: what notebook 02, `python -m petct_lib train` and every launcher train.
 
 One plan, whoever starts it: one process, several on one host (`processes`, through accelerate's notebook_launcher), or
-several hosts (`accelerate launch -m petct_lib train …`, torchrun, SLURM).
+several hosts (torchrun, also within SLURM).
 """
 
 from collections.abc import Sequence
