@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,30 +28,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder of a name, as `make(folder)` left it; made once for all pytest workers, who only read it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        done = folder.with_name(f"{name}.done")
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory) -> Path:
     """Five small phantom patients as DICOM."""
-    return write_phantom(tmp_path_factory.mktemp("phantom"), 5, 0, SMALL)
+    return once(tmp_path_factory, "phantom", lambda folder: write_phantom(folder, 5, 0, SMALL))
 
 
 @pytest.fixture(scope="session")
 def prepared(phantom_dir, tmp_path_factory) -> Prepared:
     """Their slices, 32×32, every 16 mm."""
-    return prepare(phantom_dir, tmp_path_factory.mktemp("run") / "prepared", SliceSettings(32, None, 16.0))
+    settings = SliceSettings(32, None, 16.0)
+    return Prepared(once(tmp_path_factory, "prepared", lambda folder: prepare(phantom_dir, folder, settings)))
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Path:
-    """A run of the four notebooks through papermill, at the sizes of TINY; one for all pytest workers."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = shared / "tiny"
-    with FileLock(shared / "tiny.lock"):
-        if not (out / "terminal.txt").exists():
-            done = petct("run", "--profile", TINY, "--out", str(out))
-            assert done.returncode == 0, done.stderr[-3000:]
-            (out / "terminal.txt").write_text(done.stdout)
-    return out
+    """A run of the four notebooks through papermill, at the sizes of TINY, and what it printed in `terminal.txt`."""
+
+    def make(folder: Path) -> None:
+        done = petct("run", "--profile", TINY, "--out", str(folder))
+        assert done.returncode == 0, done.stderr[-3000:]
+        (folder / "terminal.txt").write_text(done.stdout)
+
+    return once(tmp_path_factory, "tiny", make)
 
 
 def petct(*arguments: str) -> SimpleNamespace:
