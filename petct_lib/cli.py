@@ -64,9 +64,7 @@ def _add_set(p: argparse.ArgumentParser) -> None:
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    p = commands.add_parser(
-        "train", help="the CycleGAN of a run folder alone; under torchrun, on many GPUs"
-    )
+    p = commands.add_parser("train", help="the CycleGAN of a run folder alone; under torchrun, on many GPUs")
     p.add_argument("run", type=Path, help="run folder that notebook 01 has prepared")  # torchrun would take a --run
     p.add_argument("--profile", default="quick", help="whose parameters of 02_cyclegan_training to take (%(default)s)")
     _add_set(p)
