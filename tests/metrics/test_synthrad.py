@@ -54,6 +54,7 @@ def slow_ms_ssim(real, synthetic, mask, low, high):
     return result
 
 
+@pytest.mark.slow
 def test_ms_ssim_equals_its_definition_written_out(pair):
     real, synthetic, mask = (stack[:8, 10:30, 8:30] for stack in pair)
     mask = mask & (np.arange(22) < 12)
