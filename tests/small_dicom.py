@@ -68,13 +68,18 @@ def add_patient(root: Path, patient: str = "A", study: str = "1") -> Path:
 def edit(folder: Path, **changes: object) -> None:
     """Sets attributes in every file of a folder; None removes one."""
     for path in folder.iterdir():
-        ds = pydicom.dcmread(path)
-        for keyword, value in changes.items():
-            if value is None:
-                delattr(ds, keyword)
-            else:
-                setattr(ds, keyword, value)
-        ds.save_as(path)
+        edit_file(path, **changes)
+
+
+def edit_file(path: Path, **changes: object) -> None:
+    """Sets attributes in a file; None removes one."""
+    ds = pydicom.dcmread(path)
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(ds, keyword)
+        else:
+            setattr(ds, keyword, value)
+    ds.save_as(path)
 
 
 def reasons(report: dict | str) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,16 +12,18 @@ from torch import Tensor
 from petct_lib.models.stage import Stage
 from petct_lib.training.saver import Saver
 
+Names = Callable[[np.random.Generator], list[str]]
+
 
 class Guard:
     """Remembers, on the device, the first step at which each loss was not finite or beyond the limit.
 
-    So a GPU is not waited for at each step, and the step named is still the right one. batches: whose `names` says
-    which slices a step saw.
+    So a GPU is not waited for at each step, and the step named is still the right one. names: which slices the batch of
+    an equal generator holds.
     """
 
-    def __init__(self, stage: Stage, batches: object, seed: int, limit: float, accelerator: Accelerator) -> None:
-        self.stage, self.batches, self.seed, self.limit, self.accelerator = stage, batches, seed, limit, accelerator
+    def __init__(self, stage: Stage, names: Names, seed: int, limit: float, accelerator: Accelerator) -> None:
+        self.stage, self.names, self.seed, self.limit, self.accelerator = stage, batches, seed, limit, accelerator
         self.bad: dict[str, Tensor] = {}
         self.step = 0
 
@@ -40,7 +43,7 @@ class Guard:
             self.see(self.step, self._zeros())
         if found := self._first():
             step, names = found
-            slices = "; ".join(self.batches.names(np.random.default_rng([self.seed, step])))
+            slices = "; ".join(self.names(np.random.default_rng([self.seed, step])))
             raise FloatingPointError(
                 f"step {step}: {', '.join(names)} not finite or beyond {self.limit:g}; {saver.last_good()}; "
                 f"the batch's slices: {slices}. Try a smaller lr"

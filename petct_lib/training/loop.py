@@ -121,18 +121,14 @@ def fit(
     """
     torch.set_flush_denormal(True)  # denormals slow small networks on a CPU several times
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    result = {k: v for k, v in asdict(settings).items() if k in CHANGES_THE_RESULT}
-    origin = {
-        "settings": stage.extra_state()["settings"], "data": fingerprint, "seed": seed, "batches": batches.describe(),
-        **result,
-    }  # fmt: skip
+    origin = {"data": fingerprint, "seed": seed, **_origin(stage, batches, settings)}
     saver = Saver(stage, checkpoint, origin, settings.keep, accelerator)
     start = saver.resume() if resume else 0
     if start == settings.steps:
         return saver.history
     saver.clear_leftovers(start)
     _place(stage, settings, accelerator.device)
-    guard = Guard(stage, batches, seed, settings.loss_limit, accelerator)
+    guard = Guard(stage, batches.names, seed, settings.loss_limit, accelerator)
     log = _Log(watchers if accelerator.is_main_process else (), saver.history, accelerator)
     update = Updates(stage.optimisers, accelerator=accelerator, mixed_precision=settings.mixed_precision)
     numbers = range(start, settings.steps)
@@ -161,6 +157,12 @@ def fit(
             if stopping:
                 interrupt.stop(f"stopped after step {done} of {settings.steps}, saved in {checkpoint}")
     return saver.history
+
+
+def _origin(stage: Stage, batches: Batches, settings: FitSettings) -> dict:
+    """What decides the result of a training beside its data and seed: compared when it resumes."""
+    changing = {name: value for name, value in asdict(settings).items() if name in CHANGES_THE_RESULT}
+    return {"settings": stage.extra_state()["settings"], "batches": batches.describe(), **changing}
 
 
 class _Log:

@@ -13,7 +13,7 @@ from dicom_encodings import ENCODINGS
 from highdicom.legacy import LegacyConvertedEnhancedCTImage, LegacyConvertedEnhancedPETImage
 from pydicom import Dataset
 from pydicom.uid import EnhancedCTImageStorage
-from small_dicom import add_patient, reasons, refusal
+from small_dicom import add_patient, edit_file, reasons, refusal
 from small_enhanced import classic, enhanced_ct, enhanced_pet, item, mapping, save
 
 from petct_lib import InputError
@@ -187,14 +187,7 @@ def test_the_frames_of_a_file_share_nothing(slices):
 def spoilt(tmp_path: Path, slices: dict, part: str, **changes: object) -> str:
     """Why nothing is found where the one file differs from a good one; None removes an attribute."""
     root = write_both(tmp_path / "in", slices["CT"], slices["PT"])
-    path = root / f"{part}.dcm"
-    ds = pydicom.dcmread(path)
-    for keyword, value in changes.items():
-        if value is None:
-            delattr(ds, keyword)
-        else:
-            setattr(ds, keyword, value)
-    ds.save_as(path)
+    edit_file(root / f"{part}.dcm", **changes)
     return refusal(root)
 
 

@@ -15,7 +15,11 @@ from petct_lib.training.saver import Saver
 def guarded(tmp_path):
     stage, batches = tiny.stage_of("regression")
     accelerator = Accelerator(cpu=True)
-    return stage, Guard(stage, batches, 3, 100.0, accelerator), Saver(stage, tmp_path / "c.pt", {}, 1, accelerator)
+    return (
+        stage,
+        Guard(stage, batches.names, 3, 100.0, accelerator),
+        Saver(stage, tmp_path / "c.pt", {}, 1, accelerator),
+    )
 
 
 def test_sound_losses_and_weights_pass(guarded):
