@@ -23,7 +23,7 @@ class Guard:
     """
 
     def __init__(self, stage: Stage, names: Names, seed: int, limit: float, accelerator: Accelerator) -> None:
-        self.stage, self.names, self.seed, self.limit, self.accelerator = stage, batches, seed, limit, accelerator
+        self.stage, self.names, self.seed, self.limit, self.accelerator = stage, names, seed, limit, accelerator
         self.bad: dict[str, Tensor] = {}
         self.step = 0
 
