@@ -9,6 +9,7 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -18,6 +19,7 @@ from petct_lib.phantom.cohort import phantom_settings, write_phantom
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny_run.yaml")  # a profile
+SHAPE = (3, 32, 32)  # of the stacks `pair`
 SMALL = phantom_settings("easy", ct_pixel_mm=4.0, ct_size=112, ct_slice_mm=8.0, pet_size=112, pet_slice_mm=8.0)
 
 
@@ -63,6 +65,27 @@ def tiny_run(tmp_path_factory) -> Path:
         (folder / "terminal.txt").write_text(done.stdout)
 
     return once(tmp_path_factory, "tiny", make)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same numbers for every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def pair(rng) -> tuple[np.ndarray, np.ndarray]:
+    """A stack of noise, and one beside it."""
+    real = rng.normal(0, 300, SHAPE)
+    return real, real + rng.normal(0, 50, SHAPE)
+
+
+@pytest.fixture
+def left() -> np.ndarray:
+    """A mask of the left half."""
+    mask = np.zeros(SHAPE, bool)
+    mask[:, :, :16] = True
+    return mask
 
 
 def petct(*arguments: str) -> SimpleNamespace:

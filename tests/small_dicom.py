@@ -12,7 +12,7 @@ from pydicom.tag import Tag
 from petct_lib import InputError
 from petct_lib.dicom.archives import list_files
 from petct_lib.dicom.headers import Series, read_series
-from petct_lib.dicom.studies import find_pairs, ingest, load_pair
+from petct_lib.dicom.studies import find_pairs, ingest, load_pair, load_series
 from petct_lib.dicom.writer import Subject, Tracer, make_uid, write_ct, write_pet
 from petct_lib.imaging.volume import Volume, axial_affine
 
@@ -127,3 +127,8 @@ def centres_mm(size: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
     """Voxel centres of a grid of `size` (x, y, z), (z, y, x, 3), mm."""
     z, y, x = np.meshgrid(*(np.arange(n) for n in size[::-1]), indexing="ij")
     return np.stack([x, y, z], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def array_of(folder: Path) -> np.ndarray:
+    """The HU of the one series in a folder."""
+    return load_series(only_series(folder), 1.0, "HU").array

@@ -97,11 +97,9 @@ def test_help_names_every_package_and_every_module_once():
         assert sorted(named) == sorted(name for of, name in MODULES if of == package), package
 
 
-def test_the_tests_of_a_package_import_each_of_its_modules():
+def test_every_module_has_a_test_file_in_the_folder_of_its_package():
     for package, name in MODULES:
-        files = list((ROOT / "tests" / package).glob("test_*.py"))
-        named = f"petct_lib.{package}.{name} import"  # in a process of its own, that is in a string
-        assert any((package, name) in imports_of(f) or named in f.read_text() for f in files), f"{package}.{name}"
+        assert (ROOT / "tests" / package / f"test_{name}.py").exists(), f"{package}.{name}"
 
 
 def test_versions_agree():

@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import small_run
-import torch
+from scored_cases import SAMPLED, case_of, translated, value
 
-from petct_lib import InputError
 from petct_lib.data.splits import read_splits
-from petct_lib.evaluation.cases import Case, load_case, middle_slice, with_further_regions
+from petct_lib.evaluation.cases import Case, load_case
 from petct_lib.evaluation.compare import EVERYONE
-from petct_lib.evaluation.methods import METHODS, copied, mean_atlas, translate_patient
+from petct_lib.evaluation.methods import METHODS, mean_atlas
 from petct_lib.evaluation.scoring import (
     few_slices,
     score_case,
@@ -21,13 +20,8 @@ from petct_lib.evaluation.scoring import (
     two_sample_rows,
 )
 from petct_lib.imaging.intensity import Intensity
-from petct_lib.inference.translator import Refiner, Translator, batched
 from petct_lib.metrics import distribution
 from petct_lib.metrics.rows import check_rows
-from petct_lib.models.checkpoints import load_regression
-
-UNPAIRED = ("unpaired_sample", "unpaired_mean")
-SAMPLED = {"samples": 8, "steps": 1, "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +38,6 @@ def atlas(prepared, run):
 def case(prepared, run, atlas):
     """The first test patient by all methods, PET to CT."""
     return translated(prepared, run, atlas)
-
-
-def translated(prepared, run, atlas, direction="pet2ct", **given):
-    splits = read_splits(run)
-    given = {**SAMPLED, "atlas": atlas, **given}
-    return translate_patient(prepared, splits, splits["test"][0], direction, Translator(run), **given)
-
-
-def case_of(prepared, kind, **images):
-    patient = prepared.patients[0]
-    pet, ct, body, lung = (np.array(prepared.of_patient(patient, k)) for k in ("pet", "ct", "body", "lung"))
-    source, real = (pet, ct) if kind == "ct" else (ct, pet)
-    made = {name: make(real, body) for name, make in images.items()}
-    sources = {"body": "HU threshold", "lung": "SEG"}
-    return Case(patient, source, real, {"body": body, "lung": lung}, sources, made)
-
-
-def value(rows, method, metric, region="body"):
-    [found] = [r["value"] for r in rows if (r["method"], r["metric"], r["region"]) == (method, metric, region)]
-    return found
 
 
 def test_a_perfect_method_and_a_shifted_one(prepared):
@@ -101,86 +75,6 @@ def test_lpips_is_scored_with_a_model_only(prepared, monkeypatch):
     assert "lpips" not in {r["metric"] for r in score_case(case, "pet2ct", Intensity())}
     monkeypatch.setattr("petct_lib.metrics.perceptual.lpips", lambda real, synthetic, model, window: window[1])
     assert value(score_case(case, "pet2ct", Intensity(), object()), "perfect", "lpips") == 400.0
-
-
-def test_methods_of_a_run_are_what_they_say(prepared, run, atlas, case):
-    assert list(case.images) == list(METHODS)
-    assert all(image.shape == case.source.shape for image in case.images.values())
-    translator, images = Translator(run), case.images
-    assert np.array_equal(images["copy"], copied(case.source, "pet2ct", translator.window))
-    assert np.array_equal(images["atlas"][0], atlas)
-    for mode in ("mean", "sample"):
-        result = translator(case.source, "pet2ct", mode=mode, lengths=case.lengths, **SAMPLED)
-        assert np.array_equal(images[mode], result.image), mode
-        assert np.array_equal(images["cyclegan"], result.coarse)
-    x, coarse = translator.start(case.source, "pet2ct", case.lengths)
-    without = torch.zeros_like(coarse)
-    assert np.array_equal(images["regression"], translator.regression(x, coarse, "pet2ct"))
-    assert np.array_equal(images["regression_without_coarse"], translator.regression(x, without, "pet2ct"))
-    pix2pix = load_regression(run / "checkpoints" / "pix2pix_pet2ct.pt")
-    expected = translator.decoded(batched(pix2pix.predict, x, without), "pet2ct")
-    assert np.array_equal(images["pix2pix"], expected)
-    unpaired = torch.stack(list(translator.refiner("pet2ct", "unpaired_").samples(x, coarse, **SAMPLED)))
-    stack = translator.decoded(unpaired, "pet2ct")
-    assert np.array_equal(images["unpaired_sample"], stack[0])
-    assert np.array_equal(images["unpaired_mean"], stack.mean(axis=0))
-    differ = [tuple(image[0].ravel()) for image in images.values()]
-    assert len(set(differ)) == len(METHODS)
-
-
-def test_samples_are_kept_beside_their_mean(case):
-    assert list(case.samples) == ["mean", "unpaired_mean"]
-    for method, stack in case.samples.items():
-        assert stack.shape == (8, *case.source.shape)
-        assert np.array_equal(case.images[method], stack.mean(axis=0))
-    assert not case.scales
-
-
-def test_each_patient_has_noise_of_his_own(prepared, run, atlas, monkeypatch):
-    seeds = []
-
-    def samples(self, x, c, *, samples, seed, **given):
-        seeds.append(seed)
-        return c.expand(samples, *c.shape)
-
-    monkeypatch.setattr(Refiner, "samples", samples)
-    splits, translator = read_splits(run), Translator(run)
-    for seed in (0, 1):
-        for patient in splits["test"]:
-            given = {**SAMPLED, "seed": seed, "atlas": atlas, "methods": ("mean",)}
-            translate_patient(prepared, splits, patient, "pet2ct", translator, **given)
-    assert len(splits["test"]) > 1
-    assert len(set(seeds)) == len(seeds) == 2 * len(splits["test"])
-
-
-def test_methods_that_a_run_does_not_have_are_left_out(prepared, run, tmp_path):
-    ct = mean_atlas(prepared, read_splits(run)["train_pet"], "pet")
-    assert list(translated(prepared, run, ct, "ct2pet").images) == [m for m in METHODS if m not in UNPAIRED]
-    bare = small_run.small_run(prepared, tmp_path / "run")
-    small_run.refiner(bare, "ct2pet", 0, coarse_dropout=0.0)
-    (bare / "checkpoints" / "pix2pix_ct2pet.pt").unlink()
-    there = ["copy", "atlas", "cyclegan", "regression", "sample", "mean"]
-    assert list(translated(prepared, bare, ct, "ct2pet").images) == there
-
-
-def test_only_the_methods_asked_for_are_made(prepared, run, atlas, case, monkeypatch):
-    some = translated(prepared, run, atlas, methods=("cyclegan", "mean"))
-    assert list(some.images) == ["cyclegan", "mean"]
-    assert np.array_equal(some.images["mean"], case.images["mean"])
-    monkeypatch.setattr(
-        "petct_lib.inference.translator.Refiner.samples", lambda *_, **__: pytest.fail("nothing is sampled")
-    )
-    controls = translated(prepared, run, atlas, methods=("regression", "atlas"))
-    assert list(controls.images) == ["atlas", "regression"]
-
-
-def test_nobody_but_test_patients_is_translated(prepared, run, atlas):
-    splits = read_splits(run)
-    for role in ("train_pet", "train_ct", "refine"):
-        with pytest.raises(InputError, match="is not one of the 2 test patients: no score is made"):
-            translate_patient(
-                prepared, splits, splits[role][0], "pet2ct", Translator(run), atlas=atlas, **SAMPLED
-            )  # fmt: skip
 
 
 def test_samples_are_scored_as_a_distribution_under_their_mean(case):
@@ -248,31 +142,6 @@ def test_patients_are_scored_one_a_core_as_in_a_row(prepared, run, atlas):
     assert first == score_case(case, "pet2ct", Intensity())
 
 
-def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
-    body, lung = np.zeros((40, 16, 16), bool), np.zeros((40, 16, 16), bool)
-    body[:, 4:12, 4:12] = True
-    lung[20:30, 6:9, 6:9] = lung[35:, 6:9, 6:9] = True  # two studies, the second from slice 32 on
-    real = np.where(body, 40.0 + np.arange(40)[:, None, None], -1000.0)
-    given = Case("p", None, real, {"body": body, "lung": lung}, {"body": "HU threshold", "lung": "SEG"}, {},
-                 lengths=(32, 8), voxel_mm=(10.0, 5.0, 5.0))  # fmt: skip
-    case = with_further_regions(given)
-    near = np.flatnonzero(case.masks["diaphragm"].any(axis=(1, 2)))
-    assert near.tolist() == [*range(17, 24), *range(32, 39)], "30 mm on both sides of 20 and 35, within a study"
-    assert case.masks["image"].all()
-    assert case.sources["image"] == "none"
-    case = replace(case, images={"off": np.where(body, real + 50, real)})
-    rows = score_case(case, "pet2ct", Intensity())
-    assert value(rows, "off", "mae", "diaphragm") == value(rows, "off", "mae") == 50
-    assert value(rows, "off", "mae", "image") == pytest.approx(50 * body.mean()), "air makes any error small"
-    assert value(rows, "off", "psnr", "image") > value(rows, "off", "psnr") + 3
-    recess = lung.copy()
-    recess[15:20, 6, 6:9] = True  # it goes further down behind, and that is not the dome
-    deep = with_further_regions(replace(given, masks={"body": body, "lung": recess}))
-    assert np.array_equal(deep.masks["diaphragm"], case.masks["diaphragm"])
-    no_lung = with_further_regions(replace(given, masks={**given.masks, "lung": np.zeros_like(body)}))
-    assert "diaphragm" not in no_lung.masks
-
-
 def test_a_synthetic_ct_is_scored_by_what_it_is_for(prepared):
     case = case_of(prepared, "ct", perfect=lambda real, body: real, solid=lambda real, body: np.where(body, 40.0, real))
     case = replace(case, voxel_mm=(16.0, 10.0, 10.0), kvp=120.0)
@@ -285,18 +154,6 @@ def test_a_synthetic_ct_is_scored_by_what_it_is_for(prepared):
     assert value(rows, "perfect", "shift_gain") == 0
     pet = case_of(prepared, "pet", perfect=lambda real, body: real)
     assert not {"mu_error", "dice"} & {r["metric"] for r in score_case(pet, "ct2pet", Intensity())}
-
-
-def test_middle_slice_is_the_middle_one(prepared):
-    methods = {"atlas": 0, "cyclegan": 1, "regression": 2, "sample": 3, "mean": 4}
-    case = case_of(prepared, "ct", **{m: lambda real, body, n=n: real + n for m, n in methods.items()})
-    row, k = middle_slice(replace(case, spread=case.body + 7.0)), len(case.real) // 2
-    assert list(row) == ["source", "coarse", "regression", "sample", "mean", "spread", "real"]
-    for name, n in {"coarse": 1, "regression": 2, "sample": 3, "mean": 4, "real": 0}.items():
-        assert np.array_equal(row[name], case.real[k] + n), name
-    assert np.array_equal(row["spread"], case.body[k] + 7.0)
-    assert np.array_equal(row["source"], case.source[k])
-    assert list(middle_slice(replace(case, images={}))) == ["source", "real"]
 
 
 def test_lesions_and_coherence_are_scored(prepared):
@@ -379,22 +236,3 @@ def test_attenuation_is_scored_by_the_tube_voltage_of_the_real_ct_alone(prepared
         found[kvp] = [row["value"] for row in rows if row["metric"] == "mu_bias"]
     assert found[140.0][0] > found[120.0][0] > 0, "the line above the break is steeper"
     assert found[135.0] == found[None] == []
-
-
-def test_studies_of_a_patient_are_scored_apart():
-    chest, solid = np.full((12, 40, 40), -1000.0), np.full((12, 40, 40), -1000.0)
-    body, lung = np.zeros(chest.shape, bool), np.zeros(chest.shape, bool)
-    body[:, 4:36, 4:36] = True
-    lung[2:10, 10:30, 8:18] = lung[2:10, 10:30, 22:32] = True
-    chest[body] = solid[body] = 40.0
-    chest[lung] = -850.0
-    twice = {"body": np.concatenate([body, body])}
-    real = np.concatenate([chest, chest])
-    found = {}
-    for name, parts in (("first", (chest, solid)), ("second", (solid, chest))):
-        case = Case("p", None, real, twice, {"body": "HU threshold"}, {"m": np.concatenate(parts)},
-                    lengths=(12, 12), voxel_mm=(10.0, 10.0, 10.0))  # fmt: skip
-        rows = score_case(case, "pet2ct", Intensity())
-        found[name] = value(rows, "m", "dice", "lung")
-        assert [r["mask"] for r in rows if r["metric"] == "dice"] == ["HU threshold"]
-    assert found["first"] == found["second"] == pytest.approx(0.5)

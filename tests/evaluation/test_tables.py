@@ -4,17 +4,11 @@ import json
 import math
 import os
 
-import numpy as np
 import pytest
 
 from petct_lib.evaluation import compare, tables
 from petct_lib.metrics import statistics
 from petct_lib.metrics.rows import SCORE_COLUMNS
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 def rows_of(direction="pet2ct", method="refined", region="body", metric="mae", unit="HU", values=(1.0, 2.0, 6.0)):

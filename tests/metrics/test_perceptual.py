@@ -12,19 +12,6 @@ import torch
 
 from petct_lib.metrics import perceptual
 
-SHAPE = (3, 32, 32)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
-def pair(rng) -> tuple[np.ndarray, np.ndarray]:
-    real = rng.normal(0, 300, SHAPE)
-    return real, real + rng.normal(0, 50, SHAPE)
-
 
 @pytest.fixture(scope="module")
 def trunk() -> dict[str, torch.Tensor]:
