@@ -22,8 +22,11 @@ FIRST_LOG_SCALE = -3.0  # the Laplace scale untrained: e⁻³ of the network's r
 
 
 @dataclass(frozen=True)
-class RegressionSettings:
-    """The sizes here are the profile `full`'s. InputError for settings out of their range."""
+class Stage2Settings:
+    """What regression and flow have in common; the sizes here are the profile `full`'s.
+
+    InputError for settings out of their range.
+    """
 
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -31,11 +34,6 @@ class RegressionSettings:
     neighbours: int = 1  # 3 or 5: slices of the source around the one to translate, and itself (2.5-D)
     sees_source: bool = True  # False: the coarse image alone
     coarse_dropout: float = 0.5  # share of the images whose coarse image is replaced by zeros; 1: it never sees one
-    laplace: bool = False  # predicts the scale of its error, too
-    lambda_l1: float = 1.0
-    lambda_adversarial: float = 0.0  # above 0: pix2pix
-    patch_width: int = 64  # the discriminator's first layer
-    patch_layers: int = 3  # 70×70 patches
     lr: float = 4e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -43,11 +41,27 @@ class RegressionSettings:
 
     def __post_init__(self) -> None:
         if self.neighbours not in (1, 3, 5):
-            raise InputError(f"regression: neighbours {self.neighbours} is not 1, 3 or 5")
+            raise InputError(f"stage 2: neighbours {self.neighbours} is not 1, 3 or 5")
         if not 0 <= self.coarse_dropout <= 1:
-            raise InputError(f"regression: coarse_dropout {self.coarse_dropout} must lie between 0 and 1")
-        if min(self.lambda_l1, self.lambda_adversarial) < 0 or min(self.width, self.patch) < 1:
-            raise InputError(f"regression: weights must be 0 or more, width and patch 1 or more: {self}")
+            raise InputError(f"stage 2: coarse_dropout {self.coarse_dropout} must lie between 0 and 1")
+        if min(self.width, self.patch) < 1:
+            raise InputError(f"stage 2: width and patch must be 1 or more: {self}")
+
+
+@dataclass(frozen=True)
+class RegressionSettings(Stage2Settings):
+    """Those of the regression, and of pix2pix. InputError for settings out of their range."""
+
+    laplace: bool = False  # predicts the scale of its error, too
+    lambda_l1: float = 1.0
+    lambda_adversarial: float = 0.0  # above 0: pix2pix
+    patch_width: int = 64  # the discriminator's first layer
+    patch_layers: int = 3  # 70×70 patches
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.lambda_l1, self.lambda_adversarial) < 0:
+            raise InputError(f"regression: weights must be 0 or more: {self}")
         if not self.sees_source and self.coarse_dropout:
             raise InputError("regression: without the source it needs the coarse image: set coarse_dropout to 0")
         if self.laplace and self.lambda_adversarial:

@@ -19,33 +19,20 @@ from petct_lib.imaging.slices import middle
 from petct_lib.imaging.spectrum import filtered
 from petct_lib.models.diffusion import DEFAULT_SAMPLER, SAMPLERS, path, spread_times, time_grid
 from petct_lib.models.networks import UNet, averaged, tile
-from petct_lib.models.regression import Regression, dropped
+from petct_lib.models.regression import Regression, Stage2Settings, dropped
 from petct_lib.models.stage import Update
 
 PREVIEW_STEPS = 4
 
 
 @dataclass(frozen=True)
-class FlowSettings:
-    """The sizes here are the profile `full`'s. InputError for settings out of their range."""
+class FlowSettings(Stage2Settings):
+    """Those of the flow. InputError for settings out of their range."""
 
     residual_spectrum: tuple[float, ...] = (0.1,)  # s: of y − m by frequency, in network units, see `spectrum`
-    width: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    patch: int = 4  # of the space-to-depth grid: size / 64
-    neighbours: int = 1  # 3 or 5: slices of the source around the one to translate, and itself (2.5-D)
-    sees_source: bool = True  # False: the coarse image and the regression's alone
-    coarse_dropout: float = 0.5  # as the regression's
-    lr: float = 4e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if self.neighbours not in (1, 3, 5):
-            raise InputError(f"flow: neighbours {self.neighbours} is not 1, 3 or 5")
-        if not 0 <= self.coarse_dropout <= 1 or min(self.width, self.patch) < 1:
-            raise InputError(f"flow: coarse_dropout must lie between 0 and 1, width and patch be 1 or more: {self}")
+        super().__post_init__()
         if not self.residual_spectrum or not all(s > 0 for s in self.residual_spectrum):
             raise InputError(f"flow: residual_spectrum must have bands, each above 0: {self.residual_spectrum}")
 

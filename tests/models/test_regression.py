@@ -171,14 +171,14 @@ def test_it_does_not_begin_with_the_weights_of_another_network(other):
         ({"coarse_dropout": math.nan}, "coarse_dropout nan must lie between 0 and 1"),
         ({"lambda_l1": -1.0}, "weights must be 0 or more"),
         ({"lambda_adversarial": -1.0}, "weights must be 0 or more"),
-        ({"width": 0}, "width and patch 1 or more"),
-        ({"patch": 0}, "width and patch 1 or more"),
+        ({"width": 0}, "width and patch must be 1 or more"),
+        ({"patch": 0}, "width and patch must be 1 or more"),
         ({"sees_source": False}, "without the source it needs the coarse image: set coarse_dropout to 0"),
         ({"laplace": True, "lambda_adversarial": 1.0}, "a Laplace scale and a discriminator do not go together"),
     ],
 )
 def test_impossible_settings_are_refused(bad, message):
-    with pytest.raises(InputError, match=f"regression: .*{message}"):
+    with pytest.raises(InputError, match=message):
         RegressionSettings(**bad)
 
 

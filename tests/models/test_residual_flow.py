@@ -256,16 +256,16 @@ def test_an_unknown_sampler_and_no_steps_are_refused():
     ("bad", "message"),
     [
         ({"neighbours": 2}, "neighbours 2 is not 1, 3 or 5"),
-        ({"coarse_dropout": -0.1}, "coarse_dropout must lie between 0 and 1"),
+        ({"coarse_dropout": -0.1}, "coarse_dropout -0.1 must lie between 0 and 1"),
         ({"residual_spectrum": (0.3, 0.0)}, "residual_spectrum must have bands, each above 0"),
         ({"residual_spectrum": (math.nan,)}, "residual_spectrum must have bands, each above 0"),
         ({"residual_spectrum": ()}, "residual_spectrum must have bands, each above 0"),
-        ({"width": 0}, "width and patch be 1 or more"),
-        ({"patch": 0}, "width and patch be 1 or more"),
+        ({"width": 0}, "width and patch must be 1 or more"),
+        ({"patch": 0}, "width and patch must be 1 or more"),
     ],
 )
 def test_impossible_settings_are_refused(bad, message):
-    with pytest.raises(InputError, match=f"flow: .*{message}"):
+    with pytest.raises(InputError, match=message):
         FlowSettings(**bad)
 
 
