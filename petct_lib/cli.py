@@ -11,6 +11,11 @@ from petct_lib.common.progress import bar
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.dicom.suv import KINDS
 
+OF_EXTRA = {  # packages that the core goes without, and the extra that has them
+    **dict.fromkeys(("accelerate", "IPython", "ipywidgets", "nbconvert", "papermill", "tensorboard"), "notebooks"),
+    "highdicom": "dicom-seg",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line, runs the command, and returns the exit code."""
@@ -19,6 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
         return args.command(args)
     except InputError as error:
         print(f"error: {error}" + (f" ({error.where})" if error.where else ""), file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in OF_EXTRA:
+            raise
+        extra = OF_EXTRA[error.name.split(".")[0]]
+        print(f"error: {error.name} is not installed; pip install 'petct-lib[{extra}]'", file=sys.stderr)
         return 2
 
 
@@ -104,7 +115,7 @@ def _add_ablation(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--seeds", type=_positive, default=3, help="trainings of the main methods (%(default)s)")
     p.add_argument(
         "--only", default="", metavar="PATTERN",
-        help="the variants of these names alone, a regular expression as 'steps.*|.*_k[0-9]+' (default: all)",
+        help="the variants of these names alone, a regular expression as 'steps.*|pairs[0-9]' (default: all)",
     )  # fmt: skip
     p.add_argument("--jobs", type=_positive, default=1, help="runs at a time, which share the cores (%(default)s)")
     _add_set(p)

@@ -1,6 +1,8 @@
 """The commands' help, exit codes and output."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pydicom
 import pytest
@@ -72,3 +74,15 @@ def test_download_lists_the_collection_without_a_network(tmp_path, capsys):
     assert "CC BY 3.0" in text
     assert main(["download"]) == 2
     assert "needs a folder" in capsys.readouterr().err
+
+
+def test_a_command_whose_packages_are_not_there_names_the_extra(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "papermill", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "papermill.iorw", raising=False)
+    assert main(["run", "--profile", "smoke", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "error: papermill is not installed; pip install 'petct-lib[notebooks]'\n"
+    monkeypatch.setitem(sys.modules, "papermill", SimpleNamespace())
+    monkeypatch.setattr("petct_lib.experiments.profiles.NOTEBOOK_DIR", tmp_path / "none")
+    assert main(["run", "--out", str(tmp_path / "run")]) == 2
+    assert "clone the repository" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -51,6 +51,8 @@ def _frames(images: list[Image]) -> Iterator[np.ndarray]:
     """The frames of one file that are asked for, in their order."""
     first = images[0]
     decoder, value = get_decoder(first.syntax), _pixel_value(first)
+    if not decoder.is_available:
+        raise InputError("no decoder for its compression is installed: pip install 'petct-lib[codecs]'")
     options = {**_pixel_options(first.header), "decoding_plugin": DECODERS.get(first.syntax, "")}
     if first.syntax in JPEGLSTransferSyntaxes:
         _check_size(value, options["rows"], options["columns"])

@@ -128,7 +128,10 @@ def region_named(names: list[str]) -> str | None:
 
 def _unpack(dataset: Dataset, numbers: list[int]) -> Iterator[tuple[int, Volume]]:
     """Segment number and mask, cut to its box, of the segments that are not empty."""
-    from highdicom.seg import Segmentation  # slow to import, and needed for SEG only
+    try:
+        from highdicom.seg import Segmentation  # slow to import, and needed for SEG only
+    except ModuleNotFoundError:
+        raise InputError("reading SEG needs highdicom: pip install 'petct-lib[dicom-seg]'") from None
 
     seg = Segmentation.from_dataset(dataset, copy=False)
     _check_grid(dataset, seg.get_volume_geometry(allow_missing_positions=True, rtol=SLICE_TOLERANCE))

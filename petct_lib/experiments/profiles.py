@@ -20,6 +20,8 @@ def load_params(profile: str, overrides: Sequence[str] = ()) -> dict[str, dict]:
     overrides: "NOTEBOOK.NAME=VALUE" each, VALUE as in YAML; they win over the file. Raises InputError for a missing
     file, an unknown notebook, or a parameter that the notebook does not have.
     """
+    if not NOTEBOOK_DIR.is_dir():
+        raise InputError("the notebooks are not part of the installed package: clone the repository, and run there")
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else NOTEBOOK_DIR / "params" / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (NOTEBOOK_DIR / "params").glob("*.yaml")))

@@ -1,4 +1,4 @@
-"""Structure of images: SSIM, spectrum distance, gain by a shift."""
+"""Structure of images: SSIM, spectrum distance, gain by a shift. Arrays, masks and errors as in `voxelwise`."""
 
 import itertools
 

@@ -1,6 +1,8 @@
 """Errors of voxels: MAE, MSE, RMSE, PSNR.
 
-Which scores a run has is decided in `image_scores`; which of them a table shows, in `evaluation.tables`.
+Arrays are a patient's stack (n, H, W) in physical units (HU or SUV); a mask is bool of that shape, or None for all. It
+is used for scoring only: no model ever sees one. Which scores a run has is decided in `image_scores`; which of them a
+table shows, in `evaluation.tables`.
 """
 
 import math

@@ -1,6 +1,7 @@
 """The stored values of DICOM images, in every encoding."""
 
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -20,6 +21,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from small_dicom import array_of, edit
 
 from petct_lib import InputError
+from petct_lib.dicom import pixels
 from petct_lib.dicom.archives import list_files
 from petct_lib.dicom.headers import HEAD_BYTES, read_images
 from petct_lib.dicom.pixels import read_stored
@@ -124,3 +126,10 @@ def test_pixels_of_floating_point_are_refused(tmp_path):
     ds.save_as(path)
     with pytest.raises(InputError, match="image 1 of 4: there is no pixel data"):
         array_of(tmp_path)
+
+
+def test_a_compression_without_a_decoder_names_the_extra(tmp_path, monkeypatch):
+    images = read_images(list_files(write_series("CT", tmp_path / "in"))[0])
+    monkeypatch.setattr(pixels, "get_decoder", lambda syntax: SimpleNamespace(is_available=False))
+    with pytest.raises(InputError, match=r"image 1 of 1: no decoder .*pip install 'petct-lib\[codecs\]'"):
+        list(read_stored(images))

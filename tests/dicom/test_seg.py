@@ -1,5 +1,6 @@
 """Masks from DICOM segmentations."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -168,3 +169,10 @@ def test_files_that_are_no_dicom_are_refused(tmp_path):
     for name in ("text.dcm", "empty.dcm", "missing.dcm"):
         with pytest.raises(InputError, match=r"SEG|Segmentation"):
             read(tmp_path / name)
+
+
+def test_without_highdicom_the_extra_is_named(tmp_path, monkeypatch):
+    path = write_seg(tmp_path, [ball(8)], [LUNG])
+    monkeypatch.setitem(sys.modules, "highdicom.seg", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"needs highdicom: pip install 'petct-lib\[dicom-seg\]'"):
+        read(path)
