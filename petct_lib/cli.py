@@ -276,8 +276,8 @@ def _download(args: argparse.Namespace) -> int:
 def _ablation(args: argparse.Namespace) -> int:
     from petct_lib.experiments.ablation import run_ablation
 
-    asked = {"seeds": args.seeds, "overrides": args.set, "only": args.only, "jobs": args.jobs}
-    print(run_ablation(args.profile, args.data, args.out, **asked))
+    options = {"seeds": args.seeds, "overrides": args.set, "only": args.only, "jobs": args.jobs}
+    print(run_ablation(args.profile, args.data, args.out, **options))
     return 0
 
 
@@ -305,7 +305,7 @@ def _score(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(f"{format_table(rows)}\n\n{format_regions(rows)}\n")
     for patient, reason in failed.items():
-        print(f"left out: patient {patient}: {external.told(reason)}")
+        print(f"left out: patient {patient}: {external.without_paths(reason)}")
     for row in rows:
         if row["metric"] == "coverage" and row["value"] < external.WHOLE:
             print(f"patient {row['patient']}: scored on the {row['value']:.0f} % of the body that both images hold")

@@ -78,7 +78,7 @@ def crop(images: dict[str, Tensor], size: int, by: str, chance: float) -> dict[s
     places = torch.nonzero(image >= image.mean())
     row, column = places[int(chance * len(places))].tolist()
     top, left = (min(max(at - size // 2, 0), n - size) for at, n in zip((row, column), image.shape, strict=True))
-    return {name: of[:, top : top + size, left : left + size] for name, of in images.items()}
+    return {name: stack[:, top : top + size, left : left + size] for name, stack in images.items()}
 
 
 def _turned(image: Tensor, angle_deg: float, zoom: float) -> Tensor:

@@ -78,17 +78,17 @@ class UnpairedBatches:
         own = _share(self.size, rank, world)
         drawn = self._drawn(rng)
         return {
-            kind: torch.stack([move(of.item(i, c.suv_factor)[kind], c) for i, c in drawn[kind][own]])
-            for kind, of in self.slices.items()
+            kind: torch.stack([move(stack.item(i, c.suv_factor)[kind], c) for i, c in drawn[kind][own]])
+            for kind, stack in self.slices.items()
         }
 
     def _drawn(self, rng: np.random.Generator) -> dict[str, list[tuple[int, Change]]]:
-        return {kind: _draw(len(of), self.size, self.augmentation, rng) for kind, of in self.slices.items()}
+        return {kind: _draw(len(stack), self.size, self.augmentation, rng) for kind, stack in self.slices.items()}
 
     def names(self, rng: np.random.Generator) -> list[str]:
         """Which slices the batch of an equal generator holds."""
         drawn = self._drawn(rng)
-        return [f"{kind}: {of.name(i)}" for kind, of in self.slices.items() for i, _ in drawn[kind]]
+        return [f"{kind}: {stack.name(i)}" for kind, stack in self.slices.items() for i, _ in drawn[kind]]
 
     def fixed(self) -> dict[str, Tensor]:
         """A batch that never changes, for previews."""
@@ -98,8 +98,8 @@ class UnpairedBatches:
         """What would change the batches; see `loop.Batches`."""
         pet = self.slices["pet"]
         return {
-            **{kind: of.studies for kind, of in self.slices.items()}, "size": self.size, "neighbours": pet.neighbours,
-            "augmentation": asdict(self.augmentation), "window": asdict(pet.window),
+            **{kind: stack.studies for kind, stack in self.slices.items()}, "size": self.size,
+            "neighbours": pet.neighbours, "augmentation": asdict(self.augmentation), "window": asdict(pet.window),
         }  # fmt: skip
 
 
@@ -166,7 +166,7 @@ class PairedBatches:
         return {
             "studies": self.slices.studies, "size": self.size, "augmentation": asdict(self.augmentation),
             "direction": self.direction, "window": asdict(self.slices.window), "crop": self.crop,
-            **{key: hashlib.sha256(of).hexdigest() for key, of in images.items() if of is not None},
+            **{key: hashlib.sha256(image).hexdigest() for key, image in images.items() if image is not None},
         }  # fmt: skip
 
 

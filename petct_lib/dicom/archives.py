@@ -128,17 +128,17 @@ def _with_members(ref: FileRef) -> list[FileRef]:
 
 def _members(ref: FileRef) -> list[FileRef]:
     """Raises InputError as soon as a zip and the zips in it go beyond the limits together."""
-    found, unpacked, count = [], 0, 0
+    members, unpacked, count = [], 0, 0
     for member in _directory(ref):
         inner = []
         if is_zip(member):
             with suppress(Exception):  # it is listed as a file then
                 inner = _directory(member)
-        found.extend(inner or [member])
+        members.extend(inner or [member])
         unpacked += member.size() + sum(i.size() for i in inner)
         count += 1 + len(inner)
         _check_total(unpacked, count)
-    return found
+    return members
 
 
 def _directory(ref: FileRef) -> list[FileRef]:

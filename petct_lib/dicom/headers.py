@@ -123,10 +123,10 @@ def read_images(ref: FileRef, memo: dict | None = None) -> list[Image]:
     """
     if is_zip(ref):
         raise InputError(refused(ref))
-    found, offset, syntax = _read_header(ref)
+    raw, offset, syntax = _read_header(ref)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = _decoded(found, {} if memo is None else memo)
+        header = _decoded(raw, {} if memo is None else memo)
         if not header.get("SeriesInstanceUID") or not header.get("Modality"):
             raise InputError("not DICOM, or without SeriesInstanceUID and Modality")
         try:
@@ -145,19 +145,19 @@ def _read_header(ref: FileRef) -> tuple[Dataset, int, str]:
         if DEFLATED.encode() in head[:1024]:
             return *_parse(inflated(ref.read())[:MAX_HEADER_BYTES]), DEFLATED
         try:
-            found, offset = _parse(head)
+            raw, offset = _parse(head)
             complete = offset < len(head) or len(head) < HEAD_BYTES
         except InputError:
             raise
         except Exception:  # cut in the middle of a sequence, perhaps: more of the file decides
             complete = False
         if not complete:
-            found, offset = _parse(ref.read(0, MAX_HEADER_BYTES))
+            raw, offset = _parse(ref.read(0, MAX_HEADER_BYTES))
     except InputError:
         raise
     except Exception as error:  # a stranger's file may break any part of the parser; it costs its series only
         raise InputError(f"cannot be read as DICOM ({type(error).__name__})") from None
-    return found, offset, _syntax(found)
+    return raw, offset, _syntax(raw)
 
 
 def _parse(content: bytes) -> tuple[pydicom.FileDataset, int]:
@@ -204,36 +204,36 @@ def inflated(content: bytes) -> bytes:
     return unpacked
 
 
-def _syntax(found: pydicom.FileDataset) -> str:
+def _syntax(raw: pydicom.FileDataset) -> str:
     """As the file says; for files without meta information, as they were read."""
-    named = str(getattr(found, "file_meta", {}).get("TransferSyntaxUID", ""))
+    named = str(getattr(raw, "file_meta", {}).get("TransferSyntaxUID", ""))
     if named:
         return named
-    implicit, little = found.original_encoding
+    implicit, little = raw.original_encoding
     return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
 
 
-def _decoded(found: Dataset, memo: dict, depth: int = 0) -> Dataset:
+def _decoded(dataset: Dataset, memo: dict, depth: int = 0) -> Dataset:
     """All values, in sequences too; one that cannot be decoded is left out: a broken attribute counts as missing."""
     if depth > MAX_DEPTH:
         raise ValueError
     elements = {}
-    for tag, raw in found.items():
+    for tag, raw in dataset.items():
         try:
-            elements[tag] = _element(raw, found, memo, depth)
+            elements[tag] = _element(raw, dataset, memo, depth)
         except Exception:  # whatever the decoder raises
             continue
     return Dataset(elements)
 
 
-def _element(raw: RawDataElement | DataElement, found: Dataset, memo: dict, depth: int) -> DataElement:
+def _element(raw: RawDataElement | DataElement, dataset: Dataset, memo: dict, depth: int) -> DataElement:
     if isinstance(raw, RawDataElement):
         key, value = (raw.tag, raw.VR, raw.value, raw.is_little_endian), raw.value or b""
         if key in memo:
             return memo[key]
         if len(value) > MAX_SEQUENCE_BYTES or sum(value.count(mark) for mark in ITEMS) > MAX_ITEMS:
             raise ValueError
-        element = _of_known_kind(convert_raw_data_element(_of_known_kind(raw), ds=found))  # pydicom may try other VRs
+        element = _of_known_kind(convert_raw_data_element(_of_known_kind(raw), ds=dataset))  # pydicom may try other VRs
         if element.VR in (VR.DS, VR.IS) and any(v and isinstance(v, str) for v in _values(element)):
             raise ValueError  # pydicom leaves what is no number as text
         if element.VR != "SQ":

@@ -96,9 +96,9 @@ def _pixel_value(image: Image) -> bytes:
 def _check_size(value: bytes, rows: int, columns: int) -> None:
     """Refuses JPEG-LS images that say that they are of another size (marker SOF55): the decoder allocates all of it."""
     for marker in re.finditer(b"\xff\xf7", value):
-        found = struct.unpack_from(">HH", value, marker.start() + 5)
-        if found != (rows, columns):
-            raise InputError(f"the compressed image has {found[0]}×{found[1]} pixels, its header {rows}×{columns}")
+        actual = struct.unpack_from(">HH", value, marker.start() + 5)
+        if actual != (rows, columns):
+            raise InputError(f"the compressed image has {actual[0]}×{actual[1]} pixels, its header {rows}×{columns}")
 
 
 def _pixel_options(header: Dataset) -> dict:

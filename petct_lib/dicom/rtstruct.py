@@ -48,7 +48,7 @@ def read_structures(ref: FileRef, frame_of_reference_uid: str, slice_mm: float) 
 
 
 def _read(dataset: Dataset, frame_of_reference_uid: str, slice_mm: float) -> dict[str, list[Volume]]:
-    found: dict[str, list[Volume]] = {}
+    structures: dict[str, list[Volume]] = {}
     rois = {int(roi.ROINumber): roi for roi in dataset.StructureSetROISequence}
     for drawn in dataset.ROIContourSequence:
         roi = rois[int(drawn.ReferencedROINumber)]
@@ -63,8 +63,8 @@ def _read(dataset: Dataset, frame_of_reference_uid: str, slice_mm: float) -> dic
             continue
         if str(roi.ReferencedFrameOfReferenceUID) != frame_of_reference_uid:
             raise InputError("its structures are of another frame of reference than the PET")
-        found.setdefault(name, []).append(fill(contours, slice_mm))
-    return found
+        structures.setdefault(name, []).append(fill(contours, slice_mm))
+    return structures
 
 
 def fill(contours: list[np.ndarray], slice_mm: float) -> Volume:

@@ -63,7 +63,7 @@ def read_segments(refs: list[FileRef]) -> dict[str, list[Volume]]:
     Raises InputError for a file that is not a readable SEG on a regular grid in patient space, or is too large.
     Source: DICOM PS3.3 A.51; the names as in TCIA's BAMF-AIMI annotations (10.5281/zenodo.8345959).
     """
-    found: dict[str, list[Volume]] = {}
+    segments: dict[str, list[Volume]] = {}
     for ref in dict.fromkeys(refs):  # a multi-frame file is there once a frame
         try:
             masks = _read_masks(ref)
@@ -72,8 +72,8 @@ def read_segments(refs: list[FileRef]) -> dict[str, list[Volume]]:
         except Exception as error:  # a stranger's file may break any part of the reader; its text may quote values
             raise InputError(f"cannot be read as SEG ({type(error).__name__})", ref.shown) from None
         for name, mask in masks:
-            found.setdefault(name, []).append(mask)
-    return found
+            segments.setdefault(name, []).append(mask)
+    return segments
 
 
 def _read_masks(ref: FileRef) -> list[tuple[str, Volume]]:

@@ -43,8 +43,11 @@ class Pair:
     segments: tuple[Series, ...] = ()  # SEG and RTSTRUCT series of the same study and frame of reference
 
 
-class Found(NamedTuple):
-    """What is in an input. Whoever knows the salt can find a patient's pseudonym: see `pseudonym`."""
+class Pairing(NamedTuple):
+    """The PET/CT pairs of an input, and what was left out.
+
+    Whoever knows the salt can find a patient's pseudonym: see `pseudonym`.
+    """
 
     pairs: list[Pair]
     left_out: list[LeftOut]
@@ -88,7 +91,7 @@ def _grid_row(volume: Volume) -> dict:
     }
 
 
-def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw") -> Found:
+def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw") -> Pairing:
     """PET/CT pairs in `path`, by patient and date, what was left out, and the salt of the pseudonyms. Headers only.
 
     A PET is paired with a CT of the same study and frame of reference. Of several PETs the longest that is attenuation
@@ -109,7 +112,7 @@ def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw") -
         pair, rest = _best_pair(members, patient, f"{patient}-{studies[patient]}", suv_kind)
         pairs.extend([pair] if pair else [])
         left_out.extend(LeftOut(f"{patient}: {s.label}", reason, s.where) for s, reason in rest)
-    return Found(pairs, left_out, salt)
+    return Pairing(pairs, left_out, salt)
 
 
 def pseudonym(patient_id: str, salt: str) -> str:
@@ -333,16 +336,16 @@ def _empty(slices: int, shape: tuple[int, int]) -> np.ndarray:
 
 def _rescale(image: Image, factor: float) -> tuple[float, float]:
     """Slope and intercept. Raises InputError where one is missing, or gives values that float32 cannot hold."""
-    found = []
+    numbers = []
     for keyword in ("RescaleSlope", "RescaleIntercept"):
         try:
-            found.append(float(image.header.get(keyword)))
+            numbers.append(float(image.header.get(keyword)))
         except (TypeError, ValueError):
             raise InputError(f"{keyword} is missing or not a number", image.file.shown) from None
-    largest = (abs(found[0]) * 2.0**32 + abs(found[1])) * factor
+    largest = (abs(numbers[0]) * 2.0**32 + abs(numbers[1])) * factor
     if not largest <= np.finfo(np.float32).max:
         raise InputError("RescaleSlope or RescaleIntercept gives values without bounds", image.file.shown)
-    return found[0], found[1]
+    return numbers[0], numbers[1]
 
 
 def ingest(path: Path, progress: Callable = iter, *, suv_kind: str = "bw", jobs: int | None = None) -> dict:

@@ -65,18 +65,18 @@ def suv_factor(headers: list[Dataset], kind: str = "bw") -> SuvFactor:
     >>> header = Dataset()
     >>> header.Units, header.DecayCorrection, header.PatientWeight = "BQML", "ADMIN", 70.0
     >>> header.RadiopharmaceuticalInformationSequence = [drug]
-    >>> found = suv_factor([header])
-    >>> round(1000 * found.factor, 6), found.rule
+    >>> factor = suv_factor([header])
+    >>> round(1000 * factor.factor, 6), factor.rule
     (0.2, 'BQML: decay corrected to administration')
     """
     if kind not in KINDS:
         raise InputError(f"SUV kind {kind!r} is unknown: it is one of {', '.join(KINDS)}")
     _check_one_series(headers)
-    found, stored = _as_stored(headers)
+    factor, stored = _as_stored(headers)
     if kind == stored:
-        return found
+        return factor
     ratio = _normaliser_of(headers[0], kind) / _normaliser_of(headers[0], stored)
-    return SuvFactor(found.factor * ratio, f"{found.rule}; converted to {LABELS[kind]}")
+    return SuvFactor(factor.factor * ratio, f"{factor.rule}; converted to {LABELS[kind]}")
 
 
 def normaliser(kind: str, weight_kg: float, height_m: float | None = None, sex: str = "") -> float:
@@ -345,8 +345,8 @@ def _parse(text: str, what: str, zone: str = "") -> datetime:
 
     strptime alone would read HHMM as single digits.
     """
-    found = re.fullmatch(r"(\d+)(?:\.(\d*))?\s*([+-].*)?", text.strip())
-    digits, fraction, offset = found.groups() if found else ("", "", "")
+    match = re.fullmatch(r"(\d+)(?:\.(\d*))?\s*([+-].*)?", text.strip())
+    digits, fraction, offset = match.groups() if match else ("", "", "")
     here, there = _offset(zone), _offset(offset)
     shift = here - there if here is not None and there is not None else 0
     try:
@@ -361,5 +361,5 @@ def _parse(text: str, what: str, zone: str = "") -> datetime:
 
 def _offset(text: str | None) -> int | None:
     """Minutes east of UTC of ±HHMM."""
-    found = re.fullmatch(r"([+-])(\d\d)(\d\d)", (text or "").strip())
-    return int(f"{found[1]}1") * (60 * int(found[2]) + int(found[3])) if found else None
+    match = re.fullmatch(r"([+-])(\d\d)(\d\d)", (text or "").strip())
+    return int(f"{match[1]}1") * (60 * int(match[2]) + int(match[3])) if match else None

@@ -52,11 +52,11 @@ class Scored:
 
 def by_patient(rows: Sequence[Row], direction: str, metric: str, region: str = "body") -> dict[str, dict[str, float]]:
     """{method: {patient: value}} of one score; of a score of all patients together, the patient is EVERYONE."""
-    found: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for row in rows:
         if (row["direction"], row["metric"], row["region"]) == (direction, metric, region):
-            found.setdefault(row["method"], {})[row["patient"]] = row["value"]
-    return found
+            values.setdefault(row["method"], {})[row["patient"]] = row["value"]
+    return values
 
 
 def paired_tests(
@@ -68,16 +68,16 @@ def paired_tests(
     values = by_patient(rows, direction, metric, region)
     if reference not in values:
         raise InputError(f"{reference}: has no {metric} of {region} in {direction}; there are {', '.join(values)}")
-    of_reference = values[reference]
+    baseline = values[reference]
     differences = {
-        method: [of[patient] - of_reference[patient] for patient in of if patient in of_reference]
-        for method, of in values.items() if method != reference and (methods is None or method in methods)
+        method: [value - baseline[patient] for patient, value in patients.items() if patient in baseline]
+        for method, patients in values.items() if method != reference and (methods is None or method in methods)
     }  # fmt: skip
-    p_values = {method: wilcoxon_p(of) for method, of in differences.items()}
+    p_values = {method: wilcoxon_p(d) for method, d in differences.items()}
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [
-        Test(m, float(np.mean(of)), *bootstrap_interval(of), p_values[m], adjusted[m], rank_biserial(of), len(of))
-        for m, of in differences.items() if of
+        Test(m, float(np.mean(d)), *bootstrap_interval(d), p_values[m], adjusted[m], rank_biserial(d), len(d))
+        for m, d in differences.items() if d
     ]  # fmt: skip
 
 
@@ -98,8 +98,8 @@ def load_run(folder: Path) -> Scored:
         raise InputError(f"{folder}: scores.csv has scores of {len(others)} patients who are not test patients")
     rows = [{**row, "patient": number[row["patient"]]} for row in rows]
     parameters = {
-        notebook: {k: v for k, v in of.items() if not (k == "seed" and notebook in TRAINED_BY)}
-        for notebook, of in manifest["parameters"].items()
+        notebook: {k: v for k, v in values.items() if not (k == "seed" and notebook in TRAINED_BY)}
+        for notebook, values in manifest["parameters"].items()
     }
     code = manifest.get("commit"), manifest.get("uncommitted_changes")
     settings, held_out = json.dumps([parameters, code], sort_keys=True), tuple(sorted(int(number[p]) for p in test))
@@ -126,11 +126,11 @@ def merged(runs: Sequence[Scored]) -> list[Row]:
     groups: dict[str, list[Scored]] = {}
     for run in runs:
         groups.setdefault(run.settings, []).append(run)
-    for of in groups.values():
-        if len({run.seeds for run in of}) < len(of):
-            raise InputError(f"{', '.join(run.name for run in of)}: two of them have the same settings and seeds")
-    prefix = {settings: f"{of[0].name}/" if len(groups) > 1 else "" for settings, of in groups.items()}
-    return [row for settings, of in groups.items() for row in _mean(of, prefix[settings])]
+    for group in groups.values():
+        if len({run.seeds for run in group}) < len(group):
+            raise InputError(f"{', '.join(run.name for run in group)}: two of them have the same settings and seeds")
+    prefix = {settings: f"{group[0].name}/" if len(groups) > 1 else "" for settings, group in groups.items()}
+    return [row for settings, group in groups.items() for row in _mean(group, prefix[settings])]
 
 
 def _mean(runs: Sequence[Scored], prefix: str) -> list[Row]:
@@ -140,9 +140,9 @@ def _mean(runs: Sequence[Scored], prefix: str) -> list[Row]:
         for row in run.rows:
             values.setdefault(tuple(row[key] for key in KEY_COLUMNS), []).append(row["value"])
     return [
-        {**row, "method": prefix + row["method"], "value": float(np.mean(of))}
+        {**row, "method": prefix + row["method"], "value": float(np.mean(each))}
         for row in runs[0].rows
-        if len(of := values[tuple(row[key] for key in KEY_COLUMNS)]) == len(runs)
+        if len(each := values[tuple(row[key] for key in KEY_COLUMNS)]) == len(runs)
     ]
 
 
@@ -162,17 +162,17 @@ def comparison_table(rows: Sequence[Row], reference: str, metric: str = "mae", r
             r["unit"] for r in rows if (r["direction"], r["metric"], r["region"]) == (direction, metric, region)
         )
         head = ["", "mean [95 %]", f"− {reference} [95 %]", "p", "p (Holm)", "effect", "patients"]
-        lines = [head, *(_line(method, of, tests.get(method)) for method, of in values.items())]
+        lines = [head, *(_line(method, patients, tests.get(method)) for method, patients in values.items())]
         tables.append(text_table(f"{direction}, {metric} of {region}{f' ({unit})' if unit != '1' else ''}", lines))
     if not tables:
         raise InputError(f"no score {metric} of {region} in these runs")
     return "\n\n".join(tables)
 
 
-def _line(method: str, of: dict[str, float], test: Test | None) -> list[str]:
-    values = list(of.values())
+def _line(method: str, by_patient: dict[str, float], test: Test | None) -> list[str]:
+    values = list(by_patient.values())
     cells = [method, f"{np.mean(values):.4g}{_interval(*bootstrap_interval(values))}"]
-    patients = EVERYONE if EVERYONE in of else str(test.n if test else len(of))
+    patients = EVERYONE if EVERYONE in by_patient else str(test.n if test else len(by_patient))
     if test is None:
         return [*cells, *["-"] * 4, patients]
     effect = test.effect if test.n > 1 else None
@@ -191,7 +191,10 @@ def compare_runs(folders: Sequence[Path], *, reference: str, metric: str, region
     if len({run.name for run in runs}) < len(runs):  # runs/a/quick and runs/b/quick
         runs = [replace(run, name=str(folder)) for run, folder in zip(runs, folders, strict=True)]
     settings = [run.settings for run in runs]
-    groups = [f"{name} ({settings.count(of)})" for of, name in {run.settings: run.name for run in runs[::-1]}.items()]
+    groups = [
+        f"{name} ({settings.count(setting)})"
+        for setting, name in {run.settings: run.name for run in runs[::-1]}.items()
+    ]
     title = f"runs by their settings, and how many were averaged: {', '.join(groups[::-1])}"
     rows = merged(runs)
     if len(groups) > 1 and not any(row["method"] == reference for row in rows):

@@ -53,21 +53,21 @@ def find_images(pred: Path, ref: Path, mask: Path | None = None, ct: Path | None
     identify someone and go into no file. Raises InputError where PRED (or a mask or CT folder) lacks an entry of REF:
     scores of the patients that a translator got through are no scores of the translator.
     """
-    given = {"PRED": pred, "REF": ref, "--mask": mask, "--ct": ct}
-    for name, path in given.items():
+    paths = {"PRED": pred, "REF": ref, "--mask": mask, "--ct": ct}
+    for name, path in paths.items():
         if path is not None and not path.exists():
             raise InputError(f"{name} {path}: there is no such file or folder")
     names = _entries(ref)
     if not names:
         return [Images("1", pred, ref, mask, ct)]
-    found = {name: _entries(path) for name, path in given.items() if path is not None}
-    for name, entries in found.items():
+    by_name = {name: _entries(path) for name, path in paths.items() if path is not None}
+    for name, entries in by_name.items():
         if missing := sorted(set(names) - set(entries)):
             raise InputError(
-                f"{name} {given[name]}: lacks {len(missing)} of REF's {len(names)}: {', '.join(missing[:5])}"
+                f"{name} {paths[name]}: lacks {len(missing)} of REF's {len(names)}: {', '.join(missing[:5])}"
             )
     return [
-        Images(str(k), *(found[name][entry] if name in found else None for name in given))
+        Images(str(k), *(by_name[name][entry] if name in by_name else None for name in paths))
         for k, entry in enumerate(sorted(names), start=1)
     ]
 
@@ -115,8 +115,8 @@ def load(images: Images, kind: str, suv_kind: str = "bw") -> tuple[cases.Case, f
         synthetic = resample(synthetic, real.grid, FILL[kind])
     masks, sources = _masks(images, real, kind)
     voxel_mm = tuple(float(v) for v in real.spacing_mm[::-1])
-    made = {"synthetic": synthetic.array}
-    case = cases.Case(images.patient, None, real.array, masks, sources, made, voxel_mm=voxel_mm, kvp=kvp)
+    stacks = {"synthetic": synthetic.array}
+    case = cases.Case(images.patient, None, real.array, masks, sources, stacks, voxel_mm=voxel_mm, kvp=kvp)
     case = cases.with_further_regions(case)  # before anything is cut: the lungs' base must be the real one
     coverage = float(seen[case.body].mean()) if case.body.any() else 0.0
     if not coverage:
@@ -160,10 +160,10 @@ def score_images(
     """
     case, coverage = load(images, kind, suv_kind)
     if protocol == "synthrad2025":
-        found = synthrad.score(case.real, case.images["synthetic"], case.body)
+        challenge = synthrad.score(case.real, case.images["synthetic"], case.body)
         units = {"mae": "HU", "psnr": "dB", "ms_ssim": "1"}
         rows = [{"region": "body", "metric": name, "value": value, "unit": units[name], "mask": case.sources["body"]}
-                for name, value in found.items() if np.isfinite(value) or name != "ms_ssim"]  # fmt: skip
+                for name, value in challenge.items() if np.isfinite(value) or name != "ms_ssim"]  # fmt: skip
     else:
         try:
             rows = scoring.score_case(case, DIRECTION[kind], Intensity(), lpips_model)
@@ -194,7 +194,7 @@ def score_all(
     failed = {i.patient: r for i, r in zip(images, results, strict=True) if isinstance(r, InputError)}
     rows = [row for result in results if not isinstance(result, InputError) for row in result]
     if not rows:
-        raise InputError(f"no patient could be scored: {'; '.join(map(told, failed.values()))}")
+        raise InputError(f"no patient could be scored: {'; '.join(map(without_paths, failed.values()))}")
     out.mkdir(parents=True, exist_ok=True)
     tables.write_scores(rows, out / "scores.csv")
     tables.write_metrics(rows, out / "metrics.json")
@@ -205,6 +205,6 @@ def score_all(
     return rows, failed
 
 
-def told(error: InputError) -> str:
+def without_paths(error: InputError) -> str:
     """The message, with the file's name before it: for the owner of the files."""
     return f"{error.where}: {error}" if error.where else str(error)

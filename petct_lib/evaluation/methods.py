@@ -65,13 +65,13 @@ def translate_patient(
     x, coarse = translator.start(case.source, direction, case.lengths)
     images = _controls(case, x, coarse, direction, translator, atlas, methods)
     own = seed * len(splits["test"]) + splits["test"].index(patient)  # else one lucky noise would be that of them all
-    given = {"samples": samples, "steps": steps, "seed": own, "shared": shared_noise, "bf16": bf16}
+    drawing = {"samples": samples, "steps": steps, "seed": own, "shared": shared_noise, "bf16": bf16}
     stacks, scales = {}, {}
     for prefix in ("",) if without_coarse else ("", "unpaired_"):  # of cycle pairs, there is nothing else to see
         refiner = translator.refiner(direction, prefix)
         if refiner and {f"{prefix}sample", f"{prefix}mean"} & set(methods):
             seen = refiner.without(coarse) if without_coarse else coarse
-            stack = translator.decoded(torch.stack(list(refiner.samples(x, seen, **given))), direction)
+            stack = translator.decoded(torch.stack(list(refiner.samples(x, seen, **drawing))), direction)
             images |= {f"{prefix}sample": stack[0], f"{prefix}mean": stack.mean(axis=0)}
             stacks[f"{prefix}mean"] = stack
     if "regression" in images and translator.refiners[direction].regression.settings.laplace:

@@ -48,17 +48,17 @@ def score_test_patients(
     prepared, splits = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir)
     kind = TARGET[direction]
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
-    given = {**drawing, "atlas": atlas, "methods": tuple(methods)}
-    work = partial(_score_test_patient, Path(run_dir), direction, lpips_model, given)
-    found = whole(each(work, splits["test"], jobs=1 if torch.cuda.is_available() else None, progress=progress))
-    return [row for rows, _ in found for row in rows], [case for _, case in found]
+    options = {**drawing, "atlas": atlas, "methods": tuple(methods)}
+    work = partial(_score_test_patient, Path(run_dir), direction, lpips_model, options)
+    results = whole(each(work, splits["test"], jobs=1 if torch.cuda.is_available() else None, progress=progress))
+    return [row for rows, _ in results for row in rows], [case for _, case in results]
 
 
 def _score_test_patient(
-    run_dir: Path, direction: str, lpips_model: torch.nn.Module | None, given: dict, patient: str
+    run_dir: Path, direction: str, lpips_model: torch.nn.Module | None, options: dict, patient: str
 ) -> tuple[list[dict], Case]:
     prepared, splits, translator = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir), Translator(run_dir)
-    case = translate_patient(prepared, splits, patient, direction, translator, **given)
+    case = translate_patient(prepared, splits, patient, direction, translator, **options)
     rows = score_case(case, direction, translator.window, lpips_model)
     return rows, summarised(case)
 
@@ -76,7 +76,9 @@ def summarised(case: Case) -> Case:
     if len(stack) < distribution.LEAST:
         return case
     rng = np.random.default_rng(0)
-    ranks = [distribution.rank_histogram(of[:, body], case.real[body], rng) for of in distribution.independent(stack)]
+    ranks = [
+        distribution.rank_histogram(half[:, body], case.real[body], rng) for half in distribution.independent(stack)
+    ]
     return replace(case, ranks=sum(ranks))
 
 
@@ -125,9 +127,9 @@ def _further_scores(case: Case, image: np.ndarray, kind: str, clip: tuple[float,
     if kind == "ct":
         scores += _downstream(case, image, mask["body"])
     if kind == "pet" and case.voxel_mm:
-        given = ((one.real, part, one.masks.get("lesion"), one.body) for one, part in studies(case, image))
-        found = lesion_scores.score_lesions(given, case.voxel_mm).items()
-        scores += [("lesion", name, value, lesion_scores.UNITS[name], mask["lesion"]) for name, value in found]
+        images = ((one.real, part, one.masks.get("lesion"), one.body) for one, part in studies(case, image))
+        lesion = lesion_scores.score_lesions(images, case.voxel_mm).items()
+        scores += [("lesion", name, value, lesion_scores.UNITS[name], mask["lesion"]) for name, value in lesion]
     return [
         {"region": region, "metric": name, "value": float(value), "unit": unit, "mask": source}
         for region, name, value, unit, source in scores
@@ -148,11 +150,11 @@ def _downstream(case: Case, image: np.ndarray, body: str) -> list[tuple[str, str
 
 def _over_studies(case: Case, image: np.ndarray, score: Callable) -> float | None:
     """Mean of score(real, image, body) over the studies, by their voxels of body; None where no study has it."""
-    found = [(score(study.real, part, study.body), study.body.sum()) for study, part in studies(case, image)]
-    found = [(value, weight) for value, weight in found if value is not None and not np.isnan(value)]
-    if not found:
+    scores = [(score(study.real, part, study.body), study.body.sum()) for study, part in studies(case, image)]
+    scores = [(value, weight) for value, weight in scores if value is not None and not np.isnan(value)]
+    if not scores:
         return None
-    values, weights = zip(*found, strict=True)
+    values, weights = zip(*scores, strict=True)
     return float(np.average(values, weights=weights))
 
 
@@ -180,11 +182,11 @@ def _two_sample_accuracy(cases: list[Case], direction: str, window: Intensity, s
     if len(cases) < 2:
         return None
     encode = ENCODE[TARGET[direction]]
-    real, made = (
-        [np.where(case.body, encode(image, window), -1.0).astype(np.float32) for case, image in of]
-        for of in (((case, case.real) for case in cases), ((case, case.images[method]) for case in cases))
+    real, synthetic = (
+        [np.where(case.body, encode(image, window), -1.0).astype(np.float32) for case, image in stacks]
+        for stacks in (((case, case.real) for case in cases), ((case, case.images[method]) for case in cases))
     )
-    return realism.two_sample_accuracy(real, made, seed=seed)
+    return realism.two_sample_accuracy(real, synthetic, seed=seed)
 
 
 def two_sample_rows(accuracies: dict[str, float | None], direction: str) -> list[dict]:

@@ -121,8 +121,8 @@ def format_regions(rows: Sequence[Row], metric: str = "mae") -> str:
         regions: dict[str, list[Row]] = {}
         for row in mine:
             regions.setdefault(row["region"], []).append(row)
-        masks = [" or ".join(sorted({row["mask"] for row in of})) for of in regions.values()]
-        patients = [str(len({row["patient"] for row in of})) for of in regions.values()]
+        masks = [" or ".join(sorted({row["mask"] for row in scores})) for scores in regions.values()]
+        patients = [str(len({row["patient"] for row in scores})) for scores in regions.values()]
         lines = [["", *regions], ["mask by", *masks], ["patients", *patients]]
         for method, cells in methods.items():
             lines.append([method, *(_cell(cells.get(region, {}).get(metric), False) for region in regions)])
@@ -134,11 +134,14 @@ def format_further(rows: Sequence[Row]) -> str:
     """Coherence and the lesion scores by method as plain text: the mean over the patients that have the score."""
     tables = []
     for direction, methods in aggregate(rows).items():
-        cells = {method: {**of.get("lung", {}), **of.get("lesion", {}), **of["body"]} for method, of in methods.items()}
-        names = [name for name in FURTHER_COLUMNS if any(name in of for of in cells.values())]
-        patients = [str(max(of[name]["n"] for of in cells.values() if name in of)) for name in names]
+        cells = {
+            method: {**by_name.get("lung", {}), **by_name.get("lesion", {}), **by_name["body"]}
+            for method, by_name in methods.items()
+        }
+        names = [name for name in FURTHER_COLUMNS if any(name in by_name for by_name in cells.values())]
+        patients = [str(max(by_name[name]["n"] for by_name in cells.values() if name in by_name)) for name in names]
         lines = [["", *(FURTHER_COLUMNS[name] for name in names)], ["patients", *patients]]
-        lines += [[method, *(_cell(of.get(name), False) for name in names)] for method, of in cells.items()]
+        lines += [[method, *(_cell(by_name.get(name), False) for name in names)] for method, by_name in cells.items()]
         tables.append(text_table(f"{direction}, mean", lines))
     return "\n\n".join(tables)
 

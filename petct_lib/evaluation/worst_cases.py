@@ -18,16 +18,16 @@ def worst_slices(cases: Sequence[Case], n: int, method: str = "mean") -> list[di
     Of the images as they are, not clipped to the scores' range. At least APART slices from a worse one of the same
     patient; slices with less than a tenth of the patient's largest body area do not count.
     """
-    found = []
+    slices = []
     for case in cases:
         error = np.where(case.body, np.abs(case.images[method] - case.real), 0).sum(axis=(1, 2))
         area = case.body.sum(axis=(1, 2))
         mean = np.where(area >= 0.1 * area.max(), error / np.maximum(area, 1), -1)
         while mean.max() > 0:
             k = int(mean.argmax())
-            found.append((float(mean[k]), case, k))
+            slices.append((float(mean[k]), case, k))
             mean[max(0, k - APART) : k + APART + 1] = -1
-    return [slice_of(case, k) for _, case, k in sorted(found, key=lambda one: -one[0])[:n]]
+    return [slice_of(case, k) for _, case, k in sorted(slices, key=lambda one: -one[0])[:n]]
 
 
 def worst_misses(cases: Sequence[Case], n: int, method: str = "mean") -> list[dict]:
@@ -35,14 +35,14 @@ def worst_misses(cases: Sequence[Case], n: int, method: str = "mean") -> list[di
 
     "place": row and column of the maximum, for `panels.translations` to ring.
     """
-    found = [
+    spots = [
         (spot.real - spot.synthetic, case, spot)
         for case in cases
         if "lesion" in case.masks
         for spot in _spots(case, method, lesion_scores.lesions, "lesion")
         if spot.synthetic < spot.real
     ]
-    return _ringed(found, n)
+    return _ringed(spots, n)
 
 
 def worst_inventions(cases: Sequence[Case], n: int, method: str = "mean") -> list[dict]:
@@ -50,24 +50,24 @@ def worst_inventions(cases: Sequence[Case], n: int, method: str = "mean") -> lis
 
     "place" as for `worst_misses`.
     """
-    found = [
+    spots = [
         (spot.synthetic - spot.real, case, spot)
         for case in cases
         for spot in _spots(case, method, partial(lesion_scores.invented_lesions, voxel_mm=case.voxel_mm), "body")
     ]
-    return _ringed(found, n)
+    return _ringed(spots, n)
 
 
 def _spots(case: Case, method: str, find: Callable, region: str) -> list[lesion_scores.Spot]:
     """find(real, synthetic, mask) in each study by itself, with the places in the patient's stack."""
-    found, first = [], 0
+    numbered, first = [], 0
     for study, image in studies(case, case.images[method]):
         spots = find(study.real, image, study.masks[region])
-        found += [replace(spot, place=(spot.place[0] + first, *spot.place[1:])) for spot in spots]
+        numbered += [replace(spot, place=(spot.place[0] + first, *spot.place[1:])) for spot in spots]
         first += len(image)
-    return found
+    return numbered
 
 
-def _ringed(found: list[tuple[float, Case, lesion_scores.Spot]], n: int) -> list[dict]:
-    worst = sorted(found, key=lambda one: -one[0])[:n]
+def _ringed(spots: list[tuple[float, Case, lesion_scores.Spot]], n: int) -> list[dict]:
+    worst = sorted(spots, key=lambda one: -one[0])[:n]
     return [{**slice_of(case, spot.place[0]), "place": spot.place[1:]} for _, case, spot in worst]

@@ -56,12 +56,12 @@ def run_ablation(
     run_all(profile, data, out / "seed0", overrides=settings[0], until=PREPARATION, resume=True)
     at_a_time = partial(each, jobs=jobs)
     whole(at_a_time(partial(_run_seed, profile, data, out), list(enumerate(settings))))
-    made = chosen(variants(_longer_steps(out, profile, settings[0])), only)
-    forks = [(v, *of) for v in made for of in list(enumerate(settings))[: None if v.every_seed else 1]]
+    selected = chosen(variants(_longer_steps(out, profile, settings[0])), only)
+    forks = [(v, *one) for v in selected for one in list(enumerate(settings))[: None if v.every_seed else 1]]
     whole(at_a_time(partial(_run_variant, profile, data, out), forks))
-    rows = _rows(out, made)
+    rows = _rows(out, selected)
     tables.write_scores(rows, out / "scores.csv")
-    text = "\n\n".join([*(ablation_table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds, made)])
+    text = "\n\n".join([*(ablation_table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds, selected)])
     (out / "ablation.txt").write_text(text + "\n", encoding="utf-8")
     save_charts(rows, len(refiner_patients(read_splits(out / "seed0"), "pet2ct")), out)
     return text
@@ -78,8 +78,8 @@ def _run_seed(profile: str, data: str, out: Path, seeded: tuple[int, Sequence[st
 
 def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
     seeds = [f"{notebook}.seed=" for notebook in ("02_cyclegan_training", TRAINING)]
-    if given := [setting for setting in overrides if setting.startswith(tuple(seeds))]:
-        raise InputError(f"--set {given[0]}: the ablation sets the seeds itself, 0 and up; --seeds says how many")
+    if forbidden := [setting for setting in overrides if setting.startswith(tuple(seeds))]:
+        raise InputError(f"--set {forbidden[0]}: the ablation sets the seeds itself, 0 and up; --seeds says how many")
     return [*overrides, *(f"{setting}{seed}" for setting in seeds)]
 
 
@@ -101,8 +101,8 @@ def _folder(out: Path, variant: Variant, seed: int) -> Path:
     return out / (f"{variant.name}_seed{seed}" if seed else variant.name)
 
 
-def _run_variant(profile: str, data: str, out: Path, asked: tuple[Variant, int, Sequence[str]]) -> None:
-    variant, seed, settings = asked
+def _run_variant(profile: str, data: str, out: Path, job: tuple[Variant, int, Sequence[str]]) -> None:
+    variant, seed, settings = job
     changed = {text.split("=")[0] for text in variant.overrides}
     kept = [text for text in settings if text.split("=")[0] not in changed]
     methods = ", ".join(dict.fromkeys((*variant.methods, *OURS)))  # notebook 04 draws ours
@@ -113,10 +113,10 @@ def _run_variant(profile: str, data: str, out: Path, asked: tuple[Variant, int, 
     run_all(profile, data, folder, overrides=overrides, resume=True)
 
 
-def _rows(out: Path, made: Sequence[Variant], seed: int = 0) -> list[Row]:
+def _rows(out: Path, selected: Sequence[Variant], seed: int = 0) -> list[Row]:
     """The rows of a seed's run, and each variant's of its methods, which are then called `variant/method`."""
     rows = tables.read_scores(RunFolder(out / f"seed{seed}").scores)
-    for variant in made:
+    for variant in selected:
         rows += [
             {**row, "method": f"{variant.name}/{row['method']}"}
             for row in tables.read_scores(RunFolder(_folder(out, variant, seed)).scores)
@@ -140,20 +140,22 @@ def _mean(by_patient: dict[str, float] | None) -> str:
     return f"{sum(by_patient.values()) / len(by_patient):.3g}" if by_patient else "-"
 
 
-def _of_seeds(out: Path, seeds: int, made: Sequence[Variant]) -> list[str]:
+def _of_seeds(out: Path, seeds: int, selected: Sequence[Variant]) -> list[str]:
     """The table of what there is of all seeds: mean of the seeds' means, and the least and most of them."""
     if seeds < 2:
         return []
-    everywhere = [variant for variant in made if variant.every_seed]
+    everywhere = [variant for variant in selected if variant.every_seed]
     of_seeds = [_rows(out, everywhere, seed) for seed in range(seeds)]
-    found = []
+    seed_tables = []
     for direction in DIRECTIONS:
         lines = [["", *COLUMNS.values()]]
         values = [{m: compare.by_patient(rows, direction, m) for m in COLUMNS} for rows in of_seeds]
         for method in values[0]["mae"]:
-            lines.append([method, *(_range([of[metric].get(method) for of in values]) for metric in COLUMNS)])
-        found.append(tables.text_table(f"{direction}, body, mean of {seeds} seeds [least, most]", lines))
-    return found
+            lines.append(
+                [method, *(_range([by_metric[metric].get(method) for by_metric in values]) for metric in COLUMNS)]
+            )
+        seed_tables.append(tables.text_table(f"{direction}, body, mean of {seeds} seeds [least, most]", lines))
+    return seed_tables
 
 
 def _range(of_seeds: Sequence[dict[str, float] | None]) -> str:

@@ -51,10 +51,10 @@ def run_all(
         raise InputError(f"--until {until}: it must be one of {', '.join(NOTEBOOKS)}")
     params = load_params(profile, overrides)
     data = data if data == "phantom" else str(Path(data).resolve())
-    asked = {"profile": profile, "parameters": params, "data_source": data, "data_key": None}
+    request = {"profile": profile, "parameters": params, "data_source": data, "data_key": None}
     if data != "phantom":
-        asked |= {"data_source": Path(data).name, "data_key": input_key(Path(data))}
-    manifest = _open_run(out, asked, resume, force)
+        request |= {"data_source": Path(data).name, "data_key": input_key(Path(data))}
+    manifest = _open_run(out, request, resume, force)
     if not manifest["finished"]:
         if data != "phantom":
             check_input(Path(data))
@@ -81,8 +81,8 @@ def fork(
         shutil.copytree(RunFolder(source).prepared, new.prepared, copy_function=_link)
         for path in chain.from_iterable(map(source.glob, ["*.json", *networks])):
             _link(path, temporary / path.relative_to(source))
-        asked = {"profile": profile, "parameters": load_params(profile, overrides)}
-        write_json({**manifest, **asked, "finished": False, "done": list(shared), "seconds": {}}, new.manifest)
+        request = {"profile": profile, "parameters": load_params(profile, overrides)}
+        write_json({**manifest, **request, "finished": False, "done": list(shared), "seconds": {}}, new.manifest)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -105,15 +105,15 @@ def check_input(path: Path) -> None:
         )
 
 
-def _open_run(out: Path, asked: dict, resume: bool, force: bool) -> dict:
+def _open_run(out: Path, request: dict, resume: bool, force: bool) -> dict:
     path = RunFolder(out).manifest
-    new = {**asked, "finished": False, "done": [], "seconds": {}}
+    new = {**request, "finished": False, "done": [], "seconds": {}}
     if out.exists() and any(out.iterdir()) and not path.exists():
         raise InputError(f"{out}: is not empty and holds no manifest.json; name another folder with --out")
     if force or not path.exists():
         return {**new, "force": force}
     old = read_json(path)
-    differs = [key for key, value in asked.items() if old.get(key) != value]
+    differs = [key for key, value in request.items() if old.get(key) != value]
     if differs:
         raise InputError(
             f"{out}: holds a run with other {', '.join(differs)}; name another with --out, or pass --force"
@@ -147,8 +147,8 @@ def _peak_mb() -> int:
 
 
 def _from_command(notebook: str, out: Path, data: str) -> dict:
-    given = {"run_dir": str(out), "resume": True}
-    return {**given, "data": data} if notebook == NOTEBOOKS[0] else given
+    values = {"run_dir": str(out), "resume": True}
+    return {**values, "data": data} if notebook == NOTEBOOKS[0] else values
 
 
 def _execute(notebook: str, parameters: dict, out: Path) -> None:

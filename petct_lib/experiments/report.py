@@ -113,11 +113,11 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
             "stage 2": f"{_listed(stage2['steps'])} steps; pairs: {stage2['pairs']}"
             + (", and cycle pairs for `unpaired_*`" if stage2["unpaired"] else ""),
             "residual's spectrum": ", ".join(
-                f"{direction} {of[0]:.3g} to {of[-1]:.3g}" for direction, of in stage2["residual_spectrum"].items()
+                f"{direction} {s[0]:.3g} to {s[-1]:.3g}" for direction, s in stage2["residual_spectrum"].items()
             )
             + " in network units, coarse to fine",
             "sampling": f"{sampling['samples']} samples of {sampling['steps']} midpoint steps",
-            "seeds": ", ".join(f"{name[:2]}: {of.get('seed', 'the notebook’s')}" for name, of in parameters.items()),
+            "seeds": ", ".join(f"{name[:2]}: {p.get('seed', 'the notebook’s')}" for name, p in parameters.items()),
             "time and memory": f"{sum(manifest['seconds'].values()):.0f} s on {manifest['cores']} cores, "
             f"{manifest['peak_memory_mb']} MB at most",
         }),
@@ -187,17 +187,17 @@ def _table(cells: dict[str, str]) -> list[str]:
 
 def findings(manifest: dict, rows: Sequence[Row]) -> list[str]:
     """What a reader must know before the means: the comparison with the controls, lesions, bias, and how small n is."""
-    method, found = _method(rows), []
+    method, sentences = _method(rows), []
     for direction, methods in tables.aggregate(rows).items():
         unit = next(row["unit"] for row in rows if (row["direction"], row["metric"]) == (direction, "mae"))
         for other in AGAINST:
-            found += _against(rows, direction, method, other, unit)
-        found += _of_lesions(direction, methods[method])
-        found += _of_samples(direction, methods, unit)
+            sentences += _against(rows, direction, method, other, unit)
+        sentences += _of_lesions(direction, methods[method])
+        sentences += _of_samples(direction, methods, unit)
     n = manifest["patients"]["test"]
     if n < 6:
-        found.append(f"With {n} test patients no paired test can reach p = 0.05.")
-    return found
+        sentences.append(f"With {n} test patients no paired test can reach p = 0.05.")
+    return sentences
 
 
 def _method(rows: Sequence[Row]) -> str:
@@ -218,15 +218,17 @@ def _against(rows: Sequence[Row], direction: str, method: str, other: str, unit:
 
 def _of_lesions(direction: str, regions: dict) -> list[str]:
     body, lesion = regions["body"], regions.get("lesion", {})
-    found = []
+    sentences = []
     if bias := body.get("mu_bias"):
-        found.append(f"{direction}: attenuation at 511 keV is off by {bias['mean']:+.1f} % in the mean over the body.")
+        sentences.append(
+            f"{direction}: attenuation at 511 keV is off by {bias['mean']:+.1f} % in the mean over the body."
+        )
     if "missed" in lesion:
         counts = f"{lesion['missed']['mean']:.2g} of {lesion['lesions']['mean']:.2g}"
-        found.append(f"{direction}: {counts} lesions a patient are missed (below half of their real SUVmax).")
+        sentences.append(f"{direction}: {counts} lesions a patient are missed (below half of their real SUVmax).")
     if "invented" in lesion:
-        found.append(f"{direction}: {lesion['invented']['mean']:.2g} hot spots a patient are invented.")
-    return found
+        sentences.append(f"{direction}: {lesion['invented']['mean']:.2g} hot spots a patient are invented.")
+    return sentences
 
 
 def _of_samples(direction: str, methods: dict, unit: str) -> list[str]:
@@ -236,19 +238,19 @@ def _of_samples(direction: str, methods: dict, unit: str) -> list[str]:
         for method, regions in methods.items()
     }
     mean, sample, regression = (body.get(method, {}) for method in ("mean", "sample", "regression"))
-    found = []
+    sentences = []
     if "spread_skill" in mean:
         ratio = f"{mean['spread_skill']:.2f} of the error of their mean (1: calibrated)"
-        found.append(f"{direction}: the spread of the samples is {ratio}.")
+        sentences.append(f"{direction}: the spread of the samples is {ratio}.")
     if "coverage_80" in mean:
-        found.append(f"{direction}: {mean['coverage_80']:.0%} of the voxels lie in the central 80 % interval.")
+        sentences.append(f"{direction}: {mean['coverage_80']:.0%} of the voxels lie in the central 80 % interval.")
     if {"crps", "crps_8"} <= set(mean) and regression:
         numbers = ", ".join(f"{mean[name]:.3g}" for name in ("crps", "crps_4", "crps_8"))
-        found.append(
+        sentences.append(
             f"{direction}: CRPS of the samples is {numbers} {unit} (voxels, means of 4×4 and of 8×8 pixels); the MAE "
             f"of `regression`, which is its CRPS of voxels, is {regression['mae']:.3g} {unit}."
         )
     if "two_sample_accuracy" in sample:
         accuracy = sample["two_sample_accuracy"]
-        found.append(f"{direction}: two-sample accuracy of `sample` is {accuracy:.2f} (0.5: looks real).")
-    return found
+        sentences.append(f"{direction}: two-sample accuracy of `sample` is {accuracy:.2f} (0.5: looks real).")
+    return sentences

@@ -75,9 +75,9 @@ def chosen(among: Sequence[Variant], only: str) -> list[Variant]:
     InputError where it is no expression, or no variant has such a name.
     """
     try:
-        found = [v for v in among if not only or re.fullmatch(only, v.name)]
+        matching = [v for v in among if not only or re.fullmatch(only, v.name)]
     except re.error as error:
         raise InputError(f"--only {only}: is not a regular expression ({error})") from None
-    if not found:
+    if not matching:
         raise InputError(f"--only {only}: no variant has such a name; there are {', '.join(v.name for v in among)}")
-    return found
+    return matching

@@ -52,7 +52,7 @@ def find_regions(ct: Volume, body: Volume, segments: dict[str, list[Region]]) ->
     """
     box = cut_to_box(body) if body.array.any() else body
     hu = resample(_around(ct, box), box.grid, AIR_HU)
-    drawn = {name: [region.mask for region in of] for name, of in segments.items()}
+    drawn = {name: [region.mask for region in parts] for name, parts in segments.items()}
     lung = _on_grid(drawn.get("lung", []), box.grid)
     source = _sources(segments["lung"]) if lung.array.any() else FROM_HU
     lung = lung if lung.array.any() else lungs(hu, box)

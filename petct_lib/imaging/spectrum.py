@@ -24,7 +24,7 @@ def spectrum(images: Tensor) -> tuple[float, ...]:
     coefficients = _cosines(height, images) @ images.double() @ _cosines(width, images).T
     power = coefficients.square().mean(dim=(0, 1)).cpu().numpy()
     band = np.minimum(_frequencies(height, width) * BANDS, BANDS - 1).astype(int)
-    count, total = (np.bincount(band.ravel(), of, BANDS) for of in (None, power.ravel()))
+    count, total = (np.bincount(band.ravel(), weights, BANDS) for weights in (None, power.ravel()))
     there = np.flatnonzero(count)
     return tuple(np.interp(range(BANDS), there, np.sqrt(total[there] / count[there])).tolist())
 

@@ -219,9 +219,9 @@ class Translator:
         there = (self.checkpoints / f"{prefix}flow_{direction}.pt").exists()
         return load_refiner(self.checkpoints, direction, prefix) if there else None
 
-    def samples(self, x: Tensor, coarse: Tensor, direction: str, **given: object) -> np.ndarray:
+    def samples(self, x: Tensor, coarse: Tensor, direction: str, **drawing: object) -> np.ndarray:
         """All samples, (samples, n, H, W) in the target's unit; arguments as for `Refiner.samples`."""
-        return self.decoded(torch.stack(list(self.refiners[direction].samples(x, coarse, **given))), direction)
+        return self.decoded(torch.stack(list(self.refiners[direction].samples(x, coarse, **drawing))), direction)
 
     def regression(self, x: Tensor, coarse: Tensor, direction: str) -> np.ndarray:
         """The regression's image, (n, H, W) in the target's unit."""

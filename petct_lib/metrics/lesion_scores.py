@@ -177,7 +177,7 @@ def invented_lesions(
         raise ValueError(f"voxel_mm must be three sizes above 0 mm, (z, y, x), not {voxel_mm}")
     labels, _ = ndimage.label(body & (synthetic >= HOT_SUV), TOUCHING)
     voxel_mm3 = math.prod(voxel_mm)
-    found = []
+    spots = []
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
         box = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)  # with room for the dilation
         region = labels[box] == k
@@ -189,8 +189,8 @@ def invented_lesions(
             tuple(int(s.start + k) for s, k in zip(box, hottest, strict=True)), known, float(synthetic[box][hottest])
         )
         if spot.real <= spot.synthetic / 2:
-            found.append(spot)
-    return found
+            spots.append(spot)
+    return spots
 
 
 def lesions(real_suv: np.ndarray, synthetic_suv: np.ndarray, lesion: np.ndarray) -> list[Spot]:

@@ -102,18 +102,18 @@ def _values(history: list[dict], key: str) -> list[float]:
 
 
 def _discriminator_signs(history: list[dict]) -> list[str]:
-    found = []
+    texts = []
     for kind in ("ct", "pet"):
         values = _values(history, f"accuracy_{kind}")[-RECENT_ROWS:]
         if len(values) < RECENT_ROWS:
             continue
         mean = float(np.mean(values))
-        told = f"D_{kind} is right in {100 * mean:.0f} % of the patches (last {RECENT_ROWS} rows)"
+        accuracy = f"D_{kind} is right in {100 * mean:.0f} % of the patches (last {RECENT_ROWS} rows)"
         if mean > WON_ACCURACY:
-            found.append(f"{told}: it has won, and the generators learn nothing more from it")
+            texts.append(f"{accuracy}: it has won, and the generators learn nothing more from it")
         elif mean <= GIVEN_UP_ACCURACY:
-            found.append(f"{told}: it has given up, and what the generators learn from it is chance")
-    return found
+            texts.append(f"{accuracy}: it has given up, and what the generators learn from it is chance")
+    return texts
 
 
 def _cycle_signs(history: list[dict]) -> list[str]:
@@ -127,12 +127,12 @@ def _cycle_signs(history: list[dict]) -> list[str]:
 
 
 def _validation_signs(history: list[dict]) -> list[str]:
-    found = []
+    texts = []
     for kind in ("ct", "pet"):
         values = _values(history, f"validation_diversity_{kind}")
         if values and values[-1] < ALIKE_DIVERSITY:
-            found.append(f"the synthetic {kind.upper()} are alike: {100 * values[-1]:.0f} % of the real ones' spread")
+            texts.append(f"the synthetic {kind.upper()} are alike: {100 * values[-1]:.0f} % of the real ones' spread")
     invented = _values(history, "validation_invented_percent")
     if invented and invented[-1] > INVENTED_PERCENT:
-        found.append(f"lung is invented: painted on {invented[-1]:.1f} % of the tissue far from any")
-    return found
+        texts.append(f"lung is invented: painted on {invented[-1]:.1f} % of the tissue far from any")
+    return texts

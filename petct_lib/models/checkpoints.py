@@ -114,8 +114,8 @@ def load_flow(path: Path, regression: Regression) -> ResidualFlow:
 
 def _finished(path: Path) -> dict:
     state = load_checkpoint(path)
-    if (done := state["step"]) < (asked := state["origin"]["steps"]):
-        raise InputError(f"{path}: its training stopped after step {done} of {asked}; resume it (--resume) first")
+    if (done := state["step"]) < (planned := state["origin"]["steps"]):
+        raise InputError(f"{path}: its training stopped after step {done} of {planned}; resume it (--resume) first")
     return state
 
 

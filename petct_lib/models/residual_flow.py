@@ -127,7 +127,7 @@ class ResidualFlow:
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: the settings."""
         settings = asdict(self.settings).items()
-        return {"settings": {name: list(of) if isinstance(of, tuple) else of for name, of in settings}}
+        return {"settings": {name: list(value) if isinstance(value, tuple) else value for name, value in settings}}
 
     def load_extra_state(self, state: dict) -> None:
         """Nothing beside the settings, which `loop.fit` has compared already."""

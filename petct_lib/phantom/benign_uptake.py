@@ -39,12 +39,12 @@ class Uptake:
 
 def draw_benign_plan(rng: np.random.Generator, a: Anatomy) -> list[Uptake]:
     """The benign uptake of one patient at one time; in most there is none or one."""
-    found = []
+    plan = []
     for what, (share, suv) in FREQUENCY.items():
         if rng.random() < share:
             shape = None if what == "oesophagus" else SHAPES[what](rng, a).astype(np.float32)
-            found.append(Uptake(what, round(float(np.exp(rng.uniform(*np.log(suv)))), 2), shape))
-    return found
+            plan.append(Uptake(what, round(float(np.exp(rng.uniform(*np.log(suv)))), 2), shape))
+    return plan
 
 
 def paint_benign_uptake(uptake: Uptake, c: Canvas) -> None:

@@ -92,14 +92,14 @@ class Lesion:
 
 def draw_lesion_plan(rng: np.random.Generator, a: Anatomy, scale: np.ndarray, difficulty: str) -> list[Lesion]:
     """The lesions of one patient, none of them touching another. scale: nominal mm per patient mm (3,)."""
-    found: list[Lesion] = []
+    plan: list[Lesion] = []
     for _ in range(rng.choice(len(COUNTS[difficulty]), p=COUNTS[difficulty])):
         sites = SITES[difficulty]
         site = str(rng.choice(list(sites), p=list(sites.values())))
-        lesion = _one(rng, a, scale, site, EASY[site] if difficulty == "easy" else KINDS[site], found)
+        lesion = _one(rng, a, scale, site, EASY[site] if difficulty == "easy" else KINDS[site], plan)
         if lesion is not None:
-            found.append(lesion)
-    return found
+            plan.append(lesion)
+    return plan
 
 
 def _one(

@@ -50,13 +50,14 @@ def format_organs(patients: list[dict[str, tuple[float, float, float]]]) -> str:
     """A table of `organ_means` of several patients: mean and range of HU and SUV, and the published ranges."""
     lines = [f"{'organ':<10}{'n':>3}  {'HU':<22}{'published':<14}{'SUV':<22}published"]
     for name, (hu, suv, _) in PUBLISHED.items():
-        found = np.array([row[name] for row in patients if name in row])
-        if len(found):
+        values = np.array([row[name] for row in patients if name in row])
+        if len(values):
             cells = [
-                f"{v.mean():.{d}f} [{v.min():.{d}f}, {v.max():.{d}f}]" for v, d in ((found[:, 0], 0), (found[:, 1], 2))
+                f"{v.mean():.{d}f} [{v.min():.{d}f}, {v.max():.{d}f}]"
+                for v, d in ((values[:, 0], 0), (values[:, 1], 2))
             ]
             lines.append(
-                f"{name:<10}{len(found):>3}  {cells[0]:<22}{f'{hu[0]:g} to {hu[1]:g}':<14}"
+                f"{name:<10}{len(values):>3}  {cells[0]:<22}{f'{hu[0]:g} to {hu[1]:g}':<14}"
                 f"{cells[1]:<22}{suv[0]:g} to {suv[1]:g}"
             )
     return "\n".join(lines)

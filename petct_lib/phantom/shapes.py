@@ -148,8 +148,8 @@ class Canvas:
 
     def box(self, low: np.ndarray, high: np.ndarray, inner: bool = True) -> tuple:
         """Slices (z, y, x) of the voxels between two corners (x, y, z), nominal mm."""
-        found = (np.searchsorted(a, [lo, hi]) for a, lo, hi in zip(self.places(inner), low, high, strict=True))
-        return tuple(slice(*f) for f in found)[::-1]
+        edges = (np.searchsorted(a, [lo, hi]) for a, lo, hi in zip(self.places(inner), low, high, strict=True))
+        return tuple(slice(*f) for f in edges)[::-1]
 
     def fine(self, field: np.ndarray, where: tuple = ALL, inner: bool = True) -> np.ndarray:
         """A coarse field at the voxels of a part, (z, y, x) float32, linear along each axis."""

@@ -15,7 +15,7 @@ from petct_lib.metrics import statistics, voxelwise
 NO_ANSWER = "No answer yet: put it where None is, and run the cell again."
 
 
-def _told(right: bool, hint: str) -> bool:
+def _judge(right: bool, hint: str) -> bool:
     print("Right." if right else f"Not yet. {hint}")
     return right
 
@@ -30,23 +30,23 @@ def _number(answer: float | None, expected: float, hint: str, tolerance: float =
     if answer is None:
         return _unanswered()
     try:
-        given = float(answer)
+        number = float(answer)
     except (TypeError, ValueError):
-        return _told(False, f"A number is asked for, not {answer!r}.")
-    return _told(math.isclose(given, expected, rel_tol=tolerance, abs_tol=1e-12), hint)
+        return _judge(False, f"A number is asked for, not {answer!r}.")
+    return _judge(math.isclose(number, expected, rel_tol=tolerance, abs_tol=1e-12), hint)
 
 
 def _set(answer: Collection | None, expected: set, hint: str) -> bool:
     if answer is None:
         return _unanswered()
     if isinstance(answer, str) or not isinstance(answer, Collection):
-        return _told(False, f"A set or list is asked for, not {answer!r}.")
-    given = {tuple(a) if isinstance(a, list) else a for a in answer}
-    if given < expected:
-        return _told(False, "All of these are right, but some are missing.")
-    if given > expected:
-        return _told(False, "All are there, and some too many.")
-    return _told(given == expected, hint)
+        return _judge(False, f"A set or list is asked for, not {answer!r}.")
+    items = {tuple(a) if isinstance(a, list) else a for a in answer}
+    if items < expected:
+        return _judge(False, "All of these are right, but some are missing.")
+    if items > expected:
+        return _judge(False, "All are there, and some too many.")
+    return _judge(items == expected, hint)
 
 
 def check_suv_max(answer: float | None, pet_suv: np.ndarray, body: np.ndarray) -> bool:
@@ -97,8 +97,8 @@ def check_worst_slice(answer: int | None, marked: np.ndarray) -> bool:
     if answer is None:
         return _unanswered()
     if answer not in range(len(count)):
-        return _told(False, f"A slice number from 0 to {len(count) - 1} is asked for, not {answer!r}.")
-    return _told(bool(count[int(answer)] == count.max()), "Sum the marks of every slice, and take the largest.")
+        return _judge(False, f"A slice number from 0 to {len(count) - 1} is asked for, not {answer!r}.")
+    return _judge(bool(count[int(answer)] == count.max()), "Sum the marks of every slice, and take the largest.")
 
 
 def check_budget(answer: Collection[tuple[int, int]] | None, budget: int) -> bool:
@@ -151,7 +151,7 @@ def check_place(answer: Sequence[int] | None, volume: np.ndarray, reach: int = 1
     if answer is None:
         return _unanswered()
     if not isinstance(answer, Sequence) or len(answer) != volume.ndim:
-        return _told(False, f"Three numbers are asked for, (slice, row, column), not {answer!r}.")
+        return _judge(False, f"Three numbers are asked for, (slice, row, column), not {answer!r}.")
     place = np.unravel_index(int(np.argmax(volume)), volume.shape)
     near = all(abs(int(a) - int(p)) <= reach for a, p in zip(answer, place, strict=True))
-    return _told(near, "There is a voxel with a larger value somewhere else.")
+    return _judge(near, "There is a voxel with a larger value somewhere else.")

@@ -41,8 +41,8 @@ class Guard:
         """
         if saving:
             self.see(self.step, self._zeros())
-        if found := self._first():
-            step, names = found
+        if first := self._first():
+            step, names = first
             slices = "; ".join(self.names(np.random.default_rng([self.seed, step])))
             raise FloatingPointError(
                 f"step {step}: {', '.join(names)} not finite or beyond {self.limit:g}; {saver.last_good()}; "

@@ -106,14 +106,14 @@ class LivePlot:
         began = time.monotonic()
         if self.history:
             self.curves.value = panels.png(charts.losses(self.history, self.name))
-            self.words.value = self._told()
+            self.words.value = self._describe()
         if self._panel:
             self.samples.value = self._panel
         self._new = False
         now = time.monotonic()
         self._due = now + max(self.every_s, 9 * (now - began))  # a long history takes a second to draw
 
-    def _told(self) -> str:
+    def _describe(self) -> str:
         """HTML: where the training is, and the signs of collapse."""
         signs = training_warnings.signs(self.history)
         lines = [f"{self.name}: step {self.history[-1]['step'] + 1} of {self.total_steps}. Samples: {WARNING}"]

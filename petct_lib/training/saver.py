@@ -70,11 +70,11 @@ def differences(before: dict, now: dict) -> list[str]:
     >>> differences({"seed": 0, "lr": 0.1}, {"seed": 0, "lr": 0.2})
     ['lr (0.1, now 0.2)']
     """
-    found = []
+    lines = []
     for key, value in now.items():
         old = before.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            found += [f"{key}: {difference}" for difference in differences(old, {**dict.fromkeys(old), **value})]
+            lines += [f"{key}: {difference}" for difference in differences(old, {**dict.fromkeys(old), **value})]
         elif old != value:
-            found.append(f"{key} ({old!r}, now {value!r})")
-    return found
+            lines.append(f"{key} ({old!r}, now {value!r})")
+    return lines

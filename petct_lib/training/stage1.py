@@ -61,7 +61,7 @@ def plan_from(
         raise InputError(
             f"stage 1 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
         )
-    gan, schedule, augmentation = ({k: v for k, v in settings.items() if k in of} for of in names)
+    gan, schedule, augmentation = ({k: v for k, v in settings.items() if k in known} for known in names)
     slices = max(map(len, unpaired_slices(run_dir)))
     schedule = FitSettings(steps_of(steps, epochs, slices, batch_size), **schedule)
     return CycleGANPlan(CycleGANSettings(**gan), schedule, Augmentation(**augmentation), batch_size, seed)

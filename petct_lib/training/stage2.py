@@ -85,23 +85,25 @@ def plans(
         raise InputError(
             f"stage 2 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
         )
-    of_regression, of_flow, of_fit, of_change = ({k: v for k, v in settings.items() if k in of} for of in names)
+    regression_values, flow_values, fit_values, augmentation_values = (
+        {k: v for k, v in settings.items() if k in value} for value in names
+    )
     patch = {"patch": max(1, size // GRID)}
-    regression = RegressionSettings(**{**of_regression, **patch, "lambda_adversarial": 0.0})
+    regression = RegressionSettings(**{**regression_values, **patch, "lambda_adversarial": 0.0})
     unit = regression.patch * 2 ** (len(regression.multipliers) - 1)
     if size % unit or (crop or size) % unit:
         raise InputError(f"size {size}, crop {crop}: the networks need multiples of {unit} pixels")
-    augmentation = Augmentation(**of_change)
+    augmentation = Augmentation(**augmentation_values)
 
     def plan(stage: RegressionSettings | FlowSettings, steps: int, **more: str) -> Stage2Plan:
-        return Stage2Plan(stage, FitSettings(steps, **of_fit), augmentation, batch_size, seed, crop, **more)
+        return Stage2Plan(stage, FitSettings(steps, **fit_values), augmentation, batch_size, seed, crop, **more)
 
-    found = {"regression": plan(regression, regression_steps)}
+    stages = {"regression": plan(regression, regression_steps)}
     if pix2pix_steps and regression.sees_source:
-        pix2pix = RegressionSettings(**{**of_regression, **patch, "coarse_dropout": 1.0, "laplace": False})
-        found["pix2pix"] = plan(pix2pix, pix2pix_steps, start=f"{prefix}regression")
-    found["flow"] = plan(FlowSettings(**{**of_flow, **patch}), flow_steps, regression=f"{prefix}regression")
-    return {prefix + name: of for name, of in found.items()}
+        pix2pix = RegressionSettings(**{**regression_values, **patch, "coarse_dropout": 1.0, "laplace": False})
+        stages["pix2pix"] = plan(pix2pix, pix2pix_steps, start=f"{prefix}regression")
+    stages["flow"] = plan(FlowSettings(**{**flow_values, **patch}), flow_steps, regression=f"{prefix}regression")
+    return {prefix + name: value for name, value in stages.items()}
 
 
 def held_out(splits: dict[str, list[str]], direction: str) -> list[str]:
@@ -146,8 +148,8 @@ def cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Pertu
         for first in range(0, len(slices), BATCH):
             part = slice(first, min(first + BATCH, len(slices)))
             y = torch.stack([slices[i][kind] for i in range(part.start, part.stop)])
-            made = cycle_pair(cyclegan, y, direction, perturbation or Perturbation(), rng, VARIANTS)
-            x[part], c[part] = (image.numpy() for image in made)
+            images = cycle_pair(cyclegan, y, direction, perturbation or Perturbation(), rng, VARIANTS)
+            x[part], c[part] = (image.numpy() for image in images)
         x.flush()
         c.flush()
     held = [np.load(folder / f"{name}_{which}.npy", mmap_mode="r") for which in "cx"]
@@ -169,13 +171,13 @@ def pairs_of(
         raise InputError(f"paired_patients {paired_patients} must be 1 or more, or None; without any take pairs cycle")
     if kind != "real" and neighbours != 1:
         raise InputError(f"pairs {kind!r}: cycle pairs have single slices, not neighbours {neighbours}")
-    found = []
+    datasets = []
     if kind != "cycle":
         patients = refiner_patients(read_splits(run_dir), direction)[:paired_patients]
-        found.append(real_pairs(run_dir, direction, patients, neighbours))
+        datasets.append(real_pairs(run_dir, direction, patients, neighbours))
     if kind != "real":
-        found.append(cycle_pairs(run_dir, direction, seed=seed, perturbation=perturbation))
-    return found
+        datasets.append(cycle_pairs(run_dir, direction, seed=seed, perturbation=perturbation))
+    return datasets
 
 
 def train_stage(
@@ -215,8 +217,10 @@ def _batches(
     if size % len(pairs):
         raise InputError(f"a batch of {size} cannot be shared by {len(pairs)} kinds of pairs; take a multiple")
     parts = [
-        PairedBatches(of.slices, of.coarse, of.direction, size // len(pairs), augmentation, of.sources, crop)
-        for of in pairs
+        PairedBatches(
+            dataset.slices, dataset.coarse, dataset.direction, size // len(pairs), augmentation, dataset.sources, crop
+        )
+        for dataset in pairs
     ]
     return parts[0] if len(parts) == 1 else MixedBatches(parts)
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
-def precision(asked: str) -> str:
+def precision(name: str) -> str:
     """The precision asked for, "no" or "bf16"; for "auto" bf16 where GPU or processor computes in it: it is faster."""
-    if asked != "auto":
-        return asked
+    if name != "auto":
+        return name
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"

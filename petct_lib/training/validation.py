@@ -63,8 +63,8 @@ class Validation:
             encode = ENCODE[kind]
             pairs = [(encode(real, self.window), encode(fake, self.window), body) for real, fake, body in pairs]
             encoded_maes.append(_mean([voxelwise.mae(*pair) for pair in pairs]))
-            reals, made = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
-            scores[f"diversity_{kind}"] = training_warnings.diversity(made, reals)
+            reals, synthetic = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
+            scores[f"diversity_{kind}"] = training_warnings.diversity(synthetic, reals)
         scores["score"] = _mean(encoded_maes)
         scores |= self._invented([fake["ct"] for fake in fakes])
         return {f"validation_{name}": value for name, value in scores.items()}
@@ -135,8 +135,8 @@ class RefinerValidation:
             spectra.append(structure.spectrum_distance(*seen))
             scores.append(score)
         unit = UNIT[self.kind].lower()
-        found = {f"mae_{unit}": _mean(maes), "score": _mean(scores), "spectrum": _mean(spectra)}
-        return {f"validation_{name}": value for name, value in found.items()}
+        values = {f"mae_{unit}": _mean(maes), "score": _mean(scores), "spectrum": _mean(spectra)}
+        return {f"validation_{name}": value for name, value in values.items()}
 
 
 def _read(prepared: Prepared, patient: str, slices: int) -> _Patient:

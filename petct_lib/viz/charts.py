@@ -171,8 +171,10 @@ def paired_curve(rows: list[dict], direction: str, methods: dict[str, dict[int, 
         axis.axhline(_mean(mine, beside, metric), color=METHOD_COLOURS[0], ls="--", label=f"{beside} (no pairs)")
         for line, (label, points) in enumerate(methods.items()):
             colour, aside = METHOD_COLOURS[line + 1], 1.04 ** (line - 1)  # so that dots of one k do not cover others'
-            axis.plot(list(points), [_mean(mine, of, metric) for of in points.values()], color=colour, label=label)
-            dots = [(k * aside, value) for k, of in points.items() for value in _values(mine, of, metric)]
+            axis.plot(
+                list(points), [_mean(mine, names, metric) for names in points.values()], color=colour, label=label
+            )
+            dots = [(k * aside, value) for k, names in points.items() for value in _values(mine, names, metric)]
             axis.plot(*zip(*dots, strict=True), "o", color=colour, ms=3, alpha=0.7)
         ticks = sorted({k for points in methods.values() for k in points})
         axis.set_xscale("symlog", linthresh=1)  # 0 has a place
@@ -221,13 +223,13 @@ def bland_altman(rows: Sequence[dict], direction: str, method: str) -> Figure:
         np.atleast_1d(fig.subplots(1, max(len(regions), 1))), regions.items(), strict=False
     ):
         real, synthetic = np.array(pairs).T
-        found = agreement(real, synthetic)
+        limits = agreement(real, synthetic)
         axis.plot((real + synthetic) / 2, synthetic - real, "o", color=METHOD_COLOURS[2], ms=4)
-        axis.axhline(found.bias, color=METHOD_COLOURS[3], label=f"bias {found.bias:+.3g}")
-        for limit in (found.low, found.high):
+        axis.axhline(limits.bias, color=METHOD_COLOURS[3], label=f"bias {limits.bias:+.3g}")
+        for limit in (limits.low, limits.high):
             axis.axhline(limit, color=METHOD_COLOURS[3], ls="--", lw=0.8)
-        axis.set(title=f"{region}, n = {found.n} patients", xlabel=f"mean of both, {unit}")
-        axis.legend(fontsize=7, title=f"limits {found.low:+.3g} to {found.high:+.3g}", title_fontsize=7)
+        axis.set(title=f"{region}, n = {limits.n} patients", xlabel=f"mean of both, {unit}")
+        axis.legend(fontsize=7, title=f"limits {limits.low:+.3g} to {limits.high:+.3g}", title_fontsize=7)
     fig.supylabel(f"{method} − real, {unit}", fontsize=9)
     fig.suptitle(f"{direction}: agreement of the mean of each region", fontsize=10)
     return fig
@@ -235,8 +237,8 @@ def bland_altman(rows: Sequence[dict], direction: str, method: str) -> Figure:
 
 def _real_and_synthetic(rows: list[dict], region: str) -> list[tuple[float, float]]:
     """Mean of the real and of the synthetic image over a region, by patient."""
-    of = {
+    means = {
         metric: {r["patient"]: r["value"] for r in rows if (r["region"], r["metric"]) == (region, metric)}
         for metric in ("mean", "me")
     }
-    return [(mean - of["me"][patient], mean) for patient, mean in of["mean"].items() if patient in of["me"]]
+    return [(mean - means["me"][patient], mean) for patient, mean in means["mean"].items() if patient in means["me"]]

@@ -162,9 +162,9 @@ class VolumeViewer(_Viewer):
 
     def _voxel_under(self, name: str, event: dict) -> tuple[int, int, int]:
         shape = plane(self.ct, name, self.voxel).shape
-        given = (event["dataY"], event["dataX"])
+        pointer = (event["dataY"], event["dataX"])
         row, column = (
-            int(np.clip(v * n // px, 0, n - 1)) for v, n, px in zip(given, shape, self.sizes_px[name], strict=True)
+            int(np.clip(v * n // px, 0, n - 1)) for v, n, px in zip(pointer, shape, self.sizes_px[name], strict=True)
         )
         return voxel_at(name, row, column, self.voxel, len(self.ct))
 
