@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 
 from petct_lib.evaluation import tables
-from petct_lib.evaluation.compare import by_patient
+from petct_lib.evaluation.compare import values_by_patient
 from petct_lib.imaging.directions import DIRECTIONS
 
 Value = Callable[..., float]  # (method, metric, region "body") → mean of the patients
@@ -112,7 +112,7 @@ def values(ablation: Path, seed: int, direction: str) -> Value:
             rows.append({**row, "method": f"{variant}/{row['method']}"})
 
     def of(method: str, metric: str, region: str = "body") -> float:
-        return mean(by_patient(rows, direction, metric, region)[method].values())
+        return mean(values_by_patient(rows, direction, metric, region)[method].values())
 
     return of
 

@@ -15,7 +15,7 @@ import torch
 from report import in_process, peak_mb, row, show_and_save
 
 from petct_lib.common.memory import keep_freed_memory
-from petct_lib.experiments.profiles import parameters_of
+from petct_lib.experiments.profiles import notebook_parameters
 from petct_lib.models.networks import UNet
 
 ROUNDS = 5  # of both, of which the median counts: the machine has other work
@@ -24,7 +24,7 @@ STEPS, FIRST = 40, 5  # steps measured, and before them
 
 def measure() -> dict[str, float]:
     """Milliseconds of a step on random images, pages that it asks for, and the process's peak in MB."""
-    p = parameters_of("03_diffusion_refinement", "quick")
+    p = notebook_parameters("03_diffusion_refinement", "quick")
     net = UNet(4, width=p["width"], multipliers=tuple(p["multipliers"]), patch=2).to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(net.parameters(), fused=True)
     images, t = torch.randn(p["batch_size"], 4, p["crop"], p["crop"]), torch.rand(p["batch_size"])

@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from petct_lib.data.splits import split_patients
-from petct_lib.experiments.profiles import parameters_of
+from petct_lib.experiments.profiles import notebook_parameters
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.models.regression import Regression, RegressionSettings
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
-from petct_lib.training.loop import steps_of
+from petct_lib.training.loop import count_steps
 
 STUDIES = 44
 SCAN_MM = 1000.0  # skull base to the middle of the thigh, about a metre: an assumption
@@ -136,8 +136,8 @@ def stage2_settings(p: dict) -> tuple[RegressionSettings, RegressionSettings, Fl
 
 def stages() -> list[tuple[str, int, int, Count]]:
     """Name, how many are trained, steps of each, and one step's count, for CycleGAN, regression, pix2pix and flow."""
-    size, slice_mm = (parameters_of("01_data_exploration", "full")[key] for key in ("size", "slice_mm"))
-    gan, p = parameters_of("02_cyclegan_training", "full"), parameters_of("03_diffusion_refinement", "full")
+    size, slice_mm = (notebook_parameters("01_data_exploration", "full")[key] for key in ("size", "slice_mm"))
+    gan, p = notebook_parameters("02_cyclegan_training", "full"), notebook_parameters("03_diffusion_refinement", "full")
     splits, per_study = split_patients([str(i) for i in range(STUDIES)], 0), round(SCAN_MM / slice_mm)
     larger = max(len(splits["train_pet"]), len(splits["train_ct"])) * per_study
     plain, direct, flow = stage2_settings(p)
@@ -151,7 +151,7 @@ def stages() -> list[tuple[str, int, int, Count]]:
     )  # fmt: skip
     refiners = DIRECTIONS * (1 + p["unpaired"])
     return [
-        ("CycleGAN", 1, steps_of(gan["steps"], gan["epochs"], larger, gan["batch_size"]), gan_step),
+        ("CycleGAN", 1, count_steps(gan["steps"], gan["epochs"], larger, gan["batch_size"]), gan_step),
         ("regression", refiners, p["regression_steps"], step(lambda: Regression(plain))),
         ("pix2pix", DIRECTIONS, p["pix2pix_steps"], step(lambda: Regression(direct))),
         ("flow", refiners, p["flow_steps"], step(lambda: ResidualFlow(flow, Regression(plain)))),
@@ -160,8 +160,11 @@ def stages() -> list[tuple[str, int, int, Count]]:
 
 def measured(batch: int = 1) -> str:
     """Seconds of one real step of the full CycleGAN on this machine, as a sentence."""
-    params = parameters_of("02_cyclegan_training", "full")
-    stage, size = CycleGAN(settings_of(CycleGANSettings, params)), parameters_of("01_data_exploration", "full")["size"]
+    params = notebook_parameters("02_cyclegan_training", "full")
+    stage, size = (
+        CycleGAN(settings_of(CycleGANSettings, params)),
+        notebook_parameters("01_data_exploration", "full")["size"],
+    )
     images = {kind: torch.zeros(batch, 1, size, size) for kind in ("pet", "ct")}
     start = time.perf_counter()
     operations = flops.count(lambda: stage.step(images, 0, np.random.default_rng(0), Pass(bf16=False)))

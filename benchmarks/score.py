@@ -20,8 +20,8 @@ from report import in_process, row, show_and_save
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from petct_lib.common.parallel import each
-from petct_lib.evaluation.cases import Case, with_further_regions
+from petct_lib.common.parallel import parallel_map
+from petct_lib.evaluation.cases import Case, add_regions
 from petct_lib.evaluation.scoring import CT_RANGE_HU, score_case
 from petct_lib.imaging.intensity import Intensity
 
@@ -56,7 +56,7 @@ def case_of(seed: int, direction: str, *, slices: int, size: int) -> Case:
     image = ndimage.gaussian_filter(real, (0, 1, 1)) + off * rng.standard_normal(real.shape, dtype=np.float32)
     sources = dict.fromkeys(made, "HU threshold")
     case = Case(f"p{seed}", source, real, made, sources, {"mean": image}, voxel_mm=VOXEL_MM, kvp=120.0)
-    return with_further_regions(case)
+    return add_regions(case)
 
 
 def ours(path: Path, direction: str) -> None:
@@ -100,7 +100,7 @@ def main() -> None:
         paths = sorted(Path(folder).iterdir())
         work = partial({"ours": ours, "plain": plain}[what], direction=Path(folder).name)
         start = time.perf_counter()
-        each(work, paths) if what == "ours" else [work(path) for path in paths[: args.peer_patients]]
+        parallel_map(work, paths) if what == "ours" else [work(path) for path in paths[: args.peer_patients]]
         seconds = time.perf_counter() - start
         print(json.dumps({"seconds": seconds / (len(paths) if what == "ours" else args.peer_patients)}))
         return

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/stage2.py --run runs/quick --seconds 60
 
 Each setting trains a regression, and a flow on the run's own regression, for as many steps as fit into the seconds,
-with the schedule of that many steps. Scored on the `held_out` patients, whom stage 2 has not learned from.
+with the schedule of that many steps. Scored on the `validation_patients` patients, whom stage 2 has not learned from.
 The peer of each row is the profile's own setting in the same run.
 
 FLOWS are settings of the flow alone, and cures of samples that differ too little: the flow learns the residuals of a
@@ -33,11 +33,11 @@ from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits, refiner_patients
 from petct_lib.evaluation.cases import Case
 from petct_lib.evaluation.scoring import two_sample_accuracies
-from petct_lib.experiments.profiles import parameters_of
+from petct_lib.experiments.profiles import notebook_parameters
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.slices import evenly_spaced
-from petct_lib.imaging.spectrum import filtered, spectrum
-from petct_lib.inference.translator import Refiner, Translator, batched, decoded, encoded
+from petct_lib.imaging.spectrum import filter_bands, spectrum
+from petct_lib.inference.translator import Refiner, Translator, decode_images, encode_slices, map_batches
 from petct_lib.metrics import distribution, structure, voxelwise
 from petct_lib.models.diffusion import DEFAULT_SAMPLER
 from petct_lib.models.regression import Regression
@@ -47,13 +47,13 @@ from petct_lib.training.stage2 import (
     Pairs,
     Stage2Plan,
     _batches,
-    held_out,
-    pairs_of,
-    plans,
-    real_pairs,
-    residual_spectrum,
+    load_pairs,
+    load_real_pairs,
+    make_plans,
+    measure_residual_spectrum,
+    validation_patients,
 )
-from petct_lib.training.update import precision
+from petct_lib.training.update import choose_precision
 
 TIMED = 12  # steps that the time of one is measured on
 SLICES, SAMPLES, STEPS = 12, 4, 4
@@ -75,10 +75,10 @@ TAKEN = (  # parameters of notebook 03
 
 def plans_of(profile: str, size: int, changes: dict) -> dict[str, Stage2Plan]:
     """The plans of notebook 03 with some settings changed; a learning rate is a factor on the profile's."""
-    p = parameters_of("03_diffusion_refinement", profile)
+    p = notebook_parameters("03_diffusion_refinement", profile)
     given = {name: p[name] for name in TAKEN} | {"multipliers": tuple(p["multipliers"]), "checkpoint_every": 10**6}
     given |= {**changes, "lr": p["lr"] * changes.get("lr", 1.0), "channels_last": True}
-    return plans(size, **{**given, "mixed_precision": precision(given["mixed_precision"])})
+    return make_plans(size, **{**given, "mixed_precision": choose_precision(given["mixed_precision"])})
 
 
 def trained(make: Callable, plan: Stage2Plan, pairs: list, seconds: float, folder: Path) -> tuple[object, int]:
@@ -131,7 +131,7 @@ def out_of_fold(run: Path, direction: str, train: Callable, plan: Stage2Plan) ->
 
 def pairs_of_patients(run: Path, direction: str, patients: list[str]) -> Pairs:
     """Their real pairs, with the coarse images in memory: the other fold's go into the same file."""
-    pairs = real_pairs(run, direction, patients)
+    pairs = load_real_pairs(run, direction, patients)
     return replace(pairs, coarse=np.array(pairs.coarse))
 
 
@@ -142,33 +142,35 @@ class Validation:
         prepared, splits = Prepared(run / "prepared"), read_splits(run)
         self.direction, self.kind = direction, TARGET[direction]
         self.translator, self.cases = Translator(run), []
-        for patient in held_out(splits, direction):
-            source, real, body = (prepared.of_patient(patient, of) for of in (SOURCE[direction], self.kind, "body"))
+        for patient in validation_patients(splits, direction):
+            source, real, body = (prepared.patient_stack(patient, of) for of in (SOURCE[direction], self.kind, "body"))
             chosen = evenly_spaced(len(source), SLICES, ends=True)
             self.cases.append((*self.translator.start(source[chosen], direction), real[chosen], body[chosen]))
         self.low = min(float(real.min()) for _, _, real, _ in self.cases)
 
-    def decoded(self, image: Tensor) -> np.ndarray:
+    def decode(self, image: Tensor) -> np.ndarray:
         """In HU or SUV."""
-        return decoded(image.clamp(-1, 1), self.kind, self.translator.window)
+        return decode_images(image.clamp(-1, 1), self.kind, self.translator.window)
 
     def scored(self, images: list[np.ndarray]) -> tuple[float, float]:
         """Body MAE and spectrum distance, means over the patients."""
         found = []
         for image, (_, _, real, body) in zip(images, self.cases, strict=True):
-            both = (structure.masked_slices(of, body, self.low) for of in (real, image))
+            both = (structure.mask_slices(of, body, self.low) for of in (real, image))
             found.append((voxelwise.mae(real, image, body), structure.spectrum_distance(*both)))
         return tuple(np.mean(found, axis=0))
 
     def regression(self, stage: Regression) -> tuple[float, float]:
         """Of a regression's images."""
-        return self.scored([self.decoded(batched(stage.predict, x, c)) for x, c, _, _ in self.cases])
+        return self.scored([self.decode(map_batches(stage.predict, x, c)) for x, c, _, _ in self.cases])
 
     def spectrum(self, regression: Regression) -> tuple[float, ...]:
         """Of the residuals of these patients."""
         errors = []
         for x, c, real, _ in self.cases:
-            errors.append(batched(regression.predict, x, c) - encoded(real, self.kind, self.translator.window))
+            errors.append(
+                map_batches(regression.predict, x, c) - encode_slices(real, self.kind, self.translator.window)
+            )
         return spectrum(torch.cat(errors))
 
     def two_sample(self, images: list[np.ndarray]) -> float:
@@ -184,10 +186,10 @@ class Validation:
         given = {"samples": SAMPLES, "steps": steps, "seed": 0, "sampler": sampler}
         stacks, losses, skills, crps = [], [], [], []
         for x, c, real, body in self.cases:
-            stacks.append(self.decoded(torch.stack(list(Refiner(stage).samples(x, c, **given)))))
-            y = encoded(real, self.kind, self.translator.window)
+            stacks.append(self.decode(torch.stack(list(Refiner(stage).samples(x, c, **given)))))
+            y = encode_slices(real, self.kind, self.translator.window)
             losses.append(stage.loss_on(x, c, y, torch.Generator().manual_seed(0)))
-            for half in distribution.independent(stacks[-1]):
+            for half in distribution.independent_halves(stacks[-1]):
                 skills.append(distribution.spread_skill(half[:, body], real[body]))
                 crps.append(distribution.crps(half[:, body], real[body]).mean())
         one = [stack[0] for stack in stacks]
@@ -208,11 +210,11 @@ def main() -> None:
     everything = [*SETTINGS, *FLOWS]
     parser.add_argument("--only", nargs="*", default=everything, help="settings and flows, beside the profile's own")
     args = parser.parse_args()
-    validation, pairs = Validation(args.run, args.direction), pairs_of(args.run, args.direction, "real", seed=0)
+    validation, pairs = Validation(args.run, args.direction), load_pairs(args.run, args.direction, "real", seed=0)
     own, size = validation.translator.refiners[args.direction].regression, validation.translator.grid["size"]
     found = {}
-    bands, flows = residual_spectrum(own, _batches(pairs, 8), 0), {}
-    s = filtered(torch.randn(64, 1, 64, 64, generator=torch.Generator().manual_seed(0)), bands).std().item()
+    bands, flows = measure_residual_spectrum(own, _batches(pairs, 8), 0), {}
+    s = filter_bands(torch.randn(64, 1, 64, 64, generator=torch.Generator().manual_seed(0)), bands).std().item()
     for name in dict.fromkeys(("profile", *args.only)):
         plan = plans_of(args.profile, size, SETTINGS.get(name, {}))
         stage = replace(plan["flow"].stage, residual_spectrum=bands)
@@ -236,7 +238,7 @@ def main() -> None:
                 of, mine = noisy(own, s / 2), pairs
                 if name == "out of fold":
                     of, mine = out_of_fold(args.run, args.direction, train, plan["regression"])
-                stage = replace(stage, residual_spectrum=residual_spectrum(of, _batches(mine, 8), 0))
+                stage = replace(stage, residual_spectrum=measure_residual_spectrum(of, _batches(mine, 8), 0))
                 flow, flow_steps = train(partial(ResidualFlow, stage, of), plan["flow"], pairs=mine)
         flow.regression, flows[name] = own, (flow, flow_steps)
         found[name] = found.get(name, {}) | {"steps of flow": flow_steps}

@@ -26,11 +26,11 @@ from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import Slices, UnpairedBatches
 from petct_lib.data.prepare import Prepared, SliceSettings, prepare
 from petct_lib.data.splits import split_patients
-from petct_lib.experiments.profiles import load_params, parameters_of
+from petct_lib.experiments.profiles import load_params, notebook_parameters
 from petct_lib.imaging.directions import DIRECTIONS
 from petct_lib.imaging.intensity import Intensity
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.training.loop import FitSettings, ahead, fit
+from petct_lib.training.loop import FitSettings, fit, prefetch
 from petct_lib.training.update import Updates
 from petct_lib.training.validation import Validation
 
@@ -57,7 +57,7 @@ class Contender:
 
 def contenders(profile: str, batch: int | None) -> dict[str, Contender]:
     """The textbook; ours, as the profile has it; and ours with one thing changed at a time."""
-    params = parameters_of(NOTEBOOK, profile)
+    params = notebook_parameters(NOTEBOOK, profile)
     gan = CycleGANSettings(**{f.name: params[f.name] for f in fields(CycleGANSettings) if f.name in params})
     ours = Contender(gan, batch or params["batch_size"], {name: params[name] for name in HOW if name in params})
     changes = {
@@ -105,7 +105,7 @@ class Job:
         pet, ct = (
             Slices(prepared, splits[f"train_{kind}"], (kind,), window, neighbours, held) for kind in ("pet", "ct")
         )
-        params = parameters_of(NOTEBOOK, self.profile)
+        params = notebook_parameters(NOTEBOOK, self.profile)
         augmentation = Augmentation(**{f.name: params[f.name] for f in fields(Augmentation) if f.name in params})
         batches = UnpairedBatches(pet, ct, self.contender.batch_size, augmentation)
         return batches, Validation(prepared, splits["refine"], window, slices=VALIDATED)
@@ -221,7 +221,7 @@ def loader(job: Job) -> dict:
         for kind, taken in seconds.items():
             numbers = range(first, first + block)
             one = (lambda k: draw(batches, device, k)) if kind == "real" else (lambda _: constant)
-            drawn = ahead(one, numbers) if device.type == "cuda" else map(one, numbers)  # as `fit` draws
+            drawn = prefetch(one, numbers) if device.type == "cuda" else map(one, numbers)  # as `fit` draws
             taken += [timed(lambda k=k, drawn=drawn: step(next(drawn), k), device) for k in numbers]
     return {kind: statistics.median(taken[block:]) for kind, taken in seconds.items()}
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from report import in_process, peak_mb, row, show_and_save
 
-from petct_lib.experiments.profiles import parameters_of
+from petct_lib.experiments.profiles import notebook_parameters
 from petct_lib.imaging.intensity import Intensity
 from petct_lib.inference.translator import Refiner, Translator
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
@@ -29,13 +29,13 @@ DDIM_STEPS = 50
 
 def settings_of(kind: type, notebook: str, **given: object) -> object:
     """The quick profile's settings of one dataclass."""
-    p = parameters_of(notebook, "quick")
+    p = notebook_parameters(notebook, "quick")
     return kind(**{k: p[k] for k in kind.__dataclass_fields__ if k in p and k not in given}, **given)
 
 
 def ours(volume: np.ndarray) -> None:
     """`Translator` on the volume, PET→CT, mode `sample`, with networks that nobody trained."""
-    p = parameters_of("03_diffusion_refinement", "quick")
+    p = notebook_parameters("03_diffusion_refinement", "quick")
     given = {"multipliers": tuple(p["multipliers"]), "patch": max(1, volume.shape[-1] // GRID)}
     given |= {"sees_source": True}
     regression = Regression(settings_of(RegressionSettings, "03_diffusion_refinement", lambda_adversarial=0.0, **given))
@@ -56,7 +56,7 @@ def ddim(volume: np.ndarray) -> None:
     from monai.networks.nets import DiffusionModelUNet
     from monai.networks.schedulers import DDIMScheduler
 
-    p = parameters_of("03_diffusion_refinement", "quick")
+    p = notebook_parameters("03_diffusion_refinement", "quick")
     net = DiffusionModelUNet(
         spatial_dims=2, in_channels=3, out_channels=1, num_res_blocks=1,
         channels=tuple(p["width"] * m for m in p["multipliers"]),

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from petct_lib import WARNING, InputError, __version__
-from petct_lib.common.progress import bar
+from petct_lib.common.progress import progress_bar
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.dicom.suv import KINDS
 
@@ -207,18 +207,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from petct_lib.experiments.pipeline import require
-    from petct_lib.experiments.profiles import parameters_of
-    from petct_lib.training.stage1 import leave_group, plan_from, train_cyclegan
+    from petct_lib.experiments.pipeline import require_inputs
+    from petct_lib.experiments.profiles import notebook_parameters
+    from petct_lib.training.stage1 import leave_group, make_plan, train_cyclegan
 
     notebook = "02_cyclegan_training"
-    run = require(args.run, notebook)
+    run = require_inputs(args.run, notebook)
     checkpoint = RunFolder(run).checkpoint("cyclegan")
     if checkpoint.exists() and not args.resume:
         raise InputError(f"{checkpoint}: is there already; pass --resume to go on with it, or remove it")
-    parameters = parameters_of(notebook, args.profile, args.set)
+    parameters = notebook_parameters(notebook, args.profile, args.set)
     parameters.pop("processes")  # the launcher's business here
-    train_cyclegan(run, plan_from(run, **parameters), resume=args.resume)
+    train_cyclegan(run, make_plan(run, **parameters), resume=args.resume)
     leave_group()
     print(f"trained: {checkpoint}")
     return 0
@@ -227,7 +227,9 @@ def _train(args: argparse.Namespace) -> int:
 def _ingest(args: argparse.Namespace) -> int:
     from petct_lib.dicom.studies import ingest
 
-    report = ingest(args.path, partial(bar, desc="reading", file=sys.stderr), suv_kind=args.suv, jobs=args.jobs)
+    report = ingest(
+        args.path, partial(progress_bar, desc="reading", file=sys.stderr), suv_kind=args.suv, jobs=args.jobs
+    )
     print(json.dumps(report, indent=1) if args.json else _ingest_text(report))
     return 0 if report["studies"] else 2
 
@@ -252,7 +254,7 @@ def _phantom(args: argparse.Namespace) -> int:
     if args.folder.exists() and any(args.folder.iterdir()):
         raise InputError(f"{args.folder}: is not empty; name another folder")
     settings = phantom_settings(args.difficulty, ct_size=args.ct_size, ct_pixel_mm=round(500 / args.ct_size, 4))
-    write_phantom(args.folder, args.patients, args.seed, settings, lambda items: bar(items, "phantom"))
+    write_phantom(args.folder, args.patients, args.seed, settings, lambda items: progress_bar(items, "phantom"))
     print(f"{args.patients} patients in {args.folder}; truth.json and truth/ say what is where")
     return 0
 
@@ -261,7 +263,9 @@ def _download(args: argparse.Namespace) -> int:
     from petct_lib.data import download
 
     if args.list:
-        print(download.listing(download.pairs(download.read_index(), patients=args.patients, seg=args.seg)))
+        print(
+            download.format_listing(download.select_pairs(download.read_index(), patients=args.patients, seg=args.seg))
+        )
         return 0
     if args.folder is None:
         raise InputError("download needs a folder (or --list)")
@@ -301,7 +305,7 @@ def _score(args: argparse.Namespace) -> int:
         print(f"LPIPS: n/a ({reason})", file=sys.stderr)
     rows, failed = external.score_all(
         images, args.out, kind=args.kind, protocol=args.protocol, suv_kind=args.suv, lpips_model=model,
-        progress=partial(bar, desc="patients", file=sys.stderr),
+        progress=partial(progress_bar, desc="patients", file=sys.stderr),
     )  # fmt: skip
     print(f"{format_table(rows)}\n\n{format_regions(rows)}\n")
     for patient, reason in failed.items():
@@ -334,11 +338,12 @@ def _translate(args: argparse.Namespace) -> int:
 
     source, result = translate_study(
         args.path, args.run, args.direction, args.out, mode=args.mode, samples=args.samples, steps=args.steps,
-        seed=args.seed, without_coarse=args.without_coarse, progress=partial(bar, desc="samples", file=sys.stderr),
+        seed=args.seed, without_coarse=args.without_coarse,
+        progress=partial(progress_bar, desc="samples", file=sys.stderr),
     )  # fmt: skip
     k = len(source) // 2
     units = UNIT[SOURCE[args.direction]], UNIT[TARGET[args.direction]]
     fig = panels.preview(source[k], result.image[k], result.spread[k], *units)
-    panels.write(fig, args.out, "preview", "source, translation and spread of the middle slice")
+    panels.write_figure(fig, args.out, "preview", "source, translation and spread of the middle slice")
     print(f"{len(source)} slices in {args.out}: image/, spread/, figures/preview.png. {WARNING}")
     return 0

@@ -20,7 +20,7 @@ def translated(prepared, run, atlas, direction="pet2ct", **given):
 def case_of(prepared, kind, **images):
     """A patient with the images that functions make of the real one and its body."""
     patient = prepared.patients[0]
-    pet, ct, body, lung = (np.array(prepared.of_patient(patient, k)) for k in ("pet", "ct", "body", "lung"))
+    pet, ct, body, lung = (np.array(prepared.patient_stack(patient, k)) for k in ("pet", "ct", "body", "lung"))
     source, real = (pet, ct) if kind == "ct" else (ct, pet)
     made = {name: make(real, body) for name, make in images.items()}
     sources = {"body": "HU threshold", "lung": "SEG"}

@@ -33,7 +33,7 @@ from small_enhanced import classic, enhanced_ct, enhanced_pet, save
 from small_seg import LUNG, TUMOUR, ball, write_seg
 
 from petct_lib import InputError
-from petct_lib.common.parallel import each
+from petct_lib.common.parallel import parallel_map
 from petct_lib.dicom.archives import FileRef, list_files
 from petct_lib.dicom.geometry import geometry
 from petct_lib.dicom.headers import HEADER_TAGS, read_images
@@ -541,7 +541,7 @@ def jpeg_lossless(folder: Path) -> Path:
     return folder
 
 
-def decoded(path: Path) -> int:
+def decode_images(path: Path) -> int:
     """How many frames a file has, for a worker process."""
     return len(list(read_stored(read_images(FileRef(path, path.name)))))
 
@@ -553,7 +553,7 @@ def test_damaged_jpeg_lossless_costs_itself_alone(seeds, tmp_path):
     for k in (1, 18):
         paths[k].write_bytes(seed.read_bytes())
         crashing(paths[k])
-    results = each(decoded, paths, jobs=2)
+    results = parallel_map(decode_images, paths, jobs=2)
     assert results[::4] == [1] * 10
     assert all(str(r) and MARKER not in str(r) for r in results if isinstance(r, InputError))
     assert ["ends the process" in str(results[k]) for k in (1, 18)] == [True, True]

@@ -16,7 +16,7 @@ from petct_lib.evaluation.methods import translate_patient
 from petct_lib.evaluation.scoring import score_case
 from petct_lib.evaluation.tables import read_scores, write_scores
 from petct_lib.imaging.intensity import Intensity
-from petct_lib.inference.translator import Translator, decoded
+from petct_lib.inference.translator import Translator, decode_images
 from petct_lib.metrics import structure, voxelwise
 from petct_lib.metrics.rows import SCORE_COLUMNS
 
@@ -105,7 +105,7 @@ def test_runs_of_other_data_are_not_mixed(run, tmp_path):
     manifest = read_json(run / "manifest.json")
     write_json({**manifest, "data_fingerprint": "0" * 64}, tmp_path / "manifest.json")
     with pytest.raises(InputError, match="of other data"):
-        compare.merged([compare.load_run(run), compare.load_run(tmp_path)])
+        compare.merge_runs([compare.load_run(run), compare.load_run(tmp_path)])
 
 
 def test_a_cycles_reconstruction_is_not_scored_as_a_translation(run):
@@ -113,7 +113,7 @@ def test_a_cycles_reconstruction_is_not_scored_as_a_translation(run):
     case = load_case(prepared, splits["test"][0], "pet2ct")
     x = translator.start(case.real, "ct2pet")[0]
     again = translator.cyclegan.translate(translator.cyclegan.translate(x, "ct2pet"), "pet2ct")
-    reconstruction = decoded(again, "ct", translator.window)
+    reconstruction = decode_images(again, "ct", translator.window)
     with pytest.raises(InputError, match="a reconstruction is not scored"):
         score_case(replace(case, source=case.real, images={"cycle": reconstruction}), "pet2ct", translator.window)
 

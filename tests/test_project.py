@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 
 import petct_lib
 from petct_lib.cli import main
-from petct_lib.experiments.profiles import parameters_of
-from petct_lib.experiments.variants import chosen, variants
+from petct_lib.experiments.profiles import notebook_parameters
+from petct_lib.experiments.variants import all_variants, choose_variants
 
 BASE = {"common", "imaging"}
 MAY_IMPORT = {  # packages, in the order in which data flows; beside the package itself
@@ -161,13 +161,13 @@ def test_commands_of_the_contributors_page_exist(capsys):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
     for variant in re.findall(r"ONLY=(\w+)", PAGE):
-        assert chosen(variants(longer_steps=1), variant)
+        assert choose_variants(all_variants(longer_steps=1), variant)
 
 
 def test_benchmarks_build_the_networks_that_the_profiles_name(monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     projection, translate = (importlib.import_module(name) for name in ("projection", "translate"))
-    params = parameters_of("03_diffusion_refinement", "full")
+    params = notebook_parameters("03_diffusion_refinement", "full")
     plain, direct, flow = projection.stage2_settings(params)  # operations are counted by the script: fake tensors crash
     assert plain.width == direct.width == flow.width == params["width"]
     assert direct.lambda_adversarial > plain.lambda_adversarial == 0

@@ -11,28 +11,28 @@ from petct_lib import InputError
 CONNECT_S = 30.0  # a scheduler that has not answered by then is not there
 
 
-def each(
+def parallel_map(
     function: Callable, items: Sequence, *, jobs: int | None = None, progress: Callable = iter
 ) -> list[object | InputError]:
     """[function(item) for each item], in order; an item's InputError stands in the place of its result.
 
     jobs: processes; None: one a core. An item that kills its process (a decoder may crash on damaged data) costs
-    itself alone. Within `cluster`, the items are spread over its hosts.
+    itself alone. Within `dask_cluster`, the items are spread over its hosts.
     """
     results = {}
-    tasks = (joblib.delayed(_guarded)(function, k, item) for k, item in enumerate(items))
+    tasks = (joblib.delayed(_try)(function, k, item) for k, item in enumerate(items))
     pool = joblib.Parallel(min(jobs or joblib.cpu_count(), max(len(items), 1)), return_as="generator_unordered")
     try:
         for k, result in progress(_Counted(pool(tasks), len(items))):
             results[k] = result
     except BrokenProcessPool:
         for k in set(range(len(items))) - set(results):
-            results[k] = alone(function, items[k])
+            results[k] = run_isolated(function, items[k])
     return [results[k] for k in range(len(items))]
 
 
-def whole(results: list[object | InputError]) -> list:
-    """What `each` gave, where every item is needed; raises the first InputError among them."""
+def require_all(results: list[object | InputError]) -> list:
+    """What `parallel_map` gave, where every item is needed; raises the first InputError among them."""
     for result in results:
         if isinstance(result, InputError):
             raise result
@@ -40,8 +40,8 @@ def whole(results: list[object | InputError]) -> list:
 
 
 @contextmanager
-def cluster(scheduler: str | None) -> Iterator[None]:
-    """Within: `each` works on the hosts of the Dask cluster with this scheduler; None: on this machine.
+def dask_cluster(scheduler: str | None) -> Iterator[None]:
+    """Within: `parallel_map` works on the hosts of the Dask cluster with this scheduler; None: on this machine.
 
     scheduler: "tcp://host:8786". The hosts need this library, and the data and run folders under the same paths.
     Raises InputError where `distributed` is not installed or the scheduler does not answer.
@@ -74,20 +74,20 @@ class _Counted:
         return iter(self.iterator)
 
 
-def _guarded(function: Callable, k: int, item: object) -> tuple[int, object]:
+def _try(function: Callable, k: int, item: object) -> tuple[int, object]:
     try:
         return k, function(item)
     except InputError as error:
         return k, error
 
 
-def alone(function: Callable, item: object) -> object | InputError:
+def run_isolated(function: Callable, item: object) -> object | InputError:
     """function(item), or its InputError, from a process of its own: should that end, it names the item at fault.
 
-    In a process of `each` it is done there, which comes to the same.
+    In a process of `parallel_map` it is done there, which comes to the same.
     """
     try:
-        [(_, result)] = joblib.Parallel(2)([joblib.delayed(_guarded)(function, 0, item)])
+        [(_, result)] = joblib.Parallel(2)([joblib.delayed(_try)(function, 0, item)])
     except BrokenProcessPool:
         return InputError("reading it ends the process: damaged compressed pixel data, or out of memory")
     return result

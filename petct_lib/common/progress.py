@@ -9,7 +9,7 @@ from tqdm.auto import tqdm as notebook_bar
 PLAIN = "PETCT_PLAIN_PROGRESS"  # set by `python -m petct_lib run`, whose terminal shows no widgets
 
 
-def bar(iterable: Iterable, desc: str = "", **options: object) -> plain_bar:
+def progress_bar(iterable: Iterable, desc: str = "", **options: object) -> plain_bar:
     """A tqdm bar over `iterable` with a description; options go to tqdm."""
     if os.environ.get(PLAIN):
         return plain_bar(iterable, desc=desc, mininterval=5.0, ncols=100, **options)

@@ -54,7 +54,7 @@ def draw_change(settings: Augmentation, rng: np.random.Generator) -> Change:
     )  # fmt: skip
 
 
-def move(image: Tensor, change: Change) -> Tensor:
+def apply_change(image: Tensor, change: Change) -> Tensor:
     """(C, H, W) in [−1, 1]: mirrored, turned and magnified about its middle, then moved; −1 (air) comes in at the edge.
 
     Only turning and magnifying interpolate (bilinearly); without them every pixel keeps its value. SUV is not touched.
@@ -62,8 +62,8 @@ def move(image: Tensor, change: Change) -> Tensor:
     if change.flip:
         image = image.flip(-1)
     if change.angle_deg or change.zoom != 1:
-        image = _turned(image, change.angle_deg, change.zoom)
-    return _moved(image, change.dy, change.dx)
+        image = _turn(image, change.angle_deg, change.zoom)
+    return _shift(image, change.dy, change.dx)
 
 
 def crop(images: dict[str, Tensor], size: int, by: str, chance: float) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ def crop(images: dict[str, Tensor], size: int, by: str, chance: float) -> dict[s
     return {name: stack[:, top : top + size, left : left + size] for name, stack in images.items()}
 
 
-def _turned(image: Tensor, angle_deg: float, zoom: float) -> Tensor:
+def _turn(image: Tensor, angle_deg: float, zoom: float) -> Tensor:
     height, width = image.shape[-2:]
     c, s = math.cos(math.radians(angle_deg)) / zoom, math.sin(math.radians(angle_deg)) / zoom
     # affine_grid asks where each output pixel comes from, in halves of the image's own width and height
@@ -90,7 +90,7 @@ def _turned(image: Tensor, angle_deg: float, zoom: float) -> Tensor:
     return F.grid_sample(image[None] + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0] - 1
 
 
-def _moved(image: Tensor, dy: int, dx: int) -> Tensor:
+def _shift(image: Tensor, dy: int, dx: int) -> Tensor:
     if dy == 0 and dx == 0:
         return image
     out = torch.full_like(image, -1.0)

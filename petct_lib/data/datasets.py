@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from petct_lib import InputError
-from petct_lib.data.augmentation import Augmentation, Change, crop, draw_change, move
+from petct_lib.data.augmentation import Augmentation, Change, apply_change, crop, draw_change
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.intensity import ENCODE, Intensity
-from petct_lib.imaging.slices import evenly_spaced, middle, neighbours_of
+from petct_lib.imaging.slices import center_slice, evenly_spaced, neighbour_indices
 
 
 class Slices(Dataset):
@@ -51,7 +51,7 @@ class Slices(Dataset):
         images = {}
         for kind in self.kinds:
             array = self.arrays[study, kind]
-            rows = neighbours_of(k, len(array), self.neighbours)
+            rows = neighbour_indices(k, len(array), self.neighbours)
             raw = array[rows] if self.device is not None else torch.from_numpy(np.array(array[rows]))
             images[kind] = ENCODE[kind](raw * suv_factor if kind == "pet" else raw, self.window).float()
         return images
@@ -76,18 +76,18 @@ class UnpairedBatches:
         Of a batch drawn by `rng`, the share of process `rank` of `world`, B = size / world.
         """
         own = _share(self.size, rank, world)
-        drawn = self._drawn(rng)
+        drawn = self._draw_all(rng)
         return {
-            kind: torch.stack([move(stack.item(i, c.suv_factor)[kind], c) for i, c in drawn[kind][own]])
+            kind: torch.stack([apply_change(stack.item(i, c.suv_factor)[kind], c) for i, c in drawn[kind][own]])
             for kind, stack in self.slices.items()
         }
 
-    def _drawn(self, rng: np.random.Generator) -> dict[str, list[tuple[int, Change]]]:
+    def _draw_all(self, rng: np.random.Generator) -> dict[str, list[tuple[int, Change]]]:
         return {kind: _draw(len(stack), self.size, self.augmentation, rng) for kind, stack in self.slices.items()}
 
     def names(self, rng: np.random.Generator) -> list[str]:
         """Which slices the batch of an equal generator holds."""
-        drawn = self._drawn(rng)
+        drawn = self._draw_all(rng)
         return [f"{kind}: {stack.name(i)}" for kind, stack in self.slices.items() for i, _ in drawn[kind]]
 
     def fixed(self) -> dict[str, Tensor]:
@@ -134,12 +134,12 @@ class PairedBatches:
         """
         own = _share(self.size, rank, world)
         items = []
-        for (i, change), variant, chance in self._drawn(rng)[own]:
-            images = {name: move(image, change) for name, image in self._images(i, variant).items()}
+        for (i, change), variant, chance in self._draw_all(rng)[own]:
+            images = {name: apply_change(image, change) for name, image in self._images(i, variant).items()}
             items.append(crop(images, self.crop, "target", chance) if self.crop else images)
         return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
-    def _drawn(self, rng: np.random.Generator) -> list[tuple[tuple[int, Change], int, float]]:
+    def _draw_all(self, rng: np.random.Generator) -> list[tuple[tuple[int, Change], int, float]]:
         """Of each image: its slice and change, the coarse image's variant, and the chance that places the square."""
         drawn = _draw(len(self.slices), self.size, self.augmentation, rng)
         variants, chances = rng.integers(self.coarse.shape[1], size=self.size), rng.random(self.size)
@@ -147,14 +147,14 @@ class PairedBatches:
 
     def _images(self, i: int, variant: int) -> dict[str, Tensor]:
         images = self.slices[i]
-        target = middle(images[TARGET[self.direction]][None])[0]
+        target = center_slice(images[TARGET[self.direction]][None])[0]
         own = images[SOURCE[self.direction]] if self.sources is None else torch.from_numpy(np.array(self.sources[i]))
         coarse = torch.from_numpy(np.array(self.coarse[i, variant : variant + 1]))
         return {"source": own, "coarse": coarse, "target": target}
 
     def names(self, rng: np.random.Generator) -> list[str]:
         """Which slices the batch of an equal generator holds."""
-        return [self.slices.name(i) for (i, _), _, _ in self._drawn(rng)]
+        return [self.slices.name(i) for (i, _), _, _ in self._draw_all(rng)]
 
     def fixed(self) -> dict[str, Tensor]:
         """A batch that never changes, for previews."""

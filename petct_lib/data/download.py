@@ -14,8 +14,8 @@ import numpy as np
 import pydicom
 
 from petct_lib import InputError
-from petct_lib.common.files import replacing
-from petct_lib.common.progress import bar
+from petct_lib.common.files import atomic_write
+from petct_lib.common.progress import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +66,7 @@ def read_index() -> "pd.DataFrame":
     return duckdb.execute(QUERY, [str(IDC_INDEX_PARQUET_FILEPATH), COLLECTION]).df()
 
 
-def pairs(index: "pd.DataFrame", *, patients: int | None = None, seg: bool = False) -> "pd.DataFrame":
+def select_pairs(index: "pd.DataFrame", *, patients: int | None = None, seg: bool = False) -> "pd.DataFrame":
     """The rows of `read_index()` that can make a PET/CT pair within one study, sorted by patient and date.
 
     PET: image volumes whose description does not say uncorrected (NAC, NO AC) or MIP. CT: the attenuation CTs (CTAC);
@@ -100,8 +100,8 @@ def _study_and_images(series: "pd.DataFrame") -> list[tuple[str, int]]:
     return list(zip(series.StudyInstanceUID, series.instanceCount, strict=True))
 
 
-def listing(selection: "pd.DataFrame") -> str:
-    """What `pairs` selected as text: one line a study (MB = 10⁶ bytes), then totals by modality, licences and DOIs."""
+def format_listing(selection: "pd.DataFrame") -> str:
+    """A selection as text: one line a study (MB = 10⁶ bytes), then totals by modality, licences and DOIs."""
     lines = [f"{'patient':<16} {'date':<10}  PT  CT SEG  files       MB  study"]
     for (patient, date, study), g in selection.groupby(["PatientID", "StudyDate", "StudyInstanceUID"]):
         counts = " ".join(f"{(g.Modality == m).sum():3}" for m in ("PT", "CT", "SEG"))
@@ -128,7 +128,7 @@ def download(
     patients: int | None = None,
     seg: bool = False,
     endpoint_url: str | None = None,
-    progress: Callable = bar,
+    progress: Callable = progress_bar,
 ) -> dict[str, int]:
     """Fetches `pairs` to `folder`/PatientID/StudyInstanceUID/Modality_SeriesInstanceUID; one call a folder at a time.
 
@@ -138,7 +138,7 @@ def download(
     the disk, and at the end where series failed three times; calling again goes on.
     """
     folder, index = Path(folder), read_index()
-    remotes = list(_remotes(folder, pairs(index, patients=patients, seg=seg)))
+    remotes = list(_remotes(folder, select_pairs(index, patients=patients, seg=seg)))
     missing = [remote for remote in remotes if _size_problem(remote, remote.folder)]
     _prepare(folder, missing)
     _write_licence(folder, index)
@@ -175,9 +175,9 @@ def _write_licence(folder: Path, index: "pd.DataFrame") -> None:
     lines = [
         "Anti-PD-1_Lung, The Cancer Imaging Archive, through the NCI Imaging Data Commons.",
         "Whoever passes the images on, or results made from them, names these sources:",
-        *_licences(pairs(index, seg=True)),  # masks too: an earlier call may have fetched them
+        *_licences(select_pairs(index, seg=True)),  # masks too: an earlier call may have fetched them
     ]
-    with replacing(folder / "LICENSE") as temporary:
+    with atomic_write(folder / "LICENSE") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 
 
@@ -213,7 +213,7 @@ def _try(remote: Remote, endpoint_url: str, unreachable_attempts: int) -> str | 
 
 def _fetch(remote: Remote, endpoint_url: str) -> None:
     """One series to its folder, or nothing. Raises InputError where it does not arrive as the index describes it."""
-    with replacing(remote.folder) as part:
+    with atomic_write(remote.folder) as part:
         _copy(remote.url, part, endpoint_url)
         problem = _size_problem(remote, part) or _header_problem(remote, part)
         if problem:

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from petct_lib import InputError
-from petct_lib.common.files import read_json, replacing, write_json
-from petct_lib.common.parallel import each
+from petct_lib.common.files import atomic_write, read_json, write_json
+from petct_lib.common.parallel import parallel_map
 from petct_lib.dicom.archives import list_files
 from petct_lib.dicom.geometry import extent
 from petct_lib.dicom.headers import LeftOut, Series
 from petct_lib.dicom.rtstruct import FROM_RTSTRUCT, read_structures
 from petct_lib.dicom.seg import read_segments
-from petct_lib.dicom.studies import Pair, Pairing, Study, find_pairs, load_pair, reasons
+from petct_lib.dicom.studies import Pair, Pairing, Study, count_reasons, find_pairs, load_pair
 from petct_lib.imaging.masks import FROM_SEG, Region, find_regions
-from petct_lib.imaging.volume import AIR_HU, Volume, axial_grid, body_mask, inside, overlap_mm, resample
+from petct_lib.imaging.volume import AIR_HU, Volume, axial_grid, body_mask, extent_mask, overlap_mm, resample
 
 FILL = {"ct": AIR_HU, "pet": 0.0}  # outside a volume's extent
 MIN_BODY_SHARE = 0.02  # slices with less body than this are left out: there is nothing to learn or to score
@@ -76,12 +76,12 @@ class Prepared:
         """kind: "pet" (SUV), "ct" (HU), or a region (bool, for scoring only); (n, H, W), read-only, memory-mapped."""
         return np.load(self.folder / study / f"{kind}.npy", mmap_mode="r")
 
-    def of_patient(self, patient: str, kind: str) -> np.ndarray:
+    def patient_stack(self, patient: str, kind: str) -> np.ndarray:
         """All slices of a patient, the studies one after the other, (n, H, W)."""
         return np.concatenate([self.array(study, kind) for study in self.studies([patient])])
 
     def lengths(self, patient: str) -> list[int]:
-        """How many slices each study of a patient has, in the order of `of_patient`."""
+        """How many slices each study of a patient has, in the order of `patient_stack`."""
         return [self.row(study)["slices"] for study in self.studies([patient])]
 
     def regions(self, patient: str) -> dict[str, str]:
@@ -118,17 +118,17 @@ def prepare(
         return prepared
     pairing = pairing or find_pairs(path, progress, suv_kind=settings.suv_kind)
     fov_mm = settings.fov_mm or _largest_overlap_mm(pairing.pairs)
-    with replacing(folder.resolve()) as temporary:
+    with atomic_write(folder.resolve()) as temporary:
         temporary.mkdir()
         work = partial(_prepare_study, folder=temporary, settings=settings, fov_mm=fov_mm)
-        results = each(work, pairing.pairs, jobs=jobs, progress=progress)
+        results = parallel_map(work, pairing.pairs, jobs=jobs, progress=progress)
         failed = [
             LeftOut(p.id, str(r)) for p, r in zip(pairing.pairs, results, strict=True) if isinstance(r, InputError)
         ]
         done = [result for result in results if not isinstance(result, InputError)]
         left_out = [*pairing.left_out, *failed, *(item for one in done for item in one.left_out)]
         if not done:
-            raise InputError(f"{path}: no usable PET/CT pair; {reasons(left_out)}")
+            raise InputError(f"{path}: no usable PET/CT pair; {count_reasons(left_out)}")
         index = {
             "input_key": key, "fingerprint": hashlib.sha256("".join(one.digest for one in done).encode()).hexdigest(),
             "grid": {**asdict(settings), "fov_mm": fov_mm, "pixel_mm": fov_mm / settings.size},
@@ -170,7 +170,7 @@ def align(
     measured. ValueError where PET and CT do not overlap.
     """
     grid = axial_grid(*overlap_mm([study.pet, study.ct]), settings.size, fov_mm, settings.slice_mm)
-    seen = inside(study.pet, grid) & inside(study.ct, grid)
+    seen = extent_mask(study.pet, grid) & extent_mask(study.ct, grid)
     volumes = {"pet": resample(study.pet, grid, FILL["pet"]), "ct": resample(study.ct, grid, FILL["ct"])}
     regions = find_regions(study.ct, body_mask(study.ct), segments)
     for name, region in regions.items():
@@ -223,14 +223,14 @@ def _segments(pair: Pair, slice_mm: float) -> tuple[dict[str, list[Region]], lis
     segments, left_out = {}, []
     for series in pair.segments:
         try:
-            for name, masks in _drawn(series, str(pair.pet.get("FrameOfReferenceUID")), slice_mm):
+            for name, masks in _drawn_regions(series, str(pair.pet.get("FrameOfReferenceUID")), slice_mm):
                 segments.setdefault(name, []).extend(masks)
         except InputError as error:
             left_out.append(LeftOut(f"{pair.id}: {series.label}", str(error)))
     return segments, left_out
 
 
-def _drawn(series: Series, frame_of_reference_uid: str, slice_mm: float) -> Iterator[tuple[str, list[Region]]]:
+def _drawn_regions(series: Series, frame_of_reference_uid: str, slice_mm: float) -> Iterator[tuple[str, list[Region]]]:
     """Name and masks of the lungs and lesions in one SEG or RTSTRUCT series."""
     if series.modality == "SEG":
         for name, masks in read_segments([image.file for image in series.images]).items():

@@ -122,7 +122,7 @@ def _with_members(ref: FileRef) -> list[FileRef]:
         return [ref]
     try:
         return _members(ref) or [ref]
-    except Exception:  # a stranger's zip may break any part of the reader; `refused` says why when the file is read
+    except Exception:  # a stranger's zip may break any part of the reader; see `explain_refusal`
         return [ref]
 
 
@@ -146,7 +146,7 @@ def _directory(ref: FileRef) -> list[FileRef]:
     return [FileRef(ref.path, f"{ref.shown}:{i.filename}", (*ref.members, i.filename)) for i in infos if not i.is_dir()]
 
 
-def refused(ref: FileRef) -> str:
+def explain_refusal(ref: FileRef) -> str:
     """Why a zip among the files is not opened."""
     if len(ref.members) > 1:
         return "a zip in a zip in a zip is not opened"

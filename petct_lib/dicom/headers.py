@@ -24,9 +24,9 @@ from pydicom.uid import (
 from pydicom.valuerep import FLOAT_VR, INT_VR, STR_VR, VR
 
 from petct_lib import InputError
-from petct_lib.dicom.archives import FileRef, is_zip, refused
+from petct_lib.dicom.archives import FileRef, explain_refusal, is_zip
 from petct_lib.dicom.enhanced import FUNCTIONAL_GROUPS, frame_headers
-from petct_lib.dicom.suv import GE_SCAN_TIME, PHILIPS_ACTIVITY_FACTOR, PHILIPS_SUV_FACTOR, shown_code
+from petct_lib.dicom.suv import GE_SCAN_TIME, PHILIPS_ACTIVITY_FACTOR, PHILIPS_SUV_FACTOR, quote_code
 
 DEFLATED = str(DeflatedExplicitVRLittleEndian)
 HEAD_BYTES = 64 * 1024  # holds the header of nearly every slice; longer ones are read a second time
@@ -99,7 +99,7 @@ class Series:
     @property
     def modality(self) -> str:
         """Modality of the first header: PT, CT, or another; "?" for what is no such code and may be anything."""
-        return shown_code(str(self.get("Modality")))
+        return quote_code(str(self.get("Modality")))
 
     @property
     def where(self) -> str:
@@ -122,11 +122,11 @@ def read_images(ref: FileRef, memo: dict | None = None) -> list[Image]:
     memo: decoded values shared between files (nearly all of a series' headers is the same in every slice).
     """
     if is_zip(ref):
-        raise InputError(refused(ref))
+        raise InputError(explain_refusal(ref))
     raw, offset, syntax = _read_header(ref)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = _decoded(raw, {} if memo is None else memo)
+        header = _decode(raw, {} if memo is None else memo)
         if not header.get("SeriesInstanceUID") or not header.get("Modality"):
             raise InputError("not DICOM, or without SeriesInstanceUID and Modality")
         try:
@@ -143,7 +143,7 @@ def _read_header(ref: FileRef) -> tuple[Dataset, int, str]:
     try:
         head = ref.read(0, HEAD_BYTES)
         if DEFLATED.encode() in head[:1024]:
-            return *_parse(inflated(ref.read())[:MAX_HEADER_BYTES]), DEFLATED
+            return *_parse(inflate(ref.read())[:MAX_HEADER_BYTES]), DEFLATED
         try:
             raw, offset = _parse(head)
             complete = offset < len(head) or len(head) < HEAD_BYTES
@@ -190,7 +190,7 @@ class _Metered(BytesIO):
             raise InputError("not DICOM, or with far more attributes than an image has")
 
 
-def inflated(content: bytes) -> bytes:
+def inflate(content: bytes) -> bytes:
     """The data set of a deflated file (PS3.5 A.5), which has explicit VR; without the meta information."""
     file = BytesIO(content)
     read_preamble(file, force=True)
@@ -213,7 +213,7 @@ def _syntax(raw: pydicom.FileDataset) -> str:
     return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
 
 
-def _decoded(dataset: Dataset, memo: dict, depth: int = 0) -> Dataset:
+def _decode(dataset: Dataset, memo: dict, depth: int = 0) -> Dataset:
     """All values, in sequences too; one that cannot be decoded is left out: a broken attribute counts as missing."""
     if depth > MAX_DEPTH:
         raise ValueError
@@ -233,15 +233,15 @@ def _element(raw: RawDataElement | DataElement, dataset: Dataset, memo: dict, de
             return memo[key]
         if len(value) > MAX_SEQUENCE_BYTES or sum(value.count(mark) for mark in ITEMS) > MAX_ITEMS:
             raise ValueError
-        element = _of_known_kind(convert_raw_data_element(_of_known_kind(raw), ds=dataset))  # pydicom may try other VRs
+        element = _check_kind(convert_raw_data_element(_check_kind(raw), ds=dataset))  # pydicom may try other VRs
         if element.VR in (VR.DS, VR.IS) and any(v and isinstance(v, str) for v in _values(element)):
             raise ValueError  # pydicom leaves what is no number as text
         if element.VR != "SQ":
             memo[key] = element
             return element
     else:
-        element = _of_known_kind(raw)
-    items = [_decoded(item, memo, depth + 1) for item in element.value] if element.VR == "SQ" else element.value
+        element = _check_kind(raw)
+    items = [_decode(item, memo, depth + 1) for item in element.value] if element.VR == "SQ" else element.value
     return DataElement(element.tag, element.VR, items)
 
 
@@ -249,7 +249,7 @@ def _values(element: DataElement) -> Iterable:
     return element.value if isinstance(element.value, MultiValue) else [element.value]
 
 
-def _of_known_kind(element: RawDataElement | DataElement) -> RawDataElement | DataElement:
+def _check_kind(element: RawDataElement | DataElement) -> RawDataElement | DataElement:
     """With the VR of the dictionary where both are text: a weight "70" as LO is one.
 
     Raises ValueError where a VR is of another kind: who asks for a number, a text or a sequence gets one, or nothing.

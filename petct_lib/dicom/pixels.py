@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from petct_lib import InputError
-from petct_lib.dicom.headers import DEFLATED, Image, Series, inflated
+from petct_lib.dicom.headers import DEFLATED, Image, Series, inflate
 
 MAX_SIDE = 4096  # pixels; no PET or CT scanner makes larger images
 # GDCM crashes on damaged data, these do not; JPEG lossless and JPEG are left to it, see `may_crash`.
@@ -79,7 +79,7 @@ def decompress(dataset: Dataset) -> None:
 def _pixel_value(image: Image) -> bytes:
     """The value of the pixel data element."""
     deflated = image.syntax == DEFLATED
-    content = inflated(image.file.read())[image.offset :] if deflated else image.file.read(image.offset)
+    content = inflate(image.file.read())[image.offset :] if deflated else image.file.read(image.offset)
     if len(content) < 12:
         raise InputError("there is no pixel data")
     endian = ">" if image.syntax == ExplicitVRBigEndian else "<"

@@ -13,7 +13,7 @@ from skimage.draw import polygon2mask
 
 from petct_lib import InputError
 from petct_lib.dicom.archives import FileRef
-from petct_lib.dicom.seg import region_named
+from petct_lib.dicom.seg import match_region
 from petct_lib.imaging.masks import MAX_VOXELS
 from petct_lib.imaging.volume import Volume, axial_affine
 
@@ -52,7 +52,7 @@ def _read(dataset: Dataset, frame_of_reference_uid: str, slice_mm: float) -> dic
     rois = {int(roi.ROINumber): roi for roi in dataset.StructureSetROISequence}
     for drawn in dataset.ROIContourSequence:
         roi = rois[int(drawn.ReferencedROINumber)]
-        name = region_named([str(roi.get("ROIName"))])
+        name = match_region([str(roi.get("ROIName"))])
         contours = [
             np.array(c.ContourData, float).reshape(-1, 3)
             for c in drawn.get("ContourSequence", [])

@@ -36,7 +36,7 @@ NO_LESION = re.compile(  # beside a tumour ("GTV_Edema"), and an organ without i
 LUNG_WORDS = {"lung", "lungs", "left", "right", "l", "r", "both", "and", "structure", "of", "entire", "whole"}
 
 
-def preferred(series: list[Series]) -> list[Series]:
+def choose_versions(series: list[Series]) -> list[Series]:
     """One version of each kind of SEG or RTSTRUCT: corrected by a radiologist before others, before AI alone.
 
     Anti-PD-1_Lung has up to four of one image; the kind (tumour on PET, nodule on CT) and the version are told by
@@ -103,16 +103,16 @@ def _check(dataset: Dataset) -> None:
 
 def _named_segments(dataset: Dataset) -> dict[int, str]:
     """Region name by segment number, for the segments that have one."""
-    named = {int(item.SegmentNumber): _region_of(item) for item in dataset.SegmentSequence}
+    named = {int(item.SegmentNumber): _match_segment(item) for item in dataset.SegmentSequence}
     return {number: name for number, name in named.items() if name}
 
 
-def _region_of(segment: Dataset) -> str | None:
+def _match_segment(segment: Dataset) -> str | None:
     types = segment.get("SegmentedPropertyTypeCodeSequence") or []
-    return region_named([str(n) for n in (segment.get("SegmentLabel"), *(t.get("CodeMeaning") for t in types))])
+    return match_region([str(n) for n in (segment.get("SegmentLabel"), *(t.get("CodeMeaning") for t in types))])
 
 
-def region_named(names: list[str]) -> str | None:
+def match_region(names: list[str]) -> str | None:
     """What a segment or structure is by one of its names, "lesion" or "lung"; None for anything else.
 
     >>> region_named(["Lung nodule"]), region_named(["left lung"]), region_named(["lung vessels"])

@@ -13,12 +13,12 @@ import numpy as np
 from pydicom import Dataset
 
 from petct_lib import WARNING, InputError
-from petct_lib.common.parallel import alone, each
+from petct_lib.common.parallel import parallel_map, run_isolated
 from petct_lib.dicom.archives import list_files
 from petct_lib.dicom.geometry import geometry, length_mm, share_covered
 from petct_lib.dicom.headers import Image, LeftOut, Series, read_series
 from petct_lib.dicom.pixels import may_crash, read_stored
-from petct_lib.dicom.seg import preferred
+from petct_lib.dicom.seg import choose_versions
 from petct_lib.dicom.suv import SuvFactor, suv_factor
 from petct_lib.imaging.volume import AIR_HU, Volume, overlap_mm
 
@@ -102,7 +102,7 @@ def find_pairs(path: Path, progress: Callable = iter, *, suv_kind: str = "bw") -
     refs = list_files(path)
     all_series, left_out = read_series(progress(refs))
     if not all_series:
-        raise InputError(f"{path}: no readable DICOM in {len(refs)} files; {reasons(left_out)}")
+        raise InputError(f"{path}: no readable DICOM in {len(refs)} files; {count_reasons(left_out)}")
     left_out = _together(left_out)
     salt = hashlib.sha256("|".join(sorted(s.uid for s in all_series)).encode()).hexdigest()
     pairs, studies = [], Counter()
@@ -141,7 +141,7 @@ def _first(members: list[Series], keyword: str) -> str:
     return next((str(s.get(keyword)) for s in members if s.get(keyword)), "")
 
 
-def reasons(left_out: list[LeftOut]) -> str:
+def count_reasons(left_out: list[LeftOut]) -> str:
     """The three commonest reasons, with how often each was given."""
     common = Counter(item.reason for item in left_out).most_common(3)
     return "; ".join(f"{count} × {reason}" for reason, count in common)
@@ -166,7 +166,7 @@ def _together(left_out: list[LeftOut]) -> list[LeftOut]:
     return rows
 
 
-def without_localizers(series: Series) -> tuple[Series, list[tuple[Series, str]]]:
+def remove_localizers(series: Series) -> tuple[Series, list[tuple[Series, str]]]:
     """A series less the localizers among its slices, and those with the reason."""
     plain = [image for image in series.images if not _kinds(image.header) & {"LOCALIZER"}]
     if not plain or len(plain) == len(series.images):
@@ -180,7 +180,7 @@ def _kinds(header: Dataset) -> set[str]:
     return {str(v).strip().upper() for v in ([values] if isinstance(values, str) else values)}
 
 
-def unusable(series: Series) -> str | None:
+def explain_unusable(series: Series) -> str | None:
     """Why a series can be neither PET nor CT of a pair, or None."""
     if series.modality not in ("PT", "CT"):
         return f"modality {series.modality} is not used"
@@ -202,9 +202,9 @@ def _best_pair(
 ) -> tuple[Pair | None, list[tuple[Series, str]]]:
     """The pair of a study, or None, and every series that is not in it with the reason."""
     rest, usable = [], {"PT": [], "CT": []}
-    for series, scouts in map(without_localizers, members):
+    for series, scouts in map(remove_localizers, members):
         rest.extend(scouts)
-        reason = None if series.modality in MASKS else unusable(series)
+        reason = None if series.modality in MASKS else explain_unusable(series)
         if reason:
             rest.append((series, reason))
         elif series.modality not in MASKS:
@@ -219,8 +219,8 @@ def _best_pair(
         except InputError as error:
             rest.append((pet, str(error)))
             continue
-        same = [s for s in segments if _in_frame_of(pet, s)]
-        chosen = Pair(study_id, patient, pet, ct, suv, _choice(pet, ct, usable), tuple(preferred(same)))
+        same = [s for s in segments if _in_same_frame(pet, s)]
+        chosen = Pair(study_id, patient, pet, ct, suv, _choice(pet, ct, usable), tuple(choose_versions(same)))
     why = (
         f"another CT series of its study was chosen ({chosen.chosen})" if chosen else "no usable PET of the same study"
     )
@@ -230,7 +230,7 @@ def _best_pair(
     return chosen, rest
 
 
-def _in_frame_of(pet: Series, masks: Series) -> bool:
+def _in_same_frame(pet: Series, masks: Series) -> bool:
     """An RTSTRUCT need not say its frame at the top; `rtstruct.read_structures` checks that of each structure."""
     frame = masks.get("FrameOfReferenceUID")
     return frame == pet.get("FrameOfReferenceUID") or (masks.modality == "RTSTRUCT" and not frame)
@@ -301,7 +301,7 @@ def load_series(series: Series, factor: float, unit: str) -> Volume:
     """
     if not may_crash(series):
         return _load(series, factor, unit)
-    result = alone(partial(_load, factor=factor, unit=unit), series)
+    result = run_isolated(partial(_load, factor=factor, unit=unit), series)
     if isinstance(result, InputError):
         raise InputError(str(result), result.where or series.where) from None
     return result
@@ -354,7 +354,7 @@ def ingest(path: Path, progress: Callable = iter, *, suv_kind: str = "bw", jobs:
     jobs: processes; None: one a core. Raises InputError as `find_pairs` does.
     """
     pairs, left_out, _ = find_pairs(path, progress, suv_kind=suv_kind)
-    rows = each(_row, pairs, jobs=jobs, progress=progress)
+    rows = parallel_map(_row, pairs, jobs=jobs, progress=progress)
     for pair, row in zip(pairs, rows, strict=True):
         if isinstance(row, InputError):
             left_out.append(LeftOut(pair.id, str(row), row.where or pair.pet.where))

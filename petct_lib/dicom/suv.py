@@ -75,7 +75,7 @@ def suv_factor(headers: list[Dataset], kind: str = "bw") -> SuvFactor:
     factor, stored = _as_stored(headers)
     if kind == stored:
         return factor
-    ratio = _normaliser_of(headers[0], kind) / _normaliser_of(headers[0], stored)
+    ratio = _header_normaliser(headers[0], kind) / _header_normaliser(headers[0], stored)
     return SuvFactor(factor.factor * ratio, f"{factor.rule}; converted to {LABELS[kind]}")
 
 
@@ -93,10 +93,10 @@ def normaliser(kind: str, weight_kg: float, height_m: float | None = None, sex: 
     """
     if kind not in LABELS:
         raise InputError(f"SUV kind {kind!r} is unknown: it is one of {', '.join(LABELS)}")
-    weight_g = 1000 * _checked("PatientWeight", weight_kg)
+    weight_g = 1000 * _check_value("PatientWeight", weight_kg)
     if kind == "bw":
         return weight_g
-    height_cm = 100 * _checked("PatientSize", math.nan if height_m is None else height_m)
+    height_cm = 100 * _check_value("PatientSize", math.nan if height_m is None else height_m)
     if kind == "bsa":
         return 71.84 * weight_kg**0.425 * height_cm**0.725  # 0.007184 m²
     if sex not in ("M", "F"):
@@ -123,7 +123,7 @@ def _sexed_kg(kind: str, weight_kg: float, height_cm: float, male: bool) -> floa
     return slope * weight_kg - bend * (weight_kg / height_cm) ** 2
 
 
-def _normaliser_of(header: Dataset, kind: str) -> float:
+def _header_normaliser(header: Dataset, kind: str) -> float:
     height_m = None if kind == "bw" else _number(header, "PatientSize")
     return normaliser(kind, _number(header, "PatientWeight"), height_m, _code(header, "PatientSex"))
 
@@ -152,7 +152,7 @@ def _code(ds: Dataset, keyword: str) -> str:
     return str(ds.get(keyword) or "").strip().upper()
 
 
-def shown_code(value: str) -> str:
+def quote_code(value: str) -> str:
     """A value of VR CS as an error may quote it; "?" where it is none: a broken header may hold a name there."""
     return value if re.fullmatch(r"[A-Z0-9_ ]{1,16}", value) else "?"
 
@@ -168,14 +168,14 @@ def _as_stored(headers: list[Dataset]) -> tuple[SuvFactor, str]:
         return _from_counts(headers), "bw"
     if units == "PROPCNTS":
         raise InputError("PET Units are 'PROPCNTS': counts that are only proportional carry no calibration to Bq/ml")
-    fault = f"{shown_code(units)!r}, which is unknown" if units else "missing"
+    fault = f"{quote_code(units)!r}, which is unknown" if units else "missing"
     raise InputError(f"PET Units are {fault}: only BQML, GML, CM2ML and Philips CNTS can be turned into SUV")
 
 
 def _from_suv(header: Dataset, units: str) -> tuple[SuvFactor, str]:
     suv_type = _code(header, "SUVType") or ("BW" if units == "GML" else "BSA")
     if suv_type not in SUV_TYPES:
-        shown = shown_code(suv_type)
+        shown = quote_code(suv_type)
         raise InputError(f"PET SUVType is {shown!r}, which is unknown: it is one of {', '.join(SUV_TYPES)}")
     if (suv_type == "BSA") != (units == "CM2ML"):
         raise InputError(f"PET Units are {units} with SUVType {suv_type!r}: they contradict each other")
@@ -212,10 +212,10 @@ def _private_text(header: Dataset, tag: tuple[int, int]) -> str:
 def _from_activity(headers: list[Dataset], scale: float, label: str) -> SuvFactor:
     """Body-weight SUV from Bq/ml × `scale`."""
     first = headers[0]
-    weight_g = _normaliser_of(first, "bw")
+    weight_g = _header_normaliser(first, "bw")
     drug = _radiopharmaceutical(first)
-    dose_bq = _checked("RadionuclideTotalDose", _number(drug, "RadionuclideTotalDose"))
-    half_life_s = _checked("RadionuclideHalfLife", _number(drug, "RadionuclideHalfLife"))
+    dose_bq = _check_value("RadionuclideTotalDose", _number(drug, "RadionuclideTotalDose"))
+    half_life_s = _check_value("RadionuclideHalfLife", _number(drug, "RadionuclideHalfLife"))
     if _decay_correction(first) == "ADMIN":
         return SuvFactor(scale * weight_g / dose_bq, f"{label}: decay corrected to administration")
     reference, how = _reference_time(headers, half_life_s)
@@ -247,7 +247,7 @@ def _decay_correction(header: Dataset) -> str:
         return correction
     if correction == "NONE":
         raise InputError("PET DecayCorrection is 'NONE': without a correction the slices have no time in common")
-    fault = f"is {shown_code(correction)!r}, which is unknown" if correction else "is missing"
+    fault = f"is {quote_code(correction)!r}, which is unknown" if correction else "is missing"
     raise InputError(f"PET DecayCorrection {fault}: START or ADMIN is needed")
 
 
@@ -261,7 +261,7 @@ def _number(ds: Dataset, keyword: str) -> float:
     raise InputError(f"PET {keyword} ({LIMITS[keyword][0]}) is missing")
 
 
-def _checked(keyword: str, value: float) -> float:
+def _check_value(keyword: str, value: float) -> float:
     """The value, which must be finite, in its range, and above 0 unless the range goes below it."""
     meaning, low, high, fault = LIMITS[keyword]
     if not math.isfinite(value):
@@ -299,10 +299,10 @@ def _acquisition_time(header: Dataset, series: datetime) -> datetime:
 
 def _frame_offset(header: Dataset, half_life_s: float) -> timedelta:
     """FrameReferenceTime less the time of average count rate in the frame, both from the acquisition's start."""
-    reference_s = _checked("FrameReferenceTime", _number(header, "FrameReferenceTime")) / 1000
+    reference_s = _check_value("FrameReferenceTime", _number(header, "FrameReferenceTime")) / 1000
     if reference_s == 0:  # not the time of a mean: CPS scanners write 0 and correct to the earliest acquisition
         return timedelta(0)
-    duration_s = _checked("ActualFrameDuration", _number(header, "ActualFrameDuration")) / 1000
+    duration_s = _check_value("ActualFrameDuration", _number(header, "ActualFrameDuration")) / 1000
     decay = math.log(2) / half_life_s
     x = decay * duration_s
     average_s = math.log(x / -math.expm1(-x)) / decay

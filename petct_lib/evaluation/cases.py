@@ -44,22 +44,22 @@ PART = {"source": None, "samples": {}, "scales": {}, "spread": None, "ranks": No
 def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
     """A test patient with real images and masks, before anything is translated.
 
-    Masks: those of the prepared slices, and those of `with_further_regions`. kvp is None where the patient's studies
+    Masks: those of the prepared slices, and those of `add_regions`. kvp is None where the patient's studies
     differ in it.
     """
-    source, real = (np.array(prepared.of_patient(patient, kind)) for kind in (SOURCE[direction], TARGET[direction]))
+    source, real = (np.array(prepared.patient_stack(patient, kind)) for kind in (SOURCE[direction], TARGET[direction]))
     sources = prepared.regions(patient)
-    masks = {region: np.array(prepared.of_patient(patient, region)) for region in sources}
+    masks = {region: np.array(prepared.patient_stack(patient, region)) for region in sources}
     grid = prepared.index["grid"]
     voxel_mm = grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]
     lengths = tuple(prepared.lengths(patient))
     kvps = {prepared.row(study)["ct"].get("kvp") for study in prepared.studies([patient])}
     kvp = kvps.pop() if len(kvps) == 1 else None
     case = Case(patient, source, real, masks, sources, {}, lengths=lengths, voxel_mm=voxel_mm, kvp=kvp)
-    return with_further_regions(case)
+    return add_regions(case)
 
 
-def with_further_regions(case: Case) -> Case:
+def add_regions(case: Case) -> Case:
     """The same with two regions more, to see what scores hide.
 
     "diaphragm": the body from DIAPHRAGM_MM below the height where the lungs end below to as much above, where breathing
@@ -89,7 +89,7 @@ def _around_lung_bases(case: Case) -> np.ndarray:
     return near
 
 
-def studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]:
+def split_studies(case: Case, image: np.ndarray) -> Iterator[tuple[Case, np.ndarray]]:
     """The patient's studies, each as a case of its own, and their parts of the image."""
     for part in study_parts(case):
         masks = {name: mask[part] for name, mask in case.masks.items()}
@@ -102,12 +102,12 @@ def study_parts(case: Case) -> list[slice]:
     return [slice(first, end) for first, end in pairwise(ends)]
 
 
-def middle_slice(case: Case) -> dict[str, np.ndarray]:
+def take_center_slice(case: Case) -> dict[str, np.ndarray]:
     """The middle slice of a patient, whatever it shows, for `panels.translations`: its images by name, (H, W) each."""
-    return slice_of(case, len(case.real) // 2)
+    return take_slice(case, len(case.real) // 2)
 
 
-def slice_of(case: Case, k: int) -> dict[str, np.ndarray]:
+def take_slice(case: Case, k: int) -> dict[str, np.ndarray]:
     """Slice k of a case, for `panels.translations`: source, coarse, regression, sample, mean, spread, real."""
     names = {"coarse": "cyclegan", "regression": "regression", "sample": "sample", "mean": "mean"}
     images = {name: case.images[method] for name, method in names.items() if method in case.images}

@@ -50,7 +50,9 @@ class Scored:
     seeds: tuple[int | None, ...] = ()  # of the trainings
 
 
-def by_patient(rows: Sequence[Row], direction: str, metric: str, region: str = "body") -> dict[str, dict[str, float]]:
+def values_by_patient(
+    rows: Sequence[Row], direction: str, metric: str, region: str = "body"
+) -> dict[str, dict[str, float]]:
     """{method: {patient: value}} of one score; of a score of all patients together, the patient is EVERYONE."""
     values: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -65,7 +67,7 @@ def paired_tests(
 ) -> list[Test]:  # fmt: skip
     """Each method (None: all) against the reference. InputError where the reference has no such score."""
     check_rows(rows)
-    values = by_patient(rows, direction, metric, region)
+    values = values_by_patient(rows, direction, metric, region)
     if reference not in values:
         raise InputError(f"{reference}: has no {metric} of {region} in {direction}; there are {', '.join(values)}")
     baseline = values[reference]
@@ -107,7 +109,7 @@ def load_run(folder: Path) -> Scored:
     return Scored(folder.name, rows, settings, manifest["data_fingerprint"], held_out, seeds)
 
 
-def merged(runs: Sequence[Scored]) -> list[Row]:
+def merge_runs(runs: Sequence[Scored]) -> list[Row]:
     """The rows of all runs as one table: means over the runs of the same settings, patient by patient.
 
     With more than one setting a method is named `run/method`, the run being the first with this setting. InputError
@@ -154,7 +156,7 @@ def comparison_table(rows: Sequence[Row], reference: str, metric: str = "mae", r
     """
     tables = []
     for direction in dict.fromkeys(row["direction"] for row in rows):
-        values = by_patient(rows, direction, metric, region)
+        values = values_by_patient(rows, direction, metric, region)
         if not values:
             continue
         tests = {test.method: test for test in paired_tests(rows, direction, reference, metric, region)}
@@ -196,7 +198,7 @@ def compare_runs(folders: Sequence[Path], *, reference: str, metric: str, region
         for setting, name in {run.settings: run.name for run in runs[::-1]}.items()
     ]
     title = f"runs by their settings, and how many were averaged: {', '.join(groups[::-1])}"
-    rows = merged(runs)
+    rows = merge_runs(runs)
     if len(groups) > 1 and not any(row["method"] == reference for row in rows):
         reference = f"{runs[0].name}/{reference}"
     return f"{title}; the unit of n is the patient\n\n{comparison_table(rows, reference, metric, region)}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from petct_lib import InputError, __version__
 from petct_lib.common.files import write_json
-from petct_lib.common.parallel import each
+from petct_lib.common.parallel import parallel_map
 from petct_lib.data.prepare import FILL
 from petct_lib.dicom import studies
 from petct_lib.dicom.archives import list_files
@@ -24,7 +24,7 @@ from petct_lib.imaging.directions import MODALITY, UNIT
 from petct_lib.imaging.intensity import Intensity
 from petct_lib.imaging.masks import FROM_HU, find_regions
 from petct_lib.imaging.nifti import NIFTI, read_nifti
-from petct_lib.imaging.volume import Volume, body_mask, inside, resample
+from petct_lib.imaging.volume import Volume, body_mask, extent_mask, resample
 from petct_lib.metrics import synthrad
 from petct_lib.metrics.rows import Row
 
@@ -91,7 +91,7 @@ def read_image(path: Path, kind: str, suv_kind: str = "bw") -> tuple[Volume, flo
     series, left_out = read_series(list_files(path))
     usable = [s for s in series if s.modality == MODALITY[kind]]
     if len(usable) != 1:
-        why = f"; {studies.reasons(left_out)}" if left_out else ""
+        why = f"; {studies.count_reasons(left_out)}" if left_out else ""
         raise InputError(
             f"holds {len(usable)} {MODALITY[kind]} series, and one is needed: name its folder{why}", path.name
         )
@@ -99,7 +99,7 @@ def read_image(path: Path, kind: str, suv_kind: str = "bw") -> tuple[Volume, flo
     return studies.load_series(usable[0], factor, UNIT[kind]), studies.tube_voltage(usable[0])
 
 
-def load(images: Images, kind: str, suv_kind: str = "bw") -> tuple[cases.Case, float]:
+def load_patient(images: Images, kind: str, suv_kind: str = "bw") -> tuple[cases.Case, float]:
     """A patient on the real image's grid; the synthetic one is resampled to it where its own is another.
 
     Only what both images hold is scored; the second value is the share of the real body that it is. Body, lung, soft
@@ -107,24 +107,24 @@ def load(images: Images, kind: str, suv_kind: str = "bw") -> tuple[cases.Case, f
     InputError without one of them, and where nothing is left to score.
     """
     real, kvp = read_image(images.real, kind, suv_kind)
-    real = upwards(real)
-    synthetic = upwards(read_image(images.synthetic, kind, suv_kind)[0])
+    real = orient_upwards(real)
+    synthetic = orient_upwards(read_image(images.synthetic, kind, suv_kind)[0])
     seen = np.ones(real.array.shape, bool)
     if not _same_grid(real, synthetic):
-        seen = inside(synthetic, real.grid)
+        seen = extent_mask(synthetic, real.grid)
         synthetic = resample(synthetic, real.grid, FILL[kind])
     masks, sources = _masks(images, real, kind)
     voxel_mm = tuple(float(v) for v in real.spacing_mm[::-1])
     stacks = {"synthetic": synthetic.array}
     case = cases.Case(images.patient, None, real.array, masks, sources, stacks, voxel_mm=voxel_mm, kvp=kvp)
-    case = cases.with_further_regions(case)  # before anything is cut: the lungs' base must be the real one
+    case = cases.add_regions(case)  # before anything is cut: the lungs' base must be the real one
     coverage = float(seen[case.body].mean()) if case.body.any() else 0.0
     if not coverage:
         raise InputError("the images share no voxel of the body", images.real.name)
     return replace(case, masks={name: mask & seen for name, mask in case.masks.items()}), coverage
 
 
-def upwards(volume: Volume) -> Volume:
+def orient_upwards(volume: Volume) -> Volume:
     """The same with its slices from the feet to the head."""
     if volume.affine[2, 2] >= 0:
         return volume
@@ -155,12 +155,12 @@ def score_images(
 ) -> list[Row]:
     """The rows of one patient; `direction` holds the kind, for it is not known what the image was made from.
 
-    kind: "ct" or "pet"; protocol: one of PROTOCOLS. Raises InputError as `load` does, and for images that a score has
-    no answer for, as constant ones.
+    kind: "ct" or "pet"; protocol: one of PROTOCOLS. Raises InputError as `load_patient` does, and for images that a
+    score has no answer for, as constant ones.
     """
-    case, coverage = load(images, kind, suv_kind)
+    case, coverage = load_patient(images, kind, suv_kind)
     if protocol == "synthrad2025":
-        challenge = synthrad.score(case.real, case.images["synthetic"], case.body)
+        challenge = synthrad.score_synthrad(case.real, case.images["synthetic"], case.body)
         units = {"mae": "HU", "psnr": "dB", "ms_ssim": "1"}
         rows = [{"region": "body", "metric": name, "value": value, "unit": units[name], "mask": case.sources["body"]}
                 for name, value in challenge.items() if np.isfinite(value) or name != "ms_ssim"]  # fmt: skip
@@ -190,7 +190,7 @@ def score_all(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; name another folder")
     work = partial(score_images, kind=kind, protocol=protocol, lpips_model=lpips_model, suv_kind=suv_kind)
-    results = each(work, images, progress=progress)
+    results = parallel_map(work, images, progress=progress)
     failed = {i.patient: r for i, r in zip(images, results, strict=True) if isinstance(r, InputError)}
     rows = [row for result in results if not isinstance(result, InputError) for row in result]
     if not rows:

@@ -12,7 +12,7 @@ from petct_lib.data.prepare import Prepared
 from petct_lib.evaluation.cases import Case, load_case
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.intensity import DECODE, ENCODE, Intensity
-from petct_lib.inference.translator import Translator, batched
+from petct_lib.inference.translator import Translator, map_batches
 from petct_lib.models.checkpoints import load_regression
 
 
@@ -25,7 +25,7 @@ def mean_atlas(prepared: Prepared, patients: list[str], kind: str) -> np.ndarray
     return (total / count).astype(np.float32)
 
 
-def copied(source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
+def copy_source(source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
     """The source given as the translation, through the network's range: the `copy` control, in the target's unit."""
     return DECODE[TARGET[direction]](ENCODE[SOURCE[direction]](source, window), window)
 
@@ -71,7 +71,7 @@ def translate_patient(
         refiner = translator.refiner(direction, prefix)
         if refiner and {f"{prefix}sample", f"{prefix}mean"} & set(methods):
             seen = refiner.without(coarse) if without_coarse else coarse
-            stack = translator.decoded(torch.stack(list(refiner.samples(x, seen, **drawing))), direction)
+            stack = translator.decode(torch.stack(list(refiner.samples(x, seen, **drawing))), direction)
             images |= {f"{prefix}sample": stack[0], f"{prefix}mean": stack.mean(axis=0)}
             stacks[f"{prefix}mean"] = stack
     if "regression" in images and translator.refiners[direction].regression.settings.laplace:
@@ -88,12 +88,12 @@ def _controls(
     without = torch.zeros_like(coarse)
     pix2pix = translator.checkpoints / f"pix2pix_{direction}.pt"
     make = {
-        "copy": lambda: copied(case.source, direction, translator.window),
+        "copy": lambda: copy_source(case.source, direction, translator.window),
         "atlas": lambda: np.broadcast_to(atlas, case.source.shape),
-        "cyclegan": lambda: translator.decoded(coarse, direction),
+        "cyclegan": lambda: translator.decode(coarse, direction),
         "regression": lambda: translator.regression(x, coarse, direction),
         "regression_without_coarse": lambda: translator.regression(x, without, direction),
-        "pix2pix": lambda: translator.decoded(batched(load_regression(pix2pix).predict, x, without), direction),
+        "pix2pix": lambda: translator.decode(map_batches(load_regression(pix2pix).predict, x, without), direction),
     }
     there = {
         "regression_without_coarse": translator.refiners[direction].regression.settings.coarse_dropout > 0,

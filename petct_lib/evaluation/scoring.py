@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from petct_lib import InputError
-from petct_lib.common.parallel import each, whole
+from petct_lib.common.parallel import parallel_map, require_all
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits
-from petct_lib.evaluation.cases import PART, Case, studies
+from petct_lib.evaluation.cases import PART, Case, split_studies
 from petct_lib.evaluation.compare import EVERYONE
 from petct_lib.evaluation.methods import METHODS, mean_atlas, translate_patient
 from petct_lib.imaging.directions import TARGET, UNIT
@@ -50,7 +50,9 @@ def score_test_patients(
     atlas = mean_atlas(prepared, splits[f"train_{kind}"], kind)
     options = {**drawing, "atlas": atlas, "methods": tuple(methods)}
     work = partial(_score_test_patient, Path(run_dir), direction, lpips_model, options)
-    results = whole(each(work, splits["test"], jobs=1 if torch.cuda.is_available() else None, progress=progress))
+    results = require_all(
+        parallel_map(work, splits["test"], jobs=1 if torch.cuda.is_available() else None, progress=progress)
+    )
     return [row for rows, _ in results for row in rows], [case for _, case in results]
 
 
@@ -60,10 +62,10 @@ def _score_test_patient(
     prepared, splits, translator = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir), Translator(run_dir)
     case = translate_patient(prepared, splits, patient, direction, translator, **options)
     rows = score_case(case, direction, translator.window, lpips_model)
-    return rows, summarised(case)
+    return rows, summarise_samples(case)
 
 
-def summarised(case: Case) -> Case:
+def summarise_samples(case: Case) -> Case:
     """The case with spread, ranks and middle slice of its samples in their place: they are many times the rest.
 
     Of a single sample the spread is 0, and of fewer than `distribution.LEAST` there are no ranks.
@@ -77,7 +79,8 @@ def summarised(case: Case) -> Case:
         return case
     rng = np.random.default_rng(0)
     ranks = [
-        distribution.rank_histogram(half[:, body], case.real[body], rng) for half in distribution.independent(stack)
+        distribution.rank_histogram(half[:, body], case.real[body], rng)
+        for half in distribution.independent_halves(stack)
     ]
     return replace(case, ranks=sum(ranks))
 
@@ -127,7 +130,7 @@ def _further_scores(case: Case, image: np.ndarray, kind: str, clip: tuple[float,
     if kind == "ct":
         scores += _downstream(case, image, mask["body"])
     if kind == "pet" and case.voxel_mm:
-        images = ((one.real, part, one.masks.get("lesion"), one.body) for one, part in studies(case, image))
+        images = ((one.real, part, one.masks.get("lesion"), one.body) for one, part in split_studies(case, image))
         lesion = lesion_scores.score_lesions(images, case.voxel_mm).items()
         scores += [("lesion", name, value, lesion_scores.UNITS[name], mask["lesion"]) for name, value in lesion]
     return [
@@ -150,7 +153,7 @@ def _downstream(case: Case, image: np.ndarray, body: str) -> list[tuple[str, str
 
 def _over_studies(case: Case, image: np.ndarray, score: Callable) -> float | None:
     """Mean of score(real, image, body) over the studies, by their voxels of body; None where no study has it."""
-    scores = [(score(study.real, part, study.body), study.body.sum()) for study, part in studies(case, image)]
+    scores = [(score(study.real, part, study.body), study.body.sum()) for study, part in split_studies(case, image)]
     scores = [(value, weight) for value, weight in scores if value is not None and not np.isnan(value)]
     if not scores:
         return None
@@ -166,11 +169,11 @@ def two_sample_accuracies(
     Trained on some of the cases' patients, judged on the others (see `realism.two_sample_accuracy`); None for a single
     one. Outside the body both are set to the lowest value.
     """
-    accuracy = partial(_two_sample_accuracy, [few_slices(case) for case in cases], direction, window, seed)
-    return dict(zip(methods, whole(each(accuracy, list(methods), progress=progress)), strict=True))
+    accuracy = partial(_two_sample_accuracy, [keep_few_slices(case) for case in cases], direction, window, seed)
+    return dict(zip(methods, require_all(parallel_map(accuracy, list(methods), progress=progress)), strict=True))
 
 
-def few_slices(case: Case) -> Case:
+def keep_few_slices(case: Case) -> Case:
     """A case with the slices that the classifier reads and no others, so that it can go to another process."""
     chosen = evenly_spaced(len(case.real), realism.SLICES, ends=True)
     images = {method: image[chosen] for method, image in case.images.items()}

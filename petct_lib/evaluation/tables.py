@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from petct_lib.common.files import replacing, write_json
+from petct_lib.common.files import atomic_write, write_json
 from petct_lib.metrics.rows import SCORE_COLUMNS, Row, check_rows
 from petct_lib.metrics.statistics import bootstrap_interval
 
@@ -59,7 +59,7 @@ def write_scores(rows: Sequence[Row], path: str | Path) -> None:
     writer = csv.DictWriter(text, SCORE_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "value": float(row["value"])} for row in rows)
-    with replacing(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="\n")
 
 

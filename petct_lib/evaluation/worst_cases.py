@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from petct_lib.evaluation.cases import Case, slice_of, studies
+from petct_lib.evaluation.cases import Case, split_studies, take_slice
 from petct_lib.metrics import lesion_scores
 
 APART = 3  # slices: neighbours of a bad slice are as bad, and show nothing new
@@ -27,7 +27,7 @@ def worst_slices(cases: Sequence[Case], n: int, method: str = "mean") -> list[di
             k = int(mean.argmax())
             slices.append((float(mean[k]), case, k))
             mean[max(0, k - APART) : k + APART + 1] = -1
-    return [slice_of(case, k) for _, case, k in sorted(slices, key=lambda one: -one[0])[:n]]
+    return [take_slice(case, k) for _, case, k in sorted(slices, key=lambda one: -one[0])[:n]]
 
 
 def worst_misses(cases: Sequence[Case], n: int, method: str = "mean") -> list[dict]:
@@ -39,10 +39,10 @@ def worst_misses(cases: Sequence[Case], n: int, method: str = "mean") -> list[di
         (spot.real - spot.synthetic, case, spot)
         for case in cases
         if "lesion" in case.masks
-        for spot in _spots(case, method, lesion_scores.lesions, "lesion")
+        for spot in _spots(case, method, lesion_scores.find_lesions, "lesion")
         if spot.synthetic < spot.real
     ]
-    return _ringed(spots, n)
+    return _ring_worst(spots, n)
 
 
 def worst_inventions(cases: Sequence[Case], n: int, method: str = "mean") -> list[dict]:
@@ -53,21 +53,21 @@ def worst_inventions(cases: Sequence[Case], n: int, method: str = "mean") -> lis
     spots = [
         (spot.synthetic - spot.real, case, spot)
         for case in cases
-        for spot in _spots(case, method, partial(lesion_scores.invented_lesions, voxel_mm=case.voxel_mm), "body")
+        for spot in _spots(case, method, partial(lesion_scores.find_invented_lesions, voxel_mm=case.voxel_mm), "body")
     ]
-    return _ringed(spots, n)
+    return _ring_worst(spots, n)
 
 
 def _spots(case: Case, method: str, find: Callable, region: str) -> list[lesion_scores.Spot]:
     """find(real, synthetic, mask) in each study by itself, with the places in the patient's stack."""
     numbered, first = [], 0
-    for study, image in studies(case, case.images[method]):
+    for study, image in split_studies(case, case.images[method]):
         spots = find(study.real, image, study.masks[region])
         numbered += [replace(spot, place=(spot.place[0] + first, *spot.place[1:])) for spot in spots]
         first += len(image)
     return numbered
 
 
-def _ringed(spots: list[tuple[float, Case, lesion_scores.Spot]], n: int) -> list[dict]:
+def _ring_worst(spots: list[tuple[float, Case, lesion_scores.Spot]], n: int) -> list[dict]:
     worst = sorted(spots, key=lambda one: -one[0])[:n]
-    return [{**slice_of(case, spot.place[0]), "place": spot.place[1:]} for _, case, spot in worst]
+    return [{**take_slice(case, spot.place[0]), "place": spot.place[1:]} for _, case, spot in worst]

@@ -1,7 +1,7 @@
 """The ablation: what each part of stage 2 contributes, and how much chance there is in a training.
 
 `python -m petct_lib ablation` makes the run with several seeds, then forks of the first one, each with one setting
-changed (`variants`). They are runs like any other: `compare` puts their scores together, on the same test patients.
+changed (`all_variants`). They are runs like any other: `compare` puts their scores together, on the same test patients.
 """
 
 import re
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from petct_lib import InputError
 from petct_lib.common.files import read_json, write_json
-from petct_lib.common.parallel import each, whole
+from petct_lib.common.parallel import parallel_map, require_all
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.splits import read_splits, refiner_patients
 from petct_lib.evaluation import compare, tables
 from petct_lib.experiments.pipeline import fork, run_all
-from petct_lib.experiments.profiles import parameters_of
+from petct_lib.experiments.profiles import notebook_parameters
 from petct_lib.experiments.variants import (
     OURS,
     PAIRED,
@@ -25,8 +25,8 @@ from petct_lib.experiments.variants import (
     SHOWN_STEPS,
     TRAINING,
     Variant,
-    chosen,
-    variants,
+    all_variants,
+    choose_variants,
 )
 from petct_lib.imaging.directions import DIRECTIONS
 from petct_lib.metrics.rows import Row
@@ -50,18 +50,18 @@ def run_ablation(
     earlier call finished is not done again. Errors as for `pipeline.run_all`, and for a wrong `only` or a seed among
     the overrides.
     """
-    chosen(variants(longer_steps=1), only)  # a wrong name is an error now, not after the first run
+    choose_variants(all_variants(longer_steps=1), only)  # a wrong name is an error now, not after the first run
     shown = (f"{SCORING}.samples={SHOWN_SAMPLES}", f"{SCORING}.steps={SHOWN_STEPS}", f"{SCORING}.export=false")
-    settings = [[*shown, *_seeded(overrides, seed)] for seed in range(seeds)]
+    settings = [[*shown, *_with_seed(overrides, seed)] for seed in range(seeds)]
     run_all(profile, data, out / "seed0", overrides=settings[0], until=PREPARATION, resume=True)
-    at_a_time = partial(each, jobs=jobs)
-    whole(at_a_time(partial(_run_seed, profile, data, out), list(enumerate(settings))))
-    selected = chosen(variants(_longer_steps(out, profile, settings[0])), only)
+    at_a_time = partial(parallel_map, jobs=jobs)
+    require_all(at_a_time(partial(_run_seed, profile, data, out), list(enumerate(settings))))
+    selected = choose_variants(all_variants(_longer_steps(out, profile, settings[0])), only)
     forks = [(v, *one) for v in selected for one in list(enumerate(settings))[: None if v.every_seed else 1]]
-    whole(at_a_time(partial(_run_variant, profile, data, out), forks))
+    require_all(at_a_time(partial(_run_variant, profile, data, out), forks))
     rows = _rows(out, selected)
     tables.write_scores(rows, out / "scores.csv")
-    text = "\n\n".join([*(ablation_table(rows, d) for d in DIRECTIONS), *_of_seeds(out, seeds, selected)])
+    text = "\n\n".join([*(ablation_table(rows, d) for d in DIRECTIONS), *_seeds_tables(out, seeds, selected)])
     (out / "ablation.txt").write_text(text + "\n", encoding="utf-8")
     save_charts(rows, len(refiner_patients(read_splits(out / "seed0"), "pet2ct")), out)
     return text
@@ -76,7 +76,7 @@ def _run_seed(profile: str, data: str, out: Path, seeded: tuple[int, Sequence[st
     run_all(profile, data, folder, overrides=overrides, resume=True)
 
 
-def _seeded(overrides: Sequence[str], seed: int) -> list[str]:
+def _with_seed(overrides: Sequence[str], seed: int) -> list[str]:
     seeds = [f"{notebook}.seed=" for notebook in ("02_cyclegan_training", TRAINING)]
     if forbidden := [setting for setting in overrides if setting.startswith(tuple(seeds))]:
         raise InputError(f"--set {forbidden[0]}: the ablation sets the seeds itself, 0 and up; --seeds says how many")
@@ -92,7 +92,7 @@ def _longer_steps(out: Path, profile: str, overrides: Sequence[str]) -> int:
     if not path.exists():
         seconds = read_json(RunFolder(out / "seed0").stages)["stage_seconds"]
         regression, flow = (sum(seconds[f"{name}_{d} training"] for d in DIRECTIONS) for name in ("regression", "flow"))
-        steps = parameters_of(TRAINING, profile, overrides)["regression_steps"]
+        steps = notebook_parameters(TRAINING, profile, overrides)["regression_steps"]
         write_json({"steps": round(steps * (1 + flow / regression))}, path)
     return read_json(path)["steps"]
 
@@ -127,7 +127,7 @@ def _rows(out: Path, selected: Sequence[Variant], seed: int = 0) -> list[Row]:
 
 def ablation_table(rows: Sequence[Row], direction: str) -> str:
     """All methods of a direction, means over the test patients of the scores in COLUMNS. A dash: there is none."""
-    values = {metric: compare.by_patient(rows, direction, metric) for metric in COLUMNS}
+    values = {metric: compare.values_by_patient(rows, direction, metric) for metric in COLUMNS}
     methods = list(values["mae"])
     lines = [["", *COLUMNS.values()]]
     for method in methods:
@@ -140,7 +140,7 @@ def _mean(by_patient: dict[str, float] | None) -> str:
     return f"{sum(by_patient.values()) / len(by_patient):.3g}" if by_patient else "-"
 
 
-def _of_seeds(out: Path, seeds: int, selected: Sequence[Variant]) -> list[str]:
+def _seeds_tables(out: Path, seeds: int, selected: Sequence[Variant]) -> list[str]:
     """The table of what there is of all seeds: mean of the seeds' means, and the least and most of them."""
     if seeds < 2:
         return []
@@ -149,7 +149,7 @@ def _of_seeds(out: Path, seeds: int, selected: Sequence[Variant]) -> list[str]:
     seed_tables = []
     for direction in DIRECTIONS:
         lines = [["", *COLUMNS.values()]]
-        values = [{m: compare.by_patient(rows, direction, m) for m in COLUMNS} for rows in of_seeds]
+        values = [{m: compare.values_by_patient(rows, direction, m) for m in COLUMNS} for rows in of_seeds]
         for method in values[0]["mae"]:
             lines.append(
                 [method, *(_range([by_metric[metric].get(method) for by_metric in values]) for metric in COLUMNS)]

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from petct_lib import InputError, __version__
-from petct_lib.common.files import read_json, replacing, write_json
-from petct_lib.common.progress import PLAIN, bar
+from petct_lib.common.files import atomic_write, read_json, write_json
+from petct_lib.common.progress import PLAIN, progress_bar
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared, input_key
 from petct_lib.data.splits import ROLES
-from petct_lib.dicom.studies import find_pairs, reasons
+from petct_lib.dicom.studies import count_reasons, find_pairs
 from petct_lib.evaluation.tables import format_table, read_scores
 from petct_lib.experiments.profiles import NOTEBOOK_DIR, NOTEBOOKS, load_params
 from petct_lib.experiments.report import write_report
@@ -61,7 +61,7 @@ def run_all(
         _run_notebooks(params, data, out, manifest, until)
     if manifest["finished"]:
         write_report(out)
-    print(summary(out) if manifest["finished"] else f"ran until {until}; --resume goes on: {out}")
+    print(format_summary(out) if manifest["finished"] else f"ran until {until}; --resume goes on: {out}")
 
 
 def fork(
@@ -75,7 +75,7 @@ def fork(
     shared = NOTEBOOKS[: NOTEBOOKS.index(until) + 1]
     networks = {NOTEBOOKS[0]: [], NOTEBOOKS[1]: ["checkpoints/cyclegan*"]}.get(until, ["checkpoints/*"])
     manifest = read_json(RunFolder(source).manifest)
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         new = RunFolder(temporary)
         new.checkpoints.mkdir(parents=True)
         shutil.copytree(RunFolder(source).prepared, new.prepared, copy_function=_link)
@@ -94,9 +94,9 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 def check_input(path: Path) -> None:
     """Headers only: raises InputError where `path` holds no usable PET/CT pair or too few patients for the splits."""
-    pairs, left_out, _ = find_pairs(path, lambda items: bar(items, "reading headers"))
+    pairs, left_out, _ = find_pairs(path, lambda items: progress_bar(items, "reading headers"))
     if not pairs:
-        raise InputError(f"{path}: no usable PET/CT pair; {reasons(left_out)}")
+        raise InputError(f"{path}: no usable PET/CT pair; {count_reasons(left_out)}")
     patients = {pair.patient for pair in pairs}
     if len(patients) < len(ROLES):
         raise InputError(
@@ -179,7 +179,7 @@ def _provenance(out: Path) -> dict:
         "petct_lib": __version__, "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"), "uncommitted_changes": None if changes is None else bool(changes),
-        "cores": os.cpu_count(), **_recorded(out),
+        "cores": os.cpu_count(), **_recorded_values(out),
     }  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def fresh_folder(run_dir: Path, resume: bool) -> Path:
+def open_run_folder(run_dir: Path, resume: bool) -> Path:
     """The absolute run folder for notebook 01: as it is with `resume`, else emptied of an earlier run by the notebooks.
 
     Only a folder without a manifest is emptied: InputError protects the runs of `python -m petct_lib run`.
@@ -208,13 +208,13 @@ def fresh_folder(run_dir: Path, resume: bool) -> Path:
 
 def record(run_dir: Path, **values: object) -> None:
     """Adds values to the run's `stages.json`, which ends up in its manifest; dicts are merged."""
-    held = _recorded(run_dir)
+    held = _recorded_values(run_dir)
     for key, value in values.items():
         held[key] = {**held.get(key, {}), **value} if isinstance(value, dict) else value
     write_json(held, RunFolder(run_dir).stages)
 
 
-def _recorded(run_dir: Path) -> dict:
+def _recorded_values(run_dir: Path) -> dict:
     path = RunFolder(run_dir).stages
     return read_json(path) if path.exists() else {}
 
@@ -233,14 +233,14 @@ def timed(run_dir: Path, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        before = _recorded(run_dir).get("stage_seconds", {}).get(name, 0.0)
+        before = _recorded_values(run_dir).get("stage_seconds", {}).get(name, 0.0)
         peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         record(run_dir, stage_seconds={name: round(before + time.monotonic() - start, 1)}, stage_peak_mb={name: peak})
         if cuda:
             record(run_dir, stage_gpu_mb={name: round(torch.cuda.max_memory_allocated() / 2**20)})
 
 
-def require(run_dir: Path, notebook: str) -> Path:
+def require_inputs(run_dir: Path, notebook: str) -> Path:
     """The absolute run folder, once everything that `notebook` reads is there.
 
     In the notebooks' own run folder, those that are missing before it are run first, at their defaults; anywhere
@@ -257,7 +257,7 @@ def require(run_dir: Path, notebook: str) -> Path:
     return run_dir
 
 
-def summary(out: Path) -> str:
+def format_summary(out: Path) -> str:
     """The table of scores, seconds by stage, peak memory, and the folder, as text for a terminal."""
     run = RunFolder(out)
     manifest = read_json(run.manifest)

@@ -37,7 +37,7 @@ def load_params(profile: str, overrides: Sequence[str] = ()) -> dict[str, dict]:
     return params
 
 
-def parameters_of(notebook: str, profile: str, overrides: Sequence[str] = ()) -> dict:
+def notebook_parameters(notebook: str, profile: str, overrides: Sequence[str] = ()) -> dict:
     """All parameters of one notebook, as the command `run` would execute it: its defaults, the profile's, `overrides`.
 
     Without those that the command gives (`run_dir`, `data`, `resume`). Raises what `load_params` raises.

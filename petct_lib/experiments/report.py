@@ -13,7 +13,7 @@ from pathlib import Path
 import PIL.Image
 
 from petct_lib import WARNING
-from petct_lib.common.files import read_json, replacing
+from petct_lib.common.files import atomic_write, read_json
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.evaluation import compare, tables
 from petct_lib.evaluation.methods import METHODS
@@ -54,16 +54,16 @@ def write_report(run: Path) -> Path:
     cards = [model_card(manifest, rows), data_card(manifest, rows, index)]
     for path, text in zip((files.model_card, files.data_card), cards, strict=True):
         _write(path, text)
-    _write(files.report, page(files.figures, cards, rows))
+    _write(files.report, render_page(files.figures, cards, rows))
     return files.report
 
 
 def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def page(figures: Path, cards: Sequence[str], rows: Sequence[Row]) -> str:
+def render_page(figures: Path, cards: Sequence[str], rows: Sequence[Row]) -> str:
     """The whole page as one string of HTML that needs no network."""
     from nbconvert.filters import markdown2html  # slow to import
 
@@ -110,7 +110,7 @@ def model_card(manifest: dict, rows: Sequence[Row]) -> str:
             f"slices every {grid['slice_mm']} mm",
             "CycleGAN": f"{manifest['cyclegan']['steps']} steps, "
             f"batch {parameters['02_cyclegan_training'].get('batch_size', 'as in the notebook')}",
-            "stage 2": f"{_listed(stage2['steps'])} steps; pairs: {stage2['pairs']}"
+            "stage 2": f"{_list_items(stage2['steps'])} steps; pairs: {stage2['pairs']}"
             + (", and cycle pairs for `unpaired_*`" if stage2["unpaired"] else ""),
             "residual's spectrum": ", ".join(
                 f"{direction} {s[0]:.3g} to {s[-1]:.3g}" for direction, s in stage2["residual_spectrum"].items()
@@ -173,7 +173,7 @@ def _methods(rows: Sequence[Row]) -> list[str]:
     return ["", "| method | what it is | what it is there for |", "|---|---|---|", *lines, ""]
 
 
-def _listed(numbers: dict[str, float]) -> str:
+def _list_items(numbers: dict[str, float]) -> str:
     return ", ".join(f"{name} {value if isinstance(value, int) else f'{value:.3g}'}" for name, value in numbers.items())
 
 
@@ -192,8 +192,8 @@ def findings(manifest: dict, rows: Sequence[Row]) -> list[str]:
         unit = next(row["unit"] for row in rows if (row["direction"], row["metric"]) == (direction, "mae"))
         for other in AGAINST:
             sentences += _against(rows, direction, method, other, unit)
-        sentences += _of_lesions(direction, methods[method])
-        sentences += _of_samples(direction, methods, unit)
+        sentences += _lesion_findings(direction, methods[method])
+        sentences += _sample_findings(direction, methods, unit)
     n = manifest["patients"]["test"]
     if n < 6:
         sentences.append(f"With {n} test patients no paired test can reach p = 0.05.")
@@ -216,7 +216,7 @@ def _against(rows: Sequence[Row], direction: str, method: str, other: str, unit:
     ]  # fmt: skip
 
 
-def _of_lesions(direction: str, regions: dict) -> list[str]:
+def _lesion_findings(direction: str, regions: dict) -> list[str]:
     body, lesion = regions["body"], regions.get("lesion", {})
     sentences = []
     if bias := body.get("mu_bias"):
@@ -231,7 +231,7 @@ def _of_lesions(direction: str, regions: dict) -> list[str]:
     return sentences
 
 
-def _of_samples(direction: str, methods: dict, unit: str) -> list[str]:
+def _sample_findings(direction: str, methods: dict, unit: str) -> list[str]:
     """How good the samples are as a distribution, and whether one looks real; nothing of a run without samples."""
     body = {
         method: {metric: cell["mean"] for metric, cell in regions["body"].items()}

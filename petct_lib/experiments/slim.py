@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from petct_lib import InputError
-from petct_lib.common.files import read_json, replacing, write_json
+from petct_lib.common.files import atomic_write, read_json, write_json
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.imaging.directions import DIRECTIONS
 from petct_lib.models.checkpoints import load_checkpoint, save_checkpoint
@@ -27,7 +27,7 @@ def slim(run_dir: Path, out: Path) -> int:
         raise InputError(f"{run_dir}: is not a finished run, {', '.join(missing)} is missing; finish it with --resume")
     if out.exists():
         raise InputError(f"{out}: exists; remove it first, or name another folder")
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         for name in NETWORKS:
             state = load_checkpoint(run.checkpoint(name))
             save_checkpoint(_slim_state(state), RunFolder(temporary).checkpoint(name))

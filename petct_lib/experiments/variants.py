@@ -29,39 +29,39 @@ class Variant:
     every_seed: bool = False
 
 
-def variants(longer_steps: int) -> list[Variant]:
+def all_variants(longer_steps: int) -> list[Variant]:
     """All variants. longer_steps: of a regression that takes the time of regression and flow together."""
     alone = f"{TRAINING}.pix2pix_steps=0"  # a flow of one step, where the regression alone is asked for, is not shown
     cycle = (alone, f"{TRAINING}.pairs=cycle")
     return [
-        *(_scored(f"steps{n}", steps=n, every_seed=n == STEPS[-1]) for n in STEPS if n != SHOWN_STEPS),
-        *(_scored(f"samples{n}", samples=n) for n in SAMPLES),
-        _scored("without_coarse", more=(f"{SCORING}.without_coarse=true",)),
-        _scored("noise_by_slice", more=(f"{SCORING}.shared_noise=false",)),
-        _trained(
+        *(_scoring(f"steps{n}", steps=n, every_seed=n == STEPS[-1]) for n in STEPS if n != SHOWN_STEPS),
+        *(_scoring(f"samples{n}", samples=n) for n in SAMPLES),
+        _scoring("without_coarse", more=(f"{SCORING}.without_coarse=true",)),
+        _scoring("noise_by_slice", more=(f"{SCORING}.shared_noise=false",)),
+        _training(
             "longer", ("regression",), alone, f"{TRAINING}.regression_steps={longer_steps}", f"{TRAINING}.flow_steps=1",
             every_seed=True,
         ),
-        _trained(
+        _training(
             "laplace", ("regression",), alone, f"{TRAINING}.laplace=true", f"{TRAINING}.flow_steps=1", every_seed=True
         ),
-        *(_trained(f"pairs{k}", ("regression", *OURS), alone, f"{TRAINING}.paired_patients={k}") for k in PAIRED),
-        _trained("cycle", ("regression", *OURS), *cycle, every_seed=True),
-        _trained("cycle_with_source", OURS, *cycle, f"{TRAINING}.sees_source=true"),
-        _trained("cycle_without_noise", OURS, *cycle, f"{TRAINING}.cycle_noise=0.0"),
-        _trained("cycle_more_noise", OURS, *cycle, f"{TRAINING}.cycle_noise=0.3"),
-        _trained("both2", OURS, alone, f"{TRAINING}.pairs=both", f"{TRAINING}.paired_patients=2"),
-        _trained("neighbours3", ("regression", *OURS), alone, f"{TRAINING}.neighbours=3"),
+        *(_training(f"pairs{k}", ("regression", *OURS), alone, f"{TRAINING}.paired_patients={k}") for k in PAIRED),
+        _training("cycle", ("regression", *OURS), *cycle, every_seed=True),
+        _training("cycle_with_source", OURS, *cycle, f"{TRAINING}.sees_source=true"),
+        _training("cycle_without_noise", OURS, *cycle, f"{TRAINING}.cycle_noise=0.0"),
+        _training("cycle_more_noise", OURS, *cycle, f"{TRAINING}.cycle_noise=0.3"),
+        _training("both2", OURS, alone, f"{TRAINING}.pairs=both", f"{TRAINING}.paired_patients=2"),
+        _training("neighbours3", ("regression", *OURS), alone, f"{TRAINING}.neighbours=3"),
     ]  # fmt: skip
 
 
-def _trained(name: str, methods: tuple[str, ...], *overrides: str, every_seed: bool = False) -> Variant:
+def _training(name: str, methods: tuple[str, ...], *overrides: str, every_seed: bool = False) -> Variant:
     samples = SHOWN_SAMPLES if set(OURS) & set(methods) else 2  # two: the fewest that have a spread
     shown = (f"{SCORING}.samples={samples}", f"{SCORING}.steps={SHOWN_STEPS}")
     return Variant(name, (*overrides, *shown), methods, every_seed=every_seed)
 
 
-def _scored(
+def _scoring(
     name: str, *, samples: int = SHOWN_SAMPLES, steps: int = SHOWN_STEPS, more: tuple[str, ...] = (),
     every_seed: bool = False,
 ) -> Variant:  # fmt: skip
@@ -69,7 +69,7 @@ def _scored(
     return Variant(name, overrides, trained=False, every_seed=every_seed)
 
 
-def chosen(among: Sequence[Variant], only: str) -> list[Variant]:
+def choose_variants(among: Sequence[Variant], only: str) -> list[Variant]:
     """The variants whose whole name matches the regular expression; all for "".
 
     InputError where it is no expression, or no variant has such a name.

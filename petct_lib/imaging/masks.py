@@ -55,7 +55,7 @@ def find_regions(ct: Volume, body: Volume, segments: dict[str, list[Region]]) ->
     drawn = {name: [region.mask for region in parts] for name, parts in segments.items()}
     lung = _on_grid(drawn.get("lung", []), box.grid)
     source = _sources(segments["lung"]) if lung.array.any() else FROM_HU
-    lung = lung if lung.array.any() else lungs(hu, box)
+    lung = lung if lung.array.any() else find_lungs(hu, box)
     rest = box.array & ~lung.array
     bone = _bone(hu, rest)
     soft = (hu.array > SOFT_MIN_HU) & (hu.array <= BONE_MIN_HU) & rest & ~bone.array
@@ -71,7 +71,7 @@ def _sources(regions: list[Region]) -> str:
     return " and ".join(sorted({region.source for region in regions}))
 
 
-def lungs(hu: Volume, body: Volume) -> Volume:
+def find_lungs(hu: Volume, body: Volume) -> Volume:
     """The one or two largest pieces of lung in a CT (HU) within the body, on its grid; empty where there is none."""
     air = Volume((hu.array < LUNG_MAX_HU) & body.array, hu.affine, "1")
     core = _morph(sitk.BinaryErode, air, AIRWAY_MM)

@@ -29,7 +29,7 @@ def spectrum(images: Tensor) -> tuple[float, ...]:
     return tuple(np.interp(range(BANDS), there, np.sqrt(total[there] / count[there])).tolist())
 
 
-def filtered(images: Tensor, gains: Sequence[float]) -> Tensor:
+def filter_bands(images: Tensor, gains: Sequence[float]) -> Tensor:
     """Images (B, 1, H, W) with each frequency times its band's gain, float32; ValueError for a gain not above 0.
 
     Between the bands' middles the gain's logarithm is linear, so that the gains' inverses undo it.

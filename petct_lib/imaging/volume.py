@@ -169,7 +169,7 @@ def _by_sitk(values: np.ndarray, to_index: np.ndarray, size: tuple, sigma: np.nd
     return sitk.GetArrayFromImage(image)
 
 
-def inside(volume: Volume, grid: Grid) -> np.ndarray:
+def extent_mask(volume: Volume, grid: Grid) -> np.ndarray:
     """True where a voxel of the grid lies in the volume's extent, (z, y, x) bool."""
     to_index = np.linalg.inv(volume.affine) @ grid.affine
     x, y, z = (np.arange(n) for n in grid.size)

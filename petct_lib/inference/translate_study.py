@@ -11,7 +11,14 @@ from petct_lib.data.prepare import FILL, Prepared
 from petct_lib.dicom import writer
 from petct_lib.dicom.archives import list_files
 from petct_lib.dicom.headers import LeftOut, Series, read_series
-from petct_lib.dicom.studies import load_series, pseudonym, reasons, study_patient, unusable, without_localizers
+from petct_lib.dicom.studies import (
+    count_reasons,
+    explain_unusable,
+    load_series,
+    pseudonym,
+    remove_localizers,
+    study_patient,
+)
 from petct_lib.dicom.suv import suv_factor
 from petct_lib.imaging.directions import DIRECTIONS, MODALITY, SOURCE, TARGET, UNIT
 from petct_lib.imaging.volume import Volume, axial_grid, resample
@@ -62,7 +69,7 @@ def read_source(path: Path, direction: str, suv_kind: str = "bw") -> tuple[Volum
     """
     modality = MODALITY[SOURCE[direction]]
     all_series, left_out = read_series(list_files(path))
-    usable = [s for s, _ in map(without_localizers, all_series) if s.modality == modality and not unusable(s)]
+    usable = [s for s, _ in map(remove_localizers, all_series) if s.modality == modality and not explain_unusable(s)]
     if len({s.get("StudyInstanceUID") for s in usable}) > 1:
         raise InputError(f"{path}: holds {modality} series of several studies; name the folder of one study")
     for series in sorted(usable, key=lambda s: (-len(s.images), s.uid)):
@@ -71,7 +78,7 @@ def read_source(path: Path, direction: str, suv_kind: str = "bw") -> tuple[Volum
             return load_series(series, factor, UNIT[SOURCE[direction]]), series
         except InputError as error:
             left_out.append(LeftOut(series.label, str(error)))
-    why = reasons(left_out) or f"{len(all_series)} series of other kinds"
+    why = count_reasons(left_out) or f"{len(all_series)} series of other kinds"
     raise InputError(f"{path}: no usable {modality} series for {direction} ({why})")
 
 

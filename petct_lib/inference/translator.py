@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from petct_lib import InputError
-from petct_lib.common.files import read_json, replacing
+from petct_lib.common.files import atomic_write, read_json
 from petct_lib.common.memory import keep_freed_memory
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.datasets import Slices
 from petct_lib.imaging.directions import DIRECTIONS, SOURCE, TARGET
 from petct_lib.imaging.intensity import DECODE, ENCODE, Intensity, read_window
-from petct_lib.imaging.slices import middle, neighbours_of
+from petct_lib.imaging.slices import center_slice, neighbour_indices
 from petct_lib.metrics import distribution
 from petct_lib.models.checkpoints import load_cyclegan, load_flow, load_regression
 from petct_lib.models.cyclegan import CycleGAN
@@ -38,23 +38,23 @@ class Translation:
     spread: np.ndarray  # standard deviation over the samples; 0 for one
 
 
-def batched(function: Callable[..., Tensor], *images: Tensor) -> Tensor:
+def map_batches(function: Callable[..., Tensor], *images: Tensor) -> Tensor:
     """`function` on BATCH images at a time, (n, …) each, joined on the CPU."""
     return torch.cat([function(*parts).cpu() for parts in zip(*(i.split(BATCH) for i in images), strict=True)])
 
 
 def coarse_images(cyclegan: CycleGAN, source: Tensor, direction: str) -> Tensor:
     """Coarse images (n, 1, H, W) of encoded slices (n, neighbours, H, W), a batch at a time, on the CPU."""
-    return batched(lambda x: cyclegan.translate(x, direction), source)
+    return map_batches(lambda x: cyclegan.translate(x, direction), source)
 
 
-def coarse_for(slices: Slices, cyclegan: CycleGAN, direction: str, path: Path) -> np.ndarray:
+def write_coarse_images(slices: Slices, cyclegan: CycleGAN, direction: str, path: Path) -> np.ndarray:
     """Coarse images (n, 1, H, W) of all slices of a dataset, written to `path` (.npy).
 
     Memory-mapped, encoded, float32: what a training holds in memory does not grow with its patients.
     """
     kind = SOURCE[direction]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         shape = (len(slices), 1, *slices[0][kind].shape[1:])
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         for first in range(0, len(slices), BATCH):
@@ -80,7 +80,7 @@ def noise_like(images: Tensor, seed: int, sample: int, *, shared: bool = True) -
     return (-noise if sample % 2 else noise).expand_as(images)
 
 
-def encoded(
+def encode_slices(
     image: np.ndarray, kind: str, window: Intensity, neighbours: int = 1, lengths: Sequence[int] | None = None
 ) -> Tensor:
     """Slices (n, H, W) in SUV or HU → (n, neighbours, H, W) as the networks take them.
@@ -89,10 +89,12 @@ def encoded(
     """
     x = ENCODE[kind](torch.from_numpy(np.array(image)), window).float()  # by torch, as training does: equal to the bit
     studies = x.split(list(lengths or [len(x)]))
-    return torch.cat([s[torch.tensor([neighbours_of(k, len(s), neighbours) for k in range(len(s))])] for s in studies])
+    return torch.cat(
+        [s[torch.tensor([neighbour_indices(k, len(s), neighbours) for k in range(len(s))])] for s in studies]
+    )
 
 
-def decoded(image: Tensor, kind: str, window: Intensity) -> np.ndarray:
+def decode_images(image: Tensor, kind: str, window: Intensity) -> np.ndarray:
     """(…, 1, H, W) from a network → (…, H, W) in SUV or HU."""
     return DECODE[kind](image.cpu(), window)[..., 0, :, :].numpy()
 
@@ -106,14 +108,14 @@ def stage2_inputs(
     More neighbours where the generator looks at more: a network that looks at fewer takes the middle ones.
     """
     of_generator = cyclegan.settings.neighbours
-    x = encoded(source, SOURCE[direction], window, max(of_generator, neighbours), lengths)
-    return x, coarse_images(cyclegan, middle(x, of_generator), direction)
+    x = encode_slices(source, SOURCE[direction], window, max(of_generator, neighbours), lengths)
+    return x, coarse_images(cyclegan, center_slice(x, of_generator), direction)
 
 
 def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
     """The CycleGAN alone on a study, (n, H, W) in SUV or HU; the result in the target's unit."""
-    x = encoded(source, SOURCE[direction], window, cyclegan.settings.neighbours)
-    return decoded(coarse_images(cyclegan, x, direction), TARGET[direction], window)
+    x = encode_slices(source, SOURCE[direction], window, cyclegan.settings.neighbours)
+    return decode_images(coarse_images(cyclegan, x, direction), TARGET[direction], window)
 
 
 def load_refiner(checkpoints: Path, direction: str, prefix: str = "") -> "Refiner":
@@ -146,7 +148,7 @@ class Refiner:
 
     def predict(self, x: Tensor, c: Tensor) -> Tensor:
         """The regression's image, (n, 1, H, W)."""
-        return batched(self.regression.predict, x, c)
+        return map_batches(self.regression.predict, x, c)
 
     def samples(
         self, x: Tensor, c: Tensor, *, samples: int, steps: int, seed: int, sampler: str = DEFAULT_SAMPLER,
@@ -155,7 +157,7 @@ class Refiner:
         """Sample after sample, each (n, 1, H, W) in [−1, 1]. InputError for no samples.
 
         shared: see `noise_like`. bf16: the network computes with 8 bits of mantissa, in half of the time on a processor
-        that has it (`update.precision`); the state of the sampler and the image stay in float32.
+        that has it (`update.choose_precision`); the state of the sampler and the image stay in float32.
         """
         if min(samples, steps) < 1:
             raise InputError(f"samples {samples}, steps {steps}: at least 1 of each is needed")
@@ -167,7 +169,7 @@ class Refiner:
                 with torch.autocast(self.flow.device.type, torch.bfloat16, enabled=bf16):
                     return self.flow.sample(*images, steps=steps, sampler=sampler)[-1]
 
-            yield batched(last, x, c, mean, noise).clamp(-1, 1)
+            yield map_batches(last, x, c, mean, noise).clamp(-1, 1)
 
 
 class Translator:
@@ -205,7 +207,7 @@ class Translator:
         stack = self.samples(x, c, direction, samples=n, steps=steps, seed=seed, progress=progress)
         image = stack[0] if mode == "sample" else stack.mean(axis=0)
         spread = distribution.spread(stack)
-        return Translation(decoded(coarse, TARGET[direction], self.window), image, spread)
+        return Translation(decode_images(coarse, TARGET[direction], self.window), image, spread)
 
     def start(self, source: np.ndarray, direction: str, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """`stage2_inputs` with as many neighbours as any network of the direction looks at."""
@@ -221,11 +223,11 @@ class Translator:
 
     def samples(self, x: Tensor, coarse: Tensor, direction: str, **drawing: object) -> np.ndarray:
         """All samples, (samples, n, H, W) in the target's unit; arguments as for `Refiner.samples`."""
-        return self.decoded(torch.stack(list(self.refiners[direction].samples(x, coarse, **drawing))), direction)
+        return self.decode(torch.stack(list(self.refiners[direction].samples(x, coarse, **drawing))), direction)
 
     def regression(self, x: Tensor, coarse: Tensor, direction: str) -> np.ndarray:
         """The regression's image, (n, H, W) in the target's unit."""
-        return self.decoded(self.refiners[direction].predict(x, coarse), direction)
+        return self.decode(self.refiners[direction].predict(x, coarse), direction)
 
     def error_scale(self, x: Tensor, coarse: Tensor, image: np.ndarray, direction: str) -> np.ndarray:
         """The Laplace scale of the regression's error, (n, H, W) in the target's unit; `image`: what it predicts.
@@ -233,13 +235,13 @@ class Translator:
         Half of the way between what image − b and image + b decode to, b being the network's answer in its own range.
         InputError where it was trained without.
         """
-        y = encoded(image, TARGET[direction], self.window)
-        b = batched(self.refiners[direction].regression.scale, x, coarse)
-        return (self.decoded(y + b, direction) - self.decoded(y - b, direction)) / 2
+        y = encode_slices(image, TARGET[direction], self.window)
+        b = map_batches(self.refiners[direction].regression.scale, x, coarse)
+        return (self.decode(y + b, direction) - self.decode(y - b, direction)) / 2
 
-    def decoded(self, image: Tensor, direction: str) -> np.ndarray:
+    def decode(self, image: Tensor, direction: str) -> np.ndarray:
         """(…, 1, H, W) of a direction's networks → (…, H, W) in the target's unit."""
-        return decoded(image, TARGET[direction], self.window)
+        return decode_images(image, TARGET[direction], self.window)
 
     def identity(self, direction: str) -> str:
         """SHA-256 over the checkpoints of a direction: what differs has another identity (and UIDs)."""

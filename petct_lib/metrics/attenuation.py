@@ -5,7 +5,7 @@ Arrays are a patient's stack (n, H, W) in HU, slices from feet to head; masks ar
 
 import numpy as np
 
-from petct_lib.imaging.masks import lungs
+from petct_lib.imaging.masks import find_lungs
 from petct_lib.imaging.volume import Volume, axial_affine
 from petct_lib.metrics import structure, voxelwise
 
@@ -40,7 +40,7 @@ def attenuation_errors(real_hu: np.ndarray, synthetic_hu: np.ndarray, body: np.n
     PET that is corrected with the synthetic CT is wrong by about as much as μ is along its lines, so that the bias
     counts more than the error. ValueError as for `voxelwise.mae`, and where the body does not attenuate.
     """
-    real, synthetic, body = voxelwise.checked(real_hu, synthetic_hu, body)
+    real, synthetic, body = voxelwise.check_stacks(real_hu, synthetic_hu, body)
     mu_real, mu_synthetic = mu_map(real[body], kvp), mu_map(synthetic[body], kvp)
     mean = float(mu_real.mean())
     if mean == 0:
@@ -56,10 +56,10 @@ def lung_dice(
 
     Lungs as in `masks.find_regions`, within the real body. voxel_mm: (z, y, x). ValueError as for `voxelwise.mae`.
     """
-    real, synthetic, body = voxelwise.checked(real_hu, synthetic_hu, body)
+    real, synthetic, body = voxelwise.check_stacks(real_hu, synthetic_hu, body)
     affine = axial_affine(voxel_mm[::-1], np.zeros(3))
-    near = structure.box(body, 1)  # one voxel around it: there, an erosion knows where the body ends
+    near = structure.bounding_box(body, 1)  # one voxel around it: there, an erosion knows where the body ends
     outline = Volume(body[near], affine, "1")
-    a, b = (lungs(Volume(hu[near], affine, "HU"), outline).array for hu in (real, synthetic))
+    a, b = (find_lungs(Volume(hu[near], affine, "HU"), outline).array for hu in (real, synthetic))
     total = int(a.sum()) + int(b.sum())
     return 2 * float((a & b).sum()) / total if total else None

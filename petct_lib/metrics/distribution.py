@@ -21,7 +21,7 @@ LEAST = 4  # samples that are scored as a distribution: two pairs
 COVERED = 8  # samples that have a `coverage_80`: of fewer, half of them say about 0.8 whatever they are
 
 
-def independent(samples: np.ndarray) -> list[np.ndarray]:
+def independent_halves(samples: np.ndarray) -> list[np.ndarray]:
     """The even and the odd ones of N >= 4 samples (N, ...), equally many, the last one left out where N is odd.
 
     Each is the mirror of one of the others (`translator.noise_like`). All scores here are for independent samples, as
@@ -34,7 +34,7 @@ def independent(samples: np.ndarray) -> list[np.ndarray]:
 
 
 def spread(samples: np.ndarray) -> np.ndarray:
-    """Standard deviation at each value of N samples in pairs (see `independent`), (N, ...) -> (...), in their unit.
+    """Standard deviation at each value of N samples in pairs, (N, ...) -> (...), their unit; see `independent_halves`.
 
     Of each half with N / 2 − 1, for in a pair samples are further apart than two others. Of fewer than 4 samples with
     N: of a pair it is half of the difference, of one 0.
@@ -44,7 +44,7 @@ def spread(samples: np.ndarray) -> np.ndarray:
     """
     if len(samples) < LEAST:
         return samples.std(axis=0)
-    return np.sqrt(np.mean([half.var(axis=0, ddof=1) for half in independent(samples)], axis=0))
+    return np.sqrt(np.mean([half.var(axis=0, ddof=1) for half in independent_halves(samples)], axis=0))
 
 
 def crps(samples: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def crps(samples: np.ndarray, real: np.ndarray) -> np.ndarray:
     >>> crps(np.array([[0.0], [2.0]]), np.array([5.0]))  # (5 + 3) / 2 − 2 / 2
     array([3.])
     """
-    samples, real = _checked(samples, real)
+    samples, real = _check_samples(samples, real)
     n = len(samples)
     error = np.abs(samples - real).mean(axis=0)
     if n == 1:
@@ -75,7 +75,7 @@ def crps_laplace(location: np.ndarray, scale: np.ndarray, real: np.ndarray) -> n
     >>> float(crps_laplace(0.0, 2.0, 0.0))
     0.5
     """
-    error, scale, z = _standardised(location, scale, real)
+    error, scale, z = _standardise(location, scale, real)
     return error + scale * (np.exp(-z) - 0.75)
 
 
@@ -88,7 +88,7 @@ def crps_normal(location: np.ndarray, sd: np.ndarray, real: np.ndarray) -> np.nd
     >>> round(float(crps_normal(0.0, 1.0, 0.0)), 6)  # (√2 − 1) / √π
     0.233695
     """
-    error, sd, z = _standardised(location, sd, real)
+    error, sd, z = _standardise(location, sd, real)
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     return error * (2 * ndtr(z) - 1) + sd * (2 * density - 1 / math.sqrt(math.pi))
 
@@ -133,7 +133,7 @@ def coverage(samples: np.ndarray, real: np.ndarray, level: float = LEVEL) -> flo
     >>> round(coverage(samples, np.array([0.5, 1.5, 2.5, 3.5, 4.5])), 6)  # (0.5 + 1 + 1 + 1 + 0.5) / 5
     0.8
     """
-    samples, real = _checked(samples, real, least=2)
+    samples, real = _check_samples(samples, real, least=2)
     if not 0 < level < 1:
         raise ValueError(f"level {level} must lie between 0 and 1")
     below, equal = _ranks(samples, real)
@@ -151,7 +151,7 @@ def spread_skill(samples: np.ndarray, real: np.ndarray) -> float | None:
     >>> spread_skill(np.array([[-1.0], [1.0]]), np.array([1.0]))  # variance 2, mean 0: sqrt(3 / 2 · 2) / 1
     1.7320508075688772
     """
-    samples, real = _checked(samples, real, least=2)
+    samples, real = _check_samples(samples, real, least=2)
     variance = samples.var(axis=0, ddof=1).mean(dtype=np.float64)
     return _ratio((len(samples) + 1) / len(samples) * variance, samples.mean(axis=0) - real)
 
@@ -165,7 +165,7 @@ def rank_histogram(samples: np.ndarray, real: np.ndarray, rng: np.random.Generat
     >>> rank_histogram(np.array([[1.0, 1.0], [2.0, 2.0]]), np.array([0.0, 3.0]), np.random.default_rng(0))
     array([1, 0, 1])
     """
-    samples, real = _checked(samples, real)
+    samples, real = _check_samples(samples, real)
     below, equal = _ranks(samples, real)
     return np.bincount((below + rng.integers(0, equal + 1)).ravel(), minlength=len(samples) + 1)
 
@@ -180,7 +180,7 @@ def spread_error_correlation(samples: np.ndarray, real: np.ndarray) -> float | N
     >>> round(spread_error_correlation(samples, np.array([0.1, -0.5, 0.7])), 6)
     1.0
     """
-    samples, real = _checked(samples, real, least=2)
+    samples, real = _check_samples(samples, real, least=2)
     return _rank_correlation(spread(samples), np.abs(samples.mean(axis=0) - real))
 
 
@@ -192,37 +192,37 @@ def score_samples(
     Of the body: `crps` (mean over voxels), `crps_4` and `crps_8` (over means of 4x4 and 8x8 pixels), `coverage_80`,
     `spread_skill` and `rank_correlation`. Of each region that has voxels: `crps_mean`, the CRPS of its mean. The CRPS
     of voxels does not see how voxels go together, that of means does. All but the rank correlation are means over the
-    two halves of the samples, see `independent`. No row for what has no value: the coverage of fewer than COVERED
-    samples, blocks where none lies in the body, and what is None. ValueError too for masks that are not bool, without
-    body (or an empty one), and without a source.
+    two halves of the samples, see `independent_halves`. No row for what has no value: the coverage of fewer than
+    COVERED samples, blocks where none lies in the body, and what is None. ValueError too for masks that are not bool,
+    without body (or an empty one), and without a source.
     """
-    samples, real = _checked(samples, real, least=LEAST)
+    samples, real = _check_samples(samples, real, least=LEAST)
     _check_masks(masks, real, sources)
     body = masks["body"]
     voxels, real_voxels = samples[:, body], real[body]
-    scores = [("body", "crps", _of_halves(_mean_crps, voxels, real_voxels), unit)]
+    scores = [("body", "crps", _mean_over_halves(_mean_crps, voxels, real_voxels), unit)]
     for size in BLOCK_SIZES:
         real_means = block_means(real, body, size)
         if real_means.size:
-            value = _of_halves(_mean_crps, block_means(samples, body, size), real_means)
+            value = _mean_over_halves(_mean_crps, block_means(samples, body, size), real_means)
             scores.append(("body", f"crps_{size}", value, unit))
-    covered = _of_halves(coverage, voxels, real_voxels) if len(samples) >= COVERED else None
+    covered = _mean_over_halves(coverage, voxels, real_voxels) if len(samples) >= COVERED else None
     scores += [
         ("body", "coverage_80", covered, "1"),
-        ("body", "spread_skill", _of_halves(spread_skill, voxels, real_voxels), "1"),
+        ("body", "spread_skill", _mean_over_halves(spread_skill, voxels, real_voxels), "1"),
         ("body", "rank_correlation", spread_error_correlation(voxels, real_voxels), "1"),
     ]
     for region, mask in _nonempty(masks):
         sample_means = samples[:, mask].mean(axis=1, dtype=np.float64)  # (N,)
-        scores.append((region, "crps_mean", _of_halves(_mean_crps, sample_means, _mean(real[mask])), unit))
+        scores.append((region, "crps_mean", _mean_over_halves(_mean_crps, sample_means, _mean(real[mask])), unit))
     return _rows(scores, sources)
 
 
-def _of_halves(
+def _mean_over_halves(
     score: Callable[[np.ndarray, np.ndarray], float | None], samples: np.ndarray, real: np.ndarray
 ) -> float | None:
     """The mean of a score over the independent halves; None where it has no value in one."""
-    values = [score(half, real) for half in independent(samples)]
+    values = [score(half, real) for half in independent_halves(samples)]
     return None if None in values else _mean(values)
 
 
@@ -276,7 +276,7 @@ def _mean_scores(
     return [(name, _mean(independent)), (f"{name}_dependent", _mean(crps_laplace(location, scale, real)))]
 
 
-def _checked(samples: np.ndarray, real: np.ndarray, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def _check_samples(samples: np.ndarray, real: np.ndarray, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Samples (N, ...) as float32 or float64 and the real values (...) alike; ValueError if they cannot be scored."""
     samples = np.asarray(samples)
     samples = samples.astype(np.result_type(samples.dtype, np.float32), copy=False)
@@ -322,7 +322,7 @@ def _check_masks(masks: Mapping[str, np.ndarray], real: np.ndarray, sources: Map
         raise ValueError(f"empty mask: 0 of {real.size} voxels of the body to score")
 
 
-def _standardised(location: np.ndarray, scale: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, ...]:
+def _standardise(location: np.ndarray, scale: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, ...]:
     """|y − µ|, the scale and |z|, which is infinite for scale 0: all (...)."""
     location, scale, real = _checked_map(location, scale, real)
     error = np.abs(real - location)

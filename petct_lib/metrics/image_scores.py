@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from petct_lib.metrics.rows import Row
-from petct_lib.metrics.structure import masked_slices, spectrum_distance, ssim
-from petct_lib.metrics.voxelwise import check_range, checked, psnr_from_mse
+from petct_lib.metrics.structure import mask_slices, spectrum_distance, ssim
+from petct_lib.metrics.voxelwise import check_range, check_stacks, psnr_from_mse
 
 
 def score_body(
@@ -29,10 +29,10 @@ def score_body(
     """
     if mask is None:
         raise ValueError("no mask: scores of the body would be swollen by air and couch")
-    real, synthetic, mask = checked(real, synthetic, mask)
+    real, synthetic, mask = check_stacks(real, synthetic, mask)
     check_range("clip", *clip)
     real, synthetic = np.clip(real, *clip), np.clip(synthetic, *clip)
-    real_body, synthetic_body = (masked_slices(stack, mask, clip[0]) for stack in (real, synthetic))
+    real_body, synthetic_body = (mask_slices(stack, mask, clip[0]) for stack in (real, synthetic))
     scores = [
         *_voxel_scores(real[mask], synthetic[mask], clip, unit),
         ("ssim", ssim(real, synthetic, data_range=clip[1] - clip[0], mask=mask), "1"),
@@ -60,7 +60,7 @@ def score_region(
     """
     if not np.any(mask):
         return []
-    real, synthetic, mask = checked(real, synthetic, mask)
+    real, synthetic, mask = check_stacks(real, synthetic, mask)
     check_range("clip", *clip)
     values = (np.clip(stack[mask], *clip) for stack in (real, synthetic))
     return [_row(region, source, *score) for score in _voxel_scores(*values, clip, unit)]

@@ -33,16 +33,17 @@ def score_lesions(
     """Scores of a patient's lesions; each component of a study's mask with its 26 neighbours is one.
 
     studies: of each, the real and the synthetic PET (n, H, W), the lesions, bool of that shape and maybe empty, or None
-    where nobody has drawn any, and the body. `summary` of `each_lesion` of all of them, left out where no study has a
-    mask; and invented, see `invented_regions`: the real PET knows where there is uptake. ValueError as for
-    `voxelwise.mae` with the mask of the body, for lesions of another shape or not bool, and for voxels without size.
+    where nobody has drawn any, and the body. `summarise_lesions` of `score_each_lesion` of all of them, left out where
+    no study has a mask; and invented, see `count_invented_regions`: the real PET knows where there is uptake.
+    ValueError as for `voxelwise.mae` with the mask of the body, for lesions of another shape or not bool, and for
+    voxels without size.
     """
     each, drawn, invented = [], False, 0
     for real, synthetic, lesion, body in studies:
-        invented += invented_regions(real, synthetic, body, voxel_mm)
+        invented += count_invented_regions(real, synthetic, body, voxel_mm)
         if lesion is not None:
             drawn = True
-            each += each_lesion(real, synthetic, lesion, voxel_mm)
+            each += score_each_lesion(real, synthetic, lesion, voxel_mm)
     return {**(summarise_lesions(each) if drawn else {}), "invented": float(invented)}
 
 
@@ -53,7 +54,7 @@ def summarise_lesions(each: list[dict[str, float]]) -> dict[str, float]:
     return {"lesions": float(len(each)), "missed": float(sum(one["missed"] for one in each)), **means}
 
 
-def each_lesion(
+def score_each_lesion(
     real_suv: np.ndarray, synthetic_suv: np.ndarray, lesion: np.ndarray, voxel_mm: tuple[float, float, float]
 ) -> list[dict[str, float]]:
     """Of each lesion of a study: suvmax_error, suvmean_error, suvpeak_error, missed, overlap.
@@ -63,11 +64,11 @@ def each_lesion(
     never took up any says little. overlap: see there; only of a lesion whose contour is above what is around it.
     ValueError as for `score_lesions`.
     """
-    real, synthetic, _ = voxelwise.checked(real_suv, synthetic_suv)
+    real, synthetic, _ = voxelwise.check_stacks(real_suv, synthetic_suv)
     if np.shape(lesion) != real.shape or np.asarray(lesion).dtype != bool:
         raise ValueError(f"lesion {np.shape(lesion)} must be bool, of the images' shape {real.shape}")
     labels, _ = ndimage.label(lesion, TOUCHING)
-    balls = ball_shares(PEAK_MM, voxel_mm), within(NEAR_MM, voxel_mm)
+    balls = ball_shares(PEAK_MM, voxel_mm), ball_voxels(NEAR_MM, voxel_mm)
     boxes = enumerate(ndimage.find_objects(labels), start=1)
     return [_one(real, synthetic, labels, k, box, *balls) for k, box in boxes]
 
@@ -93,7 +94,7 @@ def _one(
     return scores
 
 
-def within(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
+def ball_voxels(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
     """Voxels whose centre is within the radius of the middle one's, bool (z, y, x) with odd sides.
 
     >>> int(within(1.0, (1.0, 1.0, 1.0)).sum())  # the voxel itself and its six faces' neighbours
@@ -146,7 +147,7 @@ def overlap(real_suv: np.ndarray, synthetic_suv: np.ndarray, around: np.ndarray,
     return 2 * float((a & b).sum()) / total if total else 0.0
 
 
-def invented_regions(
+def count_invented_regions(
     real_suv: np.ndarray, synthetic_suv: np.ndarray, body: np.ndarray, voxel_mm: tuple[float, float, float]
 ) -> int:
     """Number of hot regions of the synthetic PET that the real one knows nothing of.
@@ -156,7 +157,7 @@ def invented_regions(
     uptake that is shared, as the heart's, or painted somewhat too strong, is not invented. An invented lesion that
     touches shared uptake is one region with it and is not counted. ValueError as for `score_lesions`.
     """
-    return len(invented_lesions(real_suv, synthetic_suv, body, voxel_mm))
+    return len(find_invented_lesions(real_suv, synthetic_suv, body, voxel_mm))
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,11 @@ class Spot:
     synthetic: float
 
 
-def invented_lesions(
+def find_invented_lesions(
     real_suv: np.ndarray, synthetic_suv: np.ndarray, body: np.ndarray, voxel_mm: tuple[float, float, float]
 ) -> list[Spot]:
-    """The regions that `invented_regions` counts; `real` is the maximum in the region and one voxel around it."""
-    real, synthetic, body = voxelwise.checked(real_suv, synthetic_suv, body)
+    """The regions that `count_invented_regions` counts; `real` is the maximum in the region and one voxel around it."""
+    real, synthetic, body = voxelwise.check_stacks(real_suv, synthetic_suv, body)
     if len(voxel_mm) != 3 or not all(math.isfinite(size) and size > 0 for size in voxel_mm):
         raise ValueError(f"voxel_mm must be three sizes above 0 mm, (z, y, x), not {voxel_mm}")
     labels, _ = ndimage.label(body & (synthetic >= HOT_SUV), TOUCHING)
@@ -193,7 +194,7 @@ def invented_lesions(
     return spots
 
 
-def lesions(real_suv: np.ndarray, synthetic_suv: np.ndarray, lesion: np.ndarray) -> list[Spot]:
+def find_lesions(real_suv: np.ndarray, synthetic_suv: np.ndarray, lesion: np.ndarray) -> list[Spot]:
     """Each lesion of the mask, as `score_lesions` counts them. Stacks (n, H, W), `lesion` bool of that shape."""
     labels, count = ndimage.label(lesion, TOUCHING)
     if count == 0:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from petct_lib.metrics.voxelwise import check_range, checked
+from petct_lib.metrics.voxelwise import check_range, check_stacks
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,7 @@ def lpips(real: np.ndarray, synthetic: np.ndarray, model: "torch.nn.Module", *, 
     """
     import torch
 
-    real, synthetic, _ = checked(real, synthetic)
+    real, synthetic, _ = check_stacks(real, synthetic)
     low, high = window
     check_range("window", low, high)
     device = next(model.parameters()).device

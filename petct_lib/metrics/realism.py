@@ -51,7 +51,7 @@ def two_sample_accuracy(
             order = rng.permutation(len(pairs))
             folds = (order[::2], order[1::2])
             for seen, unseen in (folds, folds[::-1]):
-                model = _trained([pairs[i] for i in seen], epochs)
+                model = _train([pairs[i] for i in seen], epochs)
                 accuracies += [_accuracy(model, pairs[i]) for i in unseen]
     return float(np.mean(accuracies))
 
@@ -71,7 +71,7 @@ def _pairs(real: Sequence[np.ndarray], synthetic: Sequence[np.ndarray], slices: 
         raise ValueError(f"the patients' slices must have one size, not {sorted(sizes)}")
     result = []
     for stacks in zip(real, synthetic, strict=True):
-        a, b, _ = voxelwise.checked(*stacks)
+        a, b, _ = voxelwise.check_stacks(*stacks)
         chosen = evenly_spaced(len(a), slices, ends=True)
         pairs = np.stack([a[chosen], b[chosen]], axis=1)
         seen = (pairs > -1).any(axis=(0, 1))
@@ -109,7 +109,7 @@ def _conv(a: int, b: int, stride: int) -> list[nn.Module]:
     return [nn.Conv2d(a, b, 3, stride, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
 
 
-def _trained(patients: Sequence[Tensor], epochs: int) -> nn.Module:
+def _train(patients: Sequence[Tensor], epochs: int) -> nn.Module:
     """A classifier of the patients' pairs, (n, 2, h, w) each, trained with torch's global random state.
 
     One cycle of the rate (Smith 2018), and batch norm's statistics taken anew with the final weights: at a constant
@@ -122,13 +122,13 @@ def _trained(patients: Sequence[Tensor], epochs: int) -> nn.Module:
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * batches)
     for _ in range(epochs):
         for chosen in torch.randperm(len(pairs)).split(PAIRS):
-            loss = _loss(model, _augmented([pairs[i] for i in chosen.tolist()]))
+            loss = _loss(model, _augment([pairs[i] for i in chosen.tolist()]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             rate.step()
     parts = (pairs[k : k + PAIRS] for k in range(0, len(pairs), PAIRS))
-    update_bn((_flat(_augmented(part)) for part in parts), model)
+    update_bn((_flat(_augment(part)) for part in parts), model)
     return model.eval()
 
 
@@ -143,7 +143,7 @@ def _flat(pairs: Tensor) -> Tensor:
     return pairs.flatten(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
 
 
-def _augmented(pairs: Sequence[Tensor]) -> Tensor:
+def _augment(pairs: Sequence[Tensor]) -> Tensor:
     """Random squares of CROP pixels (or the slices' size) of pairs (2, h, w), flipped at random: (n, 2, c, c).
 
     Real and synthetic alike.
@@ -184,7 +184,7 @@ def coherence(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, lengths
     study. ValueError as for `voxelwise.mae`, for lengths that are not the stack's, where no voxel has a neighbour, and
     for real images that do not change along z.
     """
-    real, synthetic, mask = voxelwise.checked(real, synthetic, mask)
+    real, synthetic, mask = voxelwise.check_stacks(real, synthetic, mask)
     inside = mask[1:] & mask[:-1] & _same_study(len(real), lengths)[:, None, None]  # (n − 1, H, W)
     if not inside.any():
         raise ValueError(f"no voxel of {real.shape} is in the mask in two neighbouring slices of a study")

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.signal.windows import hann
 
-from petct_lib.metrics.voxelwise import check_range, checked
+from petct_lib.metrics.voxelwise import check_range, check_stacks
 
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # voxels: the Gaussian window of Wang 2004, 11 x 11
 SSIM_K1, SSIM_K2 = 0.01, 0.03  # Wang 2004
@@ -21,12 +21,12 @@ def ssim(real: np.ndarray, synthetic: np.ndarray, *, data_range: float, mask: np
     `mae`; slices smaller than 11x11 are a ValueError.
     """
     check_range("0 to data_range", 0.0, data_range)
-    real, synthetic, mask = checked(real, synthetic, mask)
+    real, synthetic, mask = check_stacks(real, synthetic, mask)
     if min(mask.shape[1:]) <= 2 * SSIM_RADIUS:
         raise ValueError(f"slices {mask.shape[1:]} are smaller than the window, {2 * SSIM_RADIUS + 1} voxels")
     total = 0.0
     for i in np.flatnonzero(mask.any(axis=(1, 2))):
-        near = box(mask[i], SSIM_RADIUS)  # no window of the mask reaches further
+        near = bounding_box(mask[i], SSIM_RADIUS)  # no window of the mask reaches further
         total += similarity_map(real[i][near], synthetic[i][near], mask[i][near], data_range).sum()
     return float(total / np.count_nonzero(mask))
 
@@ -41,7 +41,7 @@ def similarity_map(x: np.ndarray, y: np.ndarray, mask: np.ndarray, data_range: f
     return (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
 
 
-def box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     """The smallest box that holds a mask, of any shape and not empty, and `margin` voxels more where there are any.
 
     >>> box(np.array([0, 0, 0, 1, 0, 1, 0], bool), margin=2)
@@ -61,7 +61,7 @@ def radial_power_spectrum(stack: np.ndarray) -> np.ndarray:
     Nyquist (r = min(H, W) // 2) to the corner of the plane, for that is where a checkerboard is. Each slice's mean is
     taken off first: the window would leak it into ring 1. Errors as for `mae`.
     """
-    stack, _, _ = checked(stack, stack)
+    stack, _, _ = check_stacks(stack, stack)
     n, height, width = stack.shape
     window = np.outer(hann(height, sym=False), hann(width, sym=False))  # (H, W)
     waves = (np.fft.rfft2((image - image.mean()) * window) for image in stack)  # (H, W // 2 + 1) each
@@ -80,7 +80,7 @@ def spectrum_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     much). It cannot tell structure from noise: noise of the right strength buys it, so read it beside MAE. Shapes
     and errors as for `mae`, and ValueError for constant real images. Power under the floor counts as the floor.
     """
-    real, synthetic, _ = checked(real, synthetic)
+    real, synthetic, _ = check_stacks(real, synthetic)
     if not np.ptp(real, axis=(1, 2)).any():
         raise ValueError(f"real {real.shape} has constant slices only: no spectrum to compare with")
     power_real, power_synthetic = radial_power_spectrum(real)[1:], radial_power_spectrum(synthetic)[1:]
@@ -89,7 +89,7 @@ def spectrum_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(np.sqrt(np.mean(difference**2)))
 
 
-def masked_slices(stack: np.ndarray, mask: np.ndarray, low: float) -> np.ndarray:
+def mask_slices(stack: np.ndarray, mask: np.ndarray, low: float) -> np.ndarray:
     """The slices of (n, H, W) that have some of the mask, everything outside it set to low."""
     return np.where(mask, stack, low)[mask.any(axis=(1, 2))]
 
@@ -101,7 +101,7 @@ def shift_gain(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, reach:
     (2 · reach + 1)³ whole-voxel shifts against none, over the mask less `reach` voxels at the border of the stack. 0
     where no shift is better, there is no error, or nothing is left of the mask. Shapes and errors as for `mae`.
     """
-    real, synthetic, mask = checked(real, synthetic, mask)
+    real, synthetic, mask = check_stacks(real, synthetic, mask)
     inner = tuple(slice(reach, n - reach) for n in real.shape)
     where = mask[inner]
     if min(real.shape) <= 2 * reach or not where.any():

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from petct_lib.metrics import voxelwise
-from petct_lib.metrics.structure import box
+from petct_lib.metrics.structure import bounding_box
 
 RANGE_HU = (-1024.0, 3071.0)
 WINDOW = 7  # voxels, a box: skimage's default
@@ -21,12 +21,12 @@ INNER = (slice(WINDOW // 2, -(WINDOW // 2)),) * 3  # where the window lies withi
 MIN_SIDE = 97  # five scales of a window of 7: smaller volumes are padded with their edges
 
 
-def score(real_hu: np.ndarray, synthetic_hu: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+def score_synthrad(real_hu: np.ndarray, synthetic_hu: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """{"mae", "psnr", "ms_ssim"} of one patient's CT (n, H, W) in HU over the mask of the body, bool of that shape.
 
     MAE is not clipped, the others are, to RANGE_HU. ValueError as for `voxelwise.mae`.
     """
-    real, synthetic, mask = voxelwise.checked(real_hu, synthetic_hu, mask)
+    real, synthetic, mask = voxelwise.check_stacks(real_hu, synthetic_hu, mask)
     low, high = RANGE_HU
     clipped = [np.clip(image, low, high) for image in (real, synthetic)]
     return {
@@ -44,7 +44,7 @@ def ms_ssim(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, *, clip: 
     data range, and outside the mask both are set to its low end. NaN where at a coarse scale no voxel of the mask
     is as far from the border as the window reaches, as in a thin slab. ValueError as for `voxelwise.mae`.
     """
-    real, synthetic, mask = voxelwise.checked(real, synthetic, mask)
+    real, synthetic, mask = voxelwise.check_stacks(real, synthetic, mask)
     voxelwise.check_range("clip", *clip)
     low, high = clip
     pad = [((MIN_SIDE - n) // 2, MIN_SIDE - n - (MIN_SIDE - n) // 2) if n < MIN_SIDE else (0, 0) for n in mask.shape]
@@ -56,14 +56,14 @@ def ms_ssim(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, *, clip: 
         scored[INNER] = mask[INNER]
         if not scored.any():
             return math.nan
-        near = box(scored, WINDOW // 2)  # no window reaches further
+        near = bounding_box(scored, WINDOW // 2)  # no window reaches further
         similarity = _similarity(x[near], y[near], scored[near][INNER], high - low) ** weight
         product *= min(similarity.mean(), 1.0)
-        x, y, mask = _halved(x), _halved(y), mask[::2, ::2, ::2]
+        x, y, mask = _halve(x), _halve(y), mask[::2, ::2, ::2]
     return float(product)
 
 
-def _halved(image: np.ndarray) -> np.ndarray:
+def _halve(image: np.ndarray) -> np.ndarray:
     """Every second voxel's mean with those before it, (n, H, W) → half of it; half of one at the border is nothing."""
     for axis in range(3):
         image = np.moveaxis(image, axis, 0)

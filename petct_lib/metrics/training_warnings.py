@@ -21,7 +21,7 @@ CYCLE_FALL = 0.9  # chosen: a training that works more than halves it
 INVENTED_PERCENT = 2.0  # chosen: noise and gas leave it near 0
 
 
-def exposed_tissue(real_hu: np.ndarray, body: np.ndarray, lung: np.ndarray, pixel_mm: float) -> np.ndarray:
+def find_exposed_tissue(real_hu: np.ndarray, body: np.ndarray, lung: np.ndarray, pixel_mm: float) -> np.ndarray:
     """Where lung could be invented: tissue at least MARGIN_MM, in plane, from lung, gas, and the outside of the body.
 
     The margin from gas (stomach, bronchi) and skin is needed as that from the lungs is: every edge of air that is
@@ -38,17 +38,17 @@ def _depth_mm(mask: np.ndarray, pixel_mm: float) -> np.ndarray:
     return np.full(mask.shape, np.inf) if mask.all() else ndimage.distance_transform_edt(mask, sampling=pixel_mm)
 
 
-def invented_lung(
+def find_invented_lung(
     fake_hu: np.ndarray, real_hu: np.ndarray, body: np.ndarray, lung: np.ndarray, pixel_mm: float
 ) -> np.ndarray:
-    """Where the synthetic CT shows lung-like HU and the truth has none near, bool (n, H, W); see `exposed_tissue`.
+    """Where the synthetic CT shows lung-like HU and the truth has none near, bool (n, H, W); see `find_exposed_tissue`.
 
     The margin is within the slice: where a breath moves the base of the lungs from slice to slice, the slices there
     may be marked without fault of the network. ValueError for unequal shapes, an empty body, and non-finite values.
     """
-    voxelwise.checked(real_hu, fake_hu, body)
+    voxelwise.check_stacks(real_hu, fake_hu, body)
     low, high = LUNG_LIKE_HU
-    return (fake_hu >= low) & (fake_hu < high) & exposed_tissue(real_hu, body, lung, pixel_mm)
+    return (fake_hu >= low) & (fake_hu < high) & find_exposed_tissue(real_hu, body, lung, pixel_mm)
 
 
 def invented_percent(
@@ -56,10 +56,11 @@ def invented_percent(
 ) -> float | None:
     """Share of the exposed tissue that was painted as lung, 0 to 100 %; None where there is no such tissue.
 
-    None and no error: slices of lung and thin wall alone are no reason to end a training. Errors as `invented_lung`.
+    None and no error: slices of lung and thin wall alone are no reason to end a training. Errors as
+    `find_invented_lung`.
     """
-    marked = invented_lung(fake_hu, real_hu, body, lung, pixel_mm)
-    exposed = exposed_tissue(real_hu, body, lung, pixel_mm).sum()
+    marked = find_invented_lung(fake_hu, real_hu, body, lung, pixel_mm)
+    exposed = find_exposed_tissue(real_hu, body, lung, pixel_mm).sum()
     return float(100 * marked.sum() / exposed) if exposed else None
 
 
@@ -68,10 +69,10 @@ def lungs_in_lungless_slices(
 ) -> float | None:
     """Of the slices with body and no true lung, the share, 0 to 100 %, with more invented lung than LUNGLESS_MM2.
 
-    None where every slice has lung. Errors as for `invented_lung`.
+    None where every slice has lung. Errors as for `find_invented_lung`.
     """
     lungless = body.any(axis=(1, 2)) & ~lung.any(axis=(1, 2))
-    area_mm2 = invented_lung(fake_hu, real_hu, body, lung, pixel_mm).sum(axis=(1, 2)) * pixel_mm**2
+    area_mm2 = find_invented_lung(fake_hu, real_hu, body, lung, pixel_mm).sum(axis=(1, 2)) * pixel_mm**2
     return float(100 * (area_mm2 > LUNGLESS_MM2)[lungless].mean()) if lungless.any() else None
 
 
@@ -89,7 +90,7 @@ def diversity(fakes: np.ndarray, reals: np.ndarray) -> float:
     return of_fakes / of_reals
 
 
-def signs(history: list[dict]) -> list[str]:
+def find_warnings(history: list[dict]) -> list[str]:
     """What the rows logged by a training warn of, in plain words; [] for nothing seen, or too few rows to tell.
 
     Means are over the last RECENT_ROWS rows with the key; of the validation the last one counts.

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 
-def checked(
+def check_stacks(
     real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both stacks (n, H, W) as float64 and the mask as bool; ValueError if they cannot be scored."""
@@ -43,7 +43,7 @@ def mae(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None)
     >>> mae(real, synthetic, mask=np.array([[[True, True, False]]]))
     20.0
     """
-    real, synthetic, mask = checked(real, synthetic, mask)
+    real, synthetic, mask = check_stacks(real, synthetic, mask)
     return float(np.abs(real - synthetic)[mask].mean())
 
 
@@ -53,13 +53,13 @@ def mean_error(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None 
     >>> mean_error(np.zeros((1, 1, 2)), np.array([[[10.0, -30.0]]]))
     -10.0
     """
-    real, synthetic, mask = checked(real, synthetic, mask)
+    real, synthetic, mask = check_stacks(real, synthetic, mask)
     return float((synthetic - real)[mask].mean())
 
 
 def mse(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Mean squared error over the mask, in the images' unit squared. Shapes and errors as for `mae`."""
-    real, synthetic, mask = checked(real, synthetic, mask)
+    real, synthetic, mask = check_stacks(real, synthetic, mask)
     return float(np.square(real - synthetic)[mask].mean())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from petct_lib import InputError
-from petct_lib.common.files import replacing
+from petct_lib.common.files import atomic_write
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.models.regression import Regression, RegressionSettings
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
@@ -26,10 +26,10 @@ def save_checkpoint(state: dict, path: Path, *, keep: int = 1) -> None:
     Raises InputError where the disk is full or cannot be written to.
     """
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             _write(state, temporary)
             if keep > 1:
-                _link(temporary, numbered(path, state["step"]))
+                _link(temporary, step_path(path, state["step"]))
     except (OSError, RuntimeError) as error:
         reason = error if isinstance(error, OSError) else error.__context__  # torch's writer hides it behind its own
         if not isinstance(reason, OSError):
@@ -38,7 +38,7 @@ def save_checkpoint(state: dict, path: Path, *, keep: int = 1) -> None:
             f"{path}: the checkpoint of step {state['step']} cannot be written ({reason}); "
             f"{'the one before it is whole' if path.exists() else 'there is none yet'}. Free some space and go on"
         ) from error
-    for old in earlier(path)[:-keep]:
+    for old in list_earlier(path)[:-keep]:
         old.unlink()
 
 
@@ -50,19 +50,19 @@ def _write(state: dict, path: Path) -> None:
 
 
 def _link(source: Path, name: Path) -> None:
-    with replacing(name) as temporary:
+    with atomic_write(name) as temporary:
         try:
             os.link(source, temporary)
         except OSError:  # a file system without hard links
             shutil.copy2(source, temporary)
 
 
-def numbered(path: Path, step: int) -> Path:
+def step_path(path: Path, step: int) -> Path:
     """The name under which the state of a step is kept beside the newest."""
     return path.with_name(f"{path.stem}.step{step:07d}{path.suffix}")
 
 
-def earlier(path: Path) -> list[Path]:
+def list_earlier(path: Path) -> list[Path]:
     """The numbered states beside `path`, oldest first."""
     return sorted(path.parent.glob(f"{path.stem}.step*{path.suffix}"))
 
@@ -70,7 +70,7 @@ def earlier(path: Path) -> list[Path]:
 def clear_leftovers(path: Path, start: int) -> None:
     """Removes what a killed process left half-written, and the states of another training when one starts at step 0."""
     if start == 0:
-        for old in earlier(path):
+        for old in list_earlier(path):
             old.unlink()
     for half in path.parent.glob(f".{path.stem}.*part"):
         half.unlink()
@@ -83,7 +83,7 @@ def load_checkpoint(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        older = [old for old in earlier(path) if not old.samefile(path)]  # the newest one's link is as broken
+        older = [old for old in list_earlier(path) if not old.samefile(path)]  # the newest one's link is as broken
         way_out = f"copy {older[-1].name} over it" if older else "remove it to train again"
         raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {way_out}") from None
 
@@ -94,7 +94,7 @@ def load_cyclegan(path: Path) -> CycleGAN:
     InputError as for `load_checkpoint`, and for one with settings that this version does not have.
     """
     state = load_checkpoint(path)
-    return _placed(CycleGAN(_settings(CycleGANSettings, state, path)), state)
+    return _place(CycleGAN(_settings(CycleGANSettings, state, path)), state)
 
 
 def load_regression(path: Path) -> Regression:
@@ -102,17 +102,17 @@ def load_regression(path: Path) -> Regression:
 
     InputError as for `load_cyclegan`, and for one whose training has not come to its end.
     """
-    state = _finished(path)
-    return _placed(Regression(_settings(RegressionSettings, state, path)), state)
+    state = _check_finished(path)
+    return _place(Regression(_settings(RegressionSettings, state, path)), state)
 
 
 def load_flow(path: Path, regression: Regression) -> ResidualFlow:
     """A trained residual flow from its checkpoint, on `best_device`, beside its regression. Errors as above."""
-    state = _finished(path)
-    return _placed(ResidualFlow(_settings(FlowSettings, state, path), regression), state)
+    state = _check_finished(path)
+    return _place(ResidualFlow(_settings(FlowSettings, state, path), regression), state)
 
 
-def _finished(path: Path) -> dict:
+def _check_finished(path: Path) -> dict:
     state = load_checkpoint(path)
     if (done := state["step"]) < (planned := state["origin"]["steps"]):
         raise InputError(f"{path}: its training stopped after step {done} of {planned}; resume it (--resume) first")
@@ -130,7 +130,7 @@ def _settings(kind: type, state: dict, path: Path) -> object:
     return kind(**held)
 
 
-def _placed(stage: CycleGAN | Regression | ResidualFlow, state: dict) -> CycleGAN | Regression | ResidualFlow:
+def _place(stage: CycleGAN | Regression | ResidualFlow, state: dict) -> CycleGAN | Regression | ResidualFlow:
     """The stage with a checkpoint's weights, its averaged networks on the device and in the layout of inference."""
     restore(stage, state)
     for ema in stage.ema.values():

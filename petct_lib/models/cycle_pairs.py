@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from petct_lib.imaging.slices import middle
+from petct_lib.imaging.slices import center_slice
 from petct_lib.models.cyclegan import CycleGAN
 from petct_lib.models.networks import enlarge, shrink
 
@@ -28,7 +28,7 @@ class Perturbation:
     blur: bool = True
 
 
-def perturbed(image: Tensor, perturbation: Perturbation, rng: np.random.Generator) -> Tensor:
+def perturb(image: Tensor, perturbation: Perturbation, rng: np.random.Generator) -> Tensor:
     """Images (B, C, H, W) in [−1, 1], each changed with numbers of its own."""
     share, strength = (torch.from_numpy(rng.random((len(image), 1, 1, 1), np.float32)).to(image) for _ in range(2))
     if perturbation.blur:
@@ -39,7 +39,7 @@ def perturbed(image: Tensor, perturbation: Perturbation, rng: np.random.Generato
 
 
 @torch.no_grad()
-def cycle_pair(
+def make_cycle_pair(
     cyclegan: CycleGAN, y: Tensor, direction: str, perturbation: Perturbation, rng: np.random.Generator,
     variants: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -51,5 +51,5 @@ def cycle_pair(
     F_, G = cyclegan.generator(BACK[direction]), cyclegan.generator(direction)
     small = shrink(y.to(next(G.parameters()).device), cyclegan.settings.coarse_size)
     x = F_(small)
-    c = torch.cat([middle(G(perturbed(x, perturbation, rng))) for _ in range(variants)], dim=1)
-    return tuple(enlarge(image, y.shape[-2:]).cpu() for image in (middle(x), c))
+    c = torch.cat([center_slice(G(perturb(x, perturbation, rng))) for _ in range(variants)], dim=1)
+    return tuple(enlarge(image, y.shape[-2:]).cpu() for image in (center_slice(x), c))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from petct_lib import InputError
-from petct_lib.imaging.slices import middle
+from petct_lib.imaging.slices import center_slice
 from petct_lib.models.losses import (
     adversarial_loss,
     cycle_loss,
@@ -24,9 +24,9 @@ from petct_lib.models.networks import (
     UPSAMPLINGS,
     PatchDiscriminator,
     ResnetGenerator,
-    averaged,
+    ema_model,
     enlarge,
-    frozen,
+    freeze,
     shrink,
     tile,
 )
@@ -103,7 +103,7 @@ class CycleGAN:
             "D_pet": PatchDiscriminator(s.neighbours, s.width, s.patch_layers),
         }  # fmt: skip
         self.optimisers = {kind: self._adam(kind) for kind in "GD"}
-        self.ema = {name: averaged(net, s.ema_decay) for name, net in self.nets.items() if name[0] == "G"}
+        self.ema = {name: ema_model(net, s.ema_decay) for name, net in self.nets.items() if name[0] == "G"}
         self.pools = {"ct": ImagePool(s.pool_size), "pet": ImagePool(s.pool_size)}
 
     def _generator(self) -> ResnetGenerator:
@@ -123,7 +123,7 @@ class CycleGAN:
         """
         batch = {kind: shrink(images, self.settings.coarse_size) for kind, images in batch.items()}
         generator_losses = partial(self.generator_losses, identity=step % self.settings.identity_every == 0)
-        with frozen(net for name, net in self.nets.items() if name[0] == "D"):
+        with freeze(net for name, net in self.nets.items() if name[0] == "D"):
             losses, fakes = update("G", generator_losses, batch)
         for kind, pool in self.pools.items():  # every process keeps the same pool, of all processes' fakes
             fakes[f"fake_{kind}"] = update.own(pool.query(update.everyone(fakes[f"fake_{kind}"]), rng))
@@ -169,13 +169,13 @@ class CycleGAN:
         """
         generator = self.generator(direction)
         size, device = x.shape[-2:], next(generator.parameters()).device
-        return enlarge(middle(generator(shrink(x.to(device), self.settings.coarse_size))), size)
+        return enlarge(center_slice(generator(shrink(x.to(device), self.settings.coarse_size))), size)
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Tensor]) -> Tensor:
         """Rows: PET, CT made of it, CT, PET made of it; (1, 4 · H, B · W) in [0, 1]."""
         pet, ct = batch["pet"], batch["ct"]
-        rows = [middle(pet), self.translate(pet, "pet2ct"), middle(ct), self.translate(ct, "ct2pet")]
+        rows = [center_slice(pet), self.translate(pet, "pet2ct"), center_slice(ct), self.translate(ct, "ct2pet")]
         return tile(rows)
 
     def extra_state(self) -> dict:

@@ -28,7 +28,7 @@ def time_grid(steps: int) -> tuple[float, ...]:
     return tuple(1 - k / steps for k in range(steps + 1))
 
 
-def path(r: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+def straight_path(r: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
     """z_t = (1 − t)·r + t·ε. t: one time, or (B, 1, 1, 1).
 
     >>> path(torch.tensor(1.0), torch.tensor(-1.0), 0.25).item()  # a quarter of the way to noise
@@ -37,7 +37,7 @@ def path(r: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
     return (1 - t) * r + t * noise
 
 
-def spread_times(n: int, offset: float) -> Tensor:
+def draw_times(n: int, offset: float) -> Tensor:
     """N times in [0, 1), evenly spaced from a random offset in [0, 1): uniform, with less variance than n draws.
 
     (Kingma 2021, Variational diffusion models, appendix I.1.) Uniform and not logit-normal as in Esser 2024: a sampler

@@ -190,7 +190,7 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def averaged(net: nn.Module, decay: float) -> AveragedModel:
+def ema_model(net: nn.Module, decay: float) -> AveragedModel:
     """A running mean of a network's weights, whose decay grows with the updates n as (1 + n)/(10 + n), up to `decay`.
 
     Without the growth, which is TensorFlow's (ExponentialMovingAverage, `num_updates`), the first, random weights would
@@ -205,7 +205,7 @@ def averaged(net: nn.Module, decay: float) -> AveragedModel:
 
 
 @contextmanager
-def frozen(nets: Iterable[nn.Module]) -> Iterator[None]:
+def freeze(nets: Iterable[nn.Module]) -> Iterator[None]:
     """Within, the networks' weights take no gradient, which still goes through them: as a generator's update needs."""
     nets = list(nets)
     for net in nets:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from petct_lib import InputError
-from petct_lib.imaging.slices import middle
+from petct_lib.imaging.slices import center_slice
 from petct_lib.models.losses import adversarial_loss, discriminator_accuracy, discriminator_loss
-from petct_lib.models.networks import PatchDiscriminator, UNet, averaged, frozen, tile
+from petct_lib.models.networks import PatchDiscriminator, UNet, ema_model, freeze, tile
 from petct_lib.models.stage import Update
 
 FIRST_LOG_SCALE = -3.0  # the Laplace scale untrained: e⁻³ of the network's range, about 60 HU
@@ -82,7 +82,7 @@ class Regression:
         if s.lambda_adversarial:
             self.nets["D"] = PatchDiscriminator(2, s.patch_width, s.patch_layers)  # x and the image
         self.optimisers = {name: self._adam(name, net) for name, net in self.nets.items()}
-        self.ema = {"unet": averaged(unet, s.ema_decay)}
+        self.ema = {"unet": ema_model(unet, s.ema_decay)}
 
     def _adam(self, name: str, net: nn.Module) -> torch.optim.Adam:
         s = self.settings
@@ -103,8 +103,8 @@ class Regression:
 
         batch: "source" (B, neighbours or more, H, W), "coarse", "target" (B, 1, H, W) in [−1, 1].
         """
-        batch = {**batch, "coarse": dropped(batch["coarse"], self.settings.coarse_dropout, rng, update)}
-        with frozen([net for name, net in self.nets.items() if name == "D"]):
+        batch = {**batch, "coarse": drop_coarse(batch["coarse"], self.settings.coarse_dropout, rng, update)}
+        with freeze([net for name, net in self.nets.items() if name == "D"]):
             losses, images = update("unet", self.losses, batch)
         if "D" in self.nets:
             judged, accuracy = update("D", self.discriminator_losses, {**batch, **images})
@@ -133,12 +133,12 @@ class Regression:
         return {"D_patch": discriminator_loss(real, fake)}, accuracy
 
     def _judge(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
-        return self.nets["D"](torch.cat([middle(batch["source"]), image], dim=1))
+        return self.nets["D"](torch.cat([center_slice(batch["source"]), image], dim=1))
 
     def _forward(self, net: nn.Module, source: Tensor, coarse: Tensor) -> Tensor:
         if self.settings.coarse_dropout == 1:  # a coarse image would be something new to it
             coarse = torch.zeros_like(coarse)
-        seen = [middle(source, self.settings.neighbours)] if self.settings.sees_source else []
+        seen = [center_slice(source, self.settings.neighbours)] if self.settings.sees_source else []
         return net(torch.cat([*seen, coarse], dim=1), coarse.new_zeros(len(coarse)))
 
     @property
@@ -163,7 +163,7 @@ class Regression:
     def preview(self, batch: dict[str, Tensor]) -> Tensor:
         """Rows: source, coarse, prediction, target; (1, 4 · H, B · W) in [0, 1]."""
         x, c, y = (batch[key] for key in ("source", "coarse", "target"))
-        return tile([middle(x), c, self.predict(x, c), y])
+        return tile([center_slice(x), c, self.predict(x, c), y])
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: the settings."""
@@ -173,7 +173,7 @@ class Regression:
         """Nothing beside the settings, which `loop.fit` has compared already."""
 
 
-def dropped(coarse: Tensor, share: float, rng: np.random.Generator, update: Update) -> Tensor:
+def drop_coarse(coarse: Tensor, share: float, rng: np.random.Generator, update: Update) -> Tensor:
     """Coarse images (B, 1, H, W), of which a share, drawn at random, is replaced by zeros."""
     kept = update.own(rng.random(len(coarse) * update.processes) >= share)
     return coarse * torch.from_numpy(kept).to(coarse)[:, None, None, None]

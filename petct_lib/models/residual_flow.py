@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from petct_lib import InputError
-from petct_lib.imaging.slices import middle
-from petct_lib.imaging.spectrum import filtered
-from petct_lib.models.diffusion import DEFAULT_SAMPLER, SAMPLERS, path, spread_times, time_grid
-from petct_lib.models.networks import UNet, averaged, tile
-from petct_lib.models.regression import Regression, Stage2Settings, dropped
+from petct_lib.imaging.slices import center_slice
+from petct_lib.imaging.spectrum import filter_bands
+from petct_lib.models.diffusion import DEFAULT_SAMPLER, SAMPLERS, draw_times, straight_path, time_grid
+from petct_lib.models.networks import UNet, ema_model, tile
+from petct_lib.models.regression import Regression, Stage2Settings, drop_coarse
 from petct_lib.models.stage import Update
 
 PREVIEW_STEPS = 4
@@ -53,16 +53,16 @@ class ResidualFlow:
         self.optimisers = {
             "velocity": torch.optim.Adam(unet.parameters(), lr=s.lr, betas=(s.beta1, s.beta2), fused=True)
         }
-        self.ema = {"velocity": averaged(unet, s.ema_decay)}
+        self.ema = {"velocity": ema_model(unet, s.ema_decay)}
 
     def step(self, batch: dict[str, Tensor], step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
         """Training step number `step`; what it logs comes back.
 
         batch: "source" (B, neighbours or more, H, W), "coarse", "target" (B, 1, H, W) in [−1, 1].
         """
-        c = dropped(batch["coarse"], self.settings.coarse_dropout, rng, update)
+        c = drop_coarse(batch["coarse"], self.settings.coarse_dropout, rng, update)
         n = len(c) * update.processes
-        t = update.own(spread_times(n, rng.random())).to(c)
+        t = update.own(draw_times(n, rng.random())).to(c)
         noise = rng.standard_normal((n, *c.shape[1:]), dtype=np.float32)
         more = {"coarse": c, "t": t, "noise": torch.from_numpy(update.own(noise)).to(c)}
         losses, _ = update("velocity", self.losses, {**batch, **more})
@@ -75,14 +75,14 @@ class ResidualFlow:
 
     def _loss(self, net: nn.Module, source: Tensor, coarse: Tensor, target: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         m = self.regression.predict(source, coarse)  # here, in the precision of the update
-        r = filtered(target - m, [1 / s for s in self.settings.residual_spectrum])
-        v = self._forward(net, path(r, noise, t[:, None, None, None]), source, coarse, m, t)
+        r = filter_bands(target - m, [1 / s for s in self.settings.residual_spectrum])
+        v = self._forward(net, straight_path(r, noise, t[:, None, None, None]), source, coarse, m, t)
         return (v - (noise - r)).square().mean()
 
     def _forward(self, net: nn.Module, z: Tensor, x: Tensor, c: Tensor, m: Tensor, t: Tensor) -> Tensor:
         if self.settings.coarse_dropout == 1:  # a coarse image would be something new to it
             c = torch.zeros_like(c)
-        seen = [middle(x, self.settings.neighbours)] if self.settings.sees_source else []
+        seen = [center_slice(x, self.settings.neighbours)] if self.settings.sees_source else []
         return net(torch.cat([z, *seen, c, m], dim=1), t)
 
     @property
@@ -107,13 +107,13 @@ class ResidualFlow:
             return self._forward(net, z, x, c, m, torch.full((len(z),), t, device=z.device))
 
         spectrum = self.settings.residual_spectrum
-        return [m + filtered(r, spectrum) for r in SAMPLERS[sampler](velocity, z, time_grid(steps))]
+        return [m + filter_bands(r, spectrum) for r in SAMPLERS[sampler](velocity, z, time_grid(steps))]
 
     @torch.no_grad()
     def loss_on(self, source: Tensor, coarse: Tensor, target: Tensor, generator: torch.Generator) -> float:
         """The training's loss of the averaged network on slices (n, …), times and noise from `generator` on the CPU."""
         x, c, y = (image.to(self.device) for image in (source, coarse, target))
-        t = spread_times(len(y), torch.rand((), generator=generator).item()).to(y)
+        t = draw_times(len(y), torch.rand((), generator=generator).item()).to(y)
         noise = torch.randn(y.shape, generator=generator).to(y)
         return self._loss(self.ema["velocity"].module.eval(), x, c, y, noise, t).item()
 
@@ -122,7 +122,7 @@ class ResidualFlow:
         x, c, y = (batch[key] for key in ("source", "coarse", "target"))
         m = self.regression.predict(x, c)
         noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
-        return tile([middle(x), c, m, self.sample(x, c, m, noise, steps=PREVIEW_STEPS)[-1], y])
+        return tile([center_slice(x), c, m, self.sample(x, c, m, noise, steps=PREVIEW_STEPS)[-1], y])
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: the settings."""

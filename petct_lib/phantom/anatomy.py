@@ -7,16 +7,16 @@ from scipy.interpolate import PchipInterpolator
 
 from petct_lib.phantom import skeleton
 from petct_lib.phantom.shapes import GRID, Z_MM, Canvas, ellipsoid, noise, sample, smooth_step, tube, union
-from petct_lib.phantom.tissues import LABEL, LUNG, among
+from petct_lib.phantom.tissues import LABEL, LUNG, label_table
 from petct_lib.phantom.vessels import Tree, grow_vessels
 
 HILA = {-1: (-46.0, 4.0, 6.0), 1: (49.0, 6.0, 12.0)}  # nominal mm, right and left
 BEND_MM = 3.0  # 1σ of the smooth bending that keeps any organ from being an ellipsoid
 SKIN_MM = 1.8  # epidermis and dermis of the trunk are 1-3 mm
 PLANES_MM = (14.0, 26.0)  # fat between the layers of muscle, from the cage's inner surface
-CHEST = among(*LUNG, "mediastinal fat", "diaphragm", "muscle", "airway wall")
-SOFT = CHEST | among("abdominal fat", "blood", "oesophagus", "liver", "myocardium")
-ABDOMEN = among("abdominal fat")
+CHEST = label_table(*LUNG, "mediastinal fat", "diaphragm", "muscle", "airway wall")
+SOFT = CHEST | label_table("abdominal fat", "blood", "oesophagus", "liver", "myocardium")
+ABDOMEN = label_table("abdominal fat")
 # The cage's inner surface by height: half width, half depth and middle (y), mm. Thoracic index 0.65 to 0.7 in adults.
 CAGE_Z = (-200, -120, -50, 0, 50, 85, 108, 125, 150, 220)
 CAGE = {
@@ -57,13 +57,13 @@ def grow_anatomy(rng: np.random.Generator, build: Build) -> Anatomy:
     heart, great, airway = _heart(rng, at), _great_vessels(rng), _airway(rng)
     fields |= heart | _chest(rng, at, fields["wall"], heart["heart"], great, airway)
     fields |= _abdomen(rng, at, fields["abdomen"])
-    great = [(tissue, _placed(points, bend), radius) for tissue, points, radius in great]
-    airway = [(_placed(points, bend), radius) for points, radius in airway]
+    great = [(tissue, _place(points, bend), radius) for tissue, points, radius in great]
+    airway = [(_place(points, bend), radius) for points, radius in airway]
     vessels = grow_vessels(rng, fields["lung"], HILA)
-    return Anatomy(build, fields, great, airway, skeleton.grow(rng, build.arms_up), vessels)
+    return Anatomy(build, fields, great, airway, skeleton.grow_skeleton(rng, build.arms_up), vessels)
 
 
-def _placed(points: np.ndarray, bend: np.ndarray) -> np.ndarray:
+def _place(points: np.ndarray, bend: np.ndarray) -> np.ndarray:
     """Where the bending takes points (n, 3) of the unbent patient, to first order."""
     points = np.asarray(points, np.float32)
     return points - np.stack([sample(b, points) for b in bend], axis=1)
@@ -80,7 +80,7 @@ def paint_anatomy(a: Anatomy, c: Canvas) -> None:
     for wall in (True, False):
         for points, radius in a.airway:
             name = "airway wall" if wall else "airway"
-            c.tubes(points, radius + wall * (0.8 + 0.1 * radius), LABEL[name], SOFT | among("airway wall"))
+            c.tubes(points, radius + wall * (0.8 + 0.1 * radius), LABEL[name], SOFT | label_table("airway wall"))
     skeleton.paint_skeleton(a.bones, c, a.fields["wall"])
 
 
@@ -161,13 +161,13 @@ def _draw_trunk(a: Anatomy, c: Canvas) -> None:
     c.paint(where, depth < 0, LABEL["skin"])
     c.paint(where, depth < -SKIN_MM, LABEL["fat"])
     if "gland" in f:
-        c.solid(f["gland"], LABEL["breast gland"], among("fat"), inner=False)
-    c.solid(f["muscle"], LABEL["muscle"], among("fat"), inner=False)
+        c.solid(f["gland"], LABEL["breast gland"], label_table("fat"), inner=False)
+    c.solid(f["muscle"], LABEL["muscle"], label_table("fat"), inner=False)
     wavy, thin = (
         c.fine(field, where, inner=False) for field in (f["cage"] - 2.5 * f["marbling"], 1.2 - np.abs(f["marbling"]))
     )
     for plane in PLANES_MM:
-        c.paint(where, np.abs(wavy - plane) < thin, LABEL["fat"], among("muscle"))
+        c.paint(where, np.abs(wavy - plane) < thin, LABEL["fat"], label_table("muscle"))
 
 
 # Chest.
@@ -219,9 +219,9 @@ def _dome(x: np.ndarray, y: np.ndarray, centre: tuple, top: float, radii: tuple,
 
 def _draw_chest(a: Anatomy, c: Canvas) -> None:
     f = a.fields
-    c.solid(f["diaphragm"], LABEL["diaphragm"], among("muscle", "fat"))
-    c.solid(f["abdomen"], LABEL["abdominal fat"], among("diaphragm"))
-    c.solid(f["mediastinum"], LABEL["mediastinal fat"], among("muscle"))
+    c.solid(f["diaphragm"], LABEL["diaphragm"], label_table("muscle", "fat"))
+    c.solid(f["abdomen"], LABEL["abdominal fat"], label_table("diaphragm"))
+    c.solid(f["mediastinum"], LABEL["mediastinal fat"], label_table("muscle"))
     where = c.around(f["lung"])
     if where is None:
         return
@@ -360,4 +360,4 @@ def _abdomen(rng: np.random.Generator, at: np.ndarray, space: np.ndarray) -> dic
 def _draw_abdomen(a: Anatomy, c: Canvas) -> None:
     for name in ("bowel", "stomach", "kidney", "spleen", "liver"):
         c.solid(a.fields[name], LABEL[name], ABDOMEN)
-    c.solid(a.fields["gas"], LABEL["gas"], among("stomach", "bowel"))
+    c.solid(a.fields["gas"], LABEL["gas"], label_table("stomach", "bowel"))

@@ -7,7 +7,7 @@ import numpy as np
 from petct_lib.phantom.anatomy import HILA, Anatomy
 from petct_lib.phantom.shapes import GRID, Canvas, ellipsoid, noise, tube, union
 from petct_lib.phantom.skeleton import ARM
-from petct_lib.phantom.tissues import LABEL, LOBES, among
+from petct_lib.phantom.tissues import LABEL, LOBES, label_table
 
 # How often each is drawn, and its SUV. Brown fat: 3.6 % of reports (PMC5594988), 8.6 % of patients
 # (10.1007/s11307-010-0431-9); SUVmax 0.8 to 12.4 (PMID 18806563). The others are chosen.
@@ -20,11 +20,11 @@ FREQUENCY = {
     "oesophagus": (0.12, (2.5, 4.5)),
 }
 OVER = {
-    "brown fat": among("fat", "muscle"),
-    "active muscle": among("muscle"),
-    "reactive node": among("mediastinal fat", "airway wall", "fissure", "blood", *LOBES),
-    "inflamed lung": among(*LOBES),
-    "inflamed joint": among("muscle", "fat"),
+    "brown fat": label_table("fat", "muscle"),
+    "active muscle": label_table("muscle"),
+    "reactive node": label_table("mediastinal fat", "airway wall", "fissure", "blood", *LOBES),
+    "inflamed lung": label_table(*LOBES),
+    "inflamed joint": label_table("muscle", "fat"),
 }
 
 

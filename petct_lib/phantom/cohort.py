@@ -15,20 +15,20 @@ import numpy as np
 
 from petct_lib import InputError
 from petct_lib.common.files import write_json
-from petct_lib.common.parallel import each
+from petct_lib.common.parallel import parallel_map
 from petct_lib.dicom.studies import Pair, load_pair
 from petct_lib.dicom.writer import Subject, Tracer, make_uid
 from petct_lib.imaging.nifti import read_nifti
 from petct_lib.imaging.volume import Volume, axial_affine, resample
 from petct_lib.phantom import benign_uptake, lesions
-from petct_lib.phantom.materials import draw_values, paint
+from petct_lib.phantom.materials import draw_values, paint_values
 from petct_lib.phantom.person import Person, draw_person
 from petct_lib.phantom.reference_values import organ_means
 from petct_lib.phantom.scanner import CtScanner, PetScanner, image_ct, image_pet
 from petct_lib.phantom.shapes import Canvas, smooth_step
 from petct_lib.phantom.tissues import FIRST_LESION, LABEL, LUNG
 from petct_lib.phantom.truth import write_nifti, write_seg
-from petct_lib.phantom.vendor_headers import VARIANTS, clock, write_study_ct, write_study_pet
+from petct_lib.phantom.vendor_headers import VARIANTS, format_time, write_study_ct, write_study_pet
 
 SCAN_TIME_S = 11 * 3600  # PET at 11:00; the CT is two minutes earlier
 DIFFICULTIES = ("easy", "realistic")
@@ -118,7 +118,7 @@ def _study(person: Person, rng: np.random.Generator, seed: int, index: int, s: P
     canvas = _canvas(person, ct_mm, centre, breath)
     hot = benign_uptake.draw_benign_plan(rng, person.anatomy) if s.difficulty != "easy" else []
     values = draw_values(rng, person, plan, hot)
-    hu, suv, moving = paint(rng, person, canvas, values, plan, hot, s.couch)
+    hu, suv, moving = paint_values(rng, person, canvas, values, plan, hot, s.couch)
     nominal_z = (pet_mm[2] - centre[2]) * person.scale[2]
     shifts = person.amplitude_mm * (breath - (BREATH[:, None] - 0.5)) * _reach(nominal_z)
     ct = image_ct(hu, ct_mm, rng, s.ct)
@@ -152,8 +152,8 @@ def write_patient(p: Patient, folder: Path, seed: int) -> dict:
     root, volumes = Path(folder) / name, Path(folder) / "truth"
     study, frame, ct, pt = (make_uid(seed, name, part) for part in ("study", "frame", "CT", "PT"))
     subject = Subject(p.patient_id, study, frame, p.study_date, p.weight_kg, p.size_m, p.sex)
-    tracer = Tracer(p.dose_bq, clock(SCAN_TIME_S - p.uptake_s), clock(SCAN_TIME_S))
-    ct_files = write_study_ct(p.ct, root / "CT", subject, ct, clock(SCAN_TIME_S - 120), p.variant)
+    tracer = Tracer(p.dose_bq, format_time(SCAN_TIME_S - p.uptake_s), format_time(SCAN_TIME_S))
+    ct_files = write_study_ct(p.ct, root / "CT", subject, ct, format_time(SCAN_TIME_S - 120), p.variant)
     write_study_pet(p.pet_suv, root / "PT", subject, pt, tracer, p.variant)
     segments = [("lung", tuple(LABEL[n] for n in LUNG), "lung")]
     segments += [(f"lesion {n + 1}", tuple(one["labels"]), "lesion") for n, one in enumerate(p.truth["lesions"])]
@@ -180,7 +180,7 @@ def write_phantom(
     visits = [(i, v) for i in range(patients) for v in range(1 + has_follow_up(seed, i, settings))]
     work = partial(_write_one, folder=folder, seed=seed, settings=settings)
     truth = {}
-    for (index, visit), one in zip(visits, each(work, visits, jobs=jobs, progress=progress), strict=True):
+    for (index, visit), one in zip(visits, parallel_map(work, visits, jobs=jobs, progress=progress), strict=True):
         if visit:
             truth[f"PHANTOM-{index:04d}"]["follow_up"] = one
         else:
@@ -192,16 +192,16 @@ def write_phantom(
 def measure_organs(pair: Pair, folder: Path) -> dict[str, tuple[float, float, float]]:
     """`organ_means` of a study that `write_phantom` wrote to `folder`, as it is read back from DICOM."""
     study = load_pair(pair)
-    return organ_means(_labels_of(pair, folder), study.ct, study.pet)
+    return organ_means(_study_labels(pair, folder), study.ct, study.pet)
 
 
-def through_largest_lesion(pairs: list[Pair], folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def slice_through_largest_lesion(pairs: list[Pair], folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One axial slice of the first study with a lesion: HU, SUV and labels (H, W) on the CT's grid.
 
     pairs: of what `write_phantom` wrote to `folder`. Without any lesion it is a middle slice.
     """
     for pair in pairs:
-        labels = _labels_of(pair, folder)
+        labels = _study_labels(pair, folder)
         area = (labels.array >= FIRST_LESION).sum(axis=(1, 2))
         if area.any():
             break
@@ -211,7 +211,7 @@ def through_largest_lesion(pairs: list[Pair], folder: Path) -> tuple[np.ndarray,
     return study.ct.array[k], pet.array[k], labels.array[k]
 
 
-def _labels_of(pair: Pair, folder: Path) -> Volume:
+def _study_labels(pair: Pair, folder: Path) -> Volume:
     name = pair.ct.images[0].file.path.parent.parent.name
     labels = read_nifti(Path(folder) / "truth" / f"{name}.labels.nii.gz", "1")
     return Volume(labels.array.astype(np.uint8), labels.affine, labels.unit)

@@ -7,7 +7,7 @@ import numpy as np
 from petct_lib.phantom import skeleton
 from petct_lib.phantom.anatomy import HILA, Anatomy
 from petct_lib.phantom.shapes import X_MM, Y_MM, Z_MM, Canvas, outside_tube, sample
-from petct_lib.phantom.tissues import FIRST_LESION, LUNG, TISSUES, among
+from petct_lib.phantom.tissues import FIRST_LESION, LUNG, TISSUES, label_table
 
 # Shares, counts, sizes and uptakes are chosen: wide enough that a translator cannot learn one kind. SUVmax of
 # primaries: 11.0 ± 4.1 and 7.4 ± 4.4 (squamous, adenocarcinoma), of nodes 4.6 ± 3.1 (10.1186/s12890-015-0014-2).
@@ -24,11 +24,11 @@ NODES = {  # lymph node stations (IASLC map, Rusch 2009, J Thorac Oncol 4:568), 
     "7": (0, 14, 8), "8": (16, 14, -36),
 }  # fmt: skip
 PAINTED_OVER = {
-    "lung": among(*LUNG, "airway wall", "airway"),
-    "hilum": among(*LUNG, "mediastinal fat", "airway wall", "airway", "blood"),
-    "mediastinum": among("mediastinal fat", *LUNG, "oesophagus", "blood"),
-    "pleura": among(*LUNG, "muscle", "mediastinal fat", "diaphragm"),
-    "bone": among("marrow", "cortex", "endplate", "disc", "muscle"),
+    "lung": label_table(*LUNG, "airway wall", "airway"),
+    "hilum": label_table(*LUNG, "mediastinal fat", "airway wall", "airway", "blood"),
+    "mediastinum": label_table("mediastinal fat", *LUNG, "oesophagus", "blood"),
+    "pleura": label_table(*LUNG, "muscle", "mediastinal fat", "diaphragm"),
+    "bone": label_table("marrow", "cortex", "endplate", "disc", "muscle"),
 }
 RESPONSES = {"complete": 0.12, "partial": 0.3, "stable": 0.28, "progression": 0.3}  # under PD-1 inhibitors
 GAP_MM = 4.0  # between two lesions, so that each can be scored

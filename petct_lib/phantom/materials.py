@@ -6,11 +6,11 @@ import numpy as np
 
 from petct_lib.phantom import anatomy, benign_uptake, lesions, vessels
 from petct_lib.phantom.person import Person
-from petct_lib.phantom.shapes import X_MM, Y_MM, Z_MM, Canvas, by_slabs, fine_noise, noise
-from petct_lib.phantom.tissues import LABEL, LOBES, LUNG, TISSUES, among
+from petct_lib.phantom.shapes import X_MM, Y_MM, Z_MM, Canvas, draw_by_slabs, fine_noise, noise
+from petct_lib.phantom.tissues import LABEL, LOBES, LUNG, TISSUES, label_table
 
 LUNG_GRAIN_HU = 24.0  # 1σ of vessels and septa that are too small to be drawn
-BONY = among("cortex", "endplate", "marrow", "disc", "cord", "cartilage")
+BONY = label_table("cortex", "endplate", "marrow", "disc", "cord", "cartilage")
 
 
 def draw_values(
@@ -32,7 +32,7 @@ def draw_values(
     return hu, suv
 
 
-def paint(
+def paint_values(
     rng: np.random.Generator, person: Person, canvas: Canvas, values: tuple, plan: list, hot: list, couch: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paints the labels; returns HU and SUV before imaging (z, y, x) float32, and what moves with breathing, bool."""
@@ -53,7 +53,7 @@ def paint(
         hu[part], suv[part] = _fill(person, c, values, smooth, grain(part))
         moving[part] = (c.fine(person.anatomy.fields["wall"], inner=False) < 0) & ~BONY[c.labels]
 
-    by_slabs(slab, len(canvas.labels))
+    draw_by_slabs(slab, len(canvas.labels))
     return hu, suv, moving
 
 
@@ -69,7 +69,7 @@ def _fill(
     spread[: len(TISSUES)] = [t.hu_texture for t in TISSUES.values()]
     labels, fine = c.labels[body], grain(body)
     hu[body] += spread[labels] * (0.6 * c.fine(smooth, body) + 0.8 * fine)
-    lung = among(*LOBES)[labels]
+    lung = label_table(*LOBES)[labels]
     mean, (blood_hu, blood_suv) = values[0][LABEL[LOBES[0]]], (table[LABEL["blood"]] for table in values)
     share = vessels.blood_share(person.anatomy.vessels, c)[body][lung] * np.float32(1 / 255)
     air = np.clip(mean + c.fine(person.lung_hu, body)[lung] + LUNG_GRAIN_HU * fine[lung], -985, -250)
@@ -94,4 +94,4 @@ def _draw_couch(c: Canvas, top: float) -> None:
     where = (slice(None), slice(int(np.argmax(rows)), None), slice(None))
     for name, margin in (("couch shell", 1.6), ("couch foam", 0.0)):
         mask = (y > upper - margin) & (y < lower + margin) & (np.abs(x) < 215)
-        c.paint(where, np.broadcast_to(mask, c.labels[where].shape), LABEL[name], among("air", "couch shell"))
+        c.paint(where, np.broadcast_to(mask, c.labels[where].shape), LABEL[name], label_table("air", "couch shell"))

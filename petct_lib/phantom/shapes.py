@@ -227,7 +227,7 @@ def fine_noise(rng: np.random.Generator, c: Canvas, step_mm: float = 3.0) -> Cal
     return of_slab
 
 
-def by_slabs(draw: Callable[[slice], None], slices: int, size: int = 8) -> None:
+def draw_by_slabs(draw: Callable[[slice], None], slices: int, size: int = 8) -> None:
     """Calls `draw` on slabs of a fixed number of slices, side by side in threads: numpy works outside of the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(draw, [slice(k, min(k + size, slices)) for k in range(0, slices, size)]))

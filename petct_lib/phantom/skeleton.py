@@ -6,7 +6,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from petct_lib.phantom.shapes import Canvas, smooth_step
-from petct_lib.phantom.tissues import LABEL, among
+from petct_lib.phantom.tissues import LABEL, label_table
 
 # The upper arm from the shoulder on, nominal mm on the left side; True: raised above the head.
 ARM = {
@@ -14,7 +14,7 @@ ARM = {
     False: ((152, 6, 96), (196, 18, 40), (206, 26, -220)),
 }
 CURVE = ((-220, 36), (-130, 43), (-60, 46), (0, 44), (60, 37), (110, 29), (160, 22), (240, 18))  # z, y of the spine, mm
-SOFT = among("muscle", "fat", "skin")
+SOFT = label_table("muscle", "fat", "skin")
 VERTEBRA_MM = 25.0  # from disc to disc: thoracic 19-29 mm with the disc (Panjabi 1991, Spine 16:888)
 RIB_MM = 6.0  # the ribs' middle outside of the cage's inner surface
 RIB_HALF_MM = (3.6, 6.6)  # half thickness and half height of a rib (Mohr 2007, J Biomech 40:1310)
@@ -34,7 +34,7 @@ class Bones:
     sternum_half_mm: float
 
 
-def grow(rng: np.random.Generator, arms_up: bool) -> Bones:
+def grow_skeleton(rng: np.random.Generator, arms_up: bool) -> Bones:
     """One patient's bones."""
     return Bones(
         arms_up, rng.uniform(-5, 5), rng.uniform(-60, 60), rng.uniform(0, VERTEBRA_MM),
@@ -67,7 +67,7 @@ def _draw_arms(b: Bones, c: Canvas) -> None:
             (acromion, [3, 5, 6], 1.4),
         ):
             c.tubes(points, radius, LABEL["cortex"], inner=False)
-            c.tubes(points, [r - rim for r in radius], LABEL["marrow"], among("cortex"), inner=False)
+            c.tubes(points, [r - rim for r in radius], LABEL["marrow"], label_table("cortex"), inner=False)
 
 
 def _draw_scapula(c: Canvas, s: int) -> None:
@@ -92,7 +92,7 @@ def _draw_scapula(c: Canvas, s: int) -> None:
     sheet = np.abs(plane * np.sign(normal[1]) - bow)
     thick = 1.7 + 2.2 * np.exp(-np.maximum(inside + 2, 0) / 5)  # its borders are stout
     c.paint(where, (inside > -3) & (sheet < thick), LABEL["cortex"], SOFT)
-    c.paint(where, (inside > -1.5) & (sheet < thick - 1.3), LABEL["marrow"], among("cortex"))
+    c.paint(where, (inside > -1.5) & (sheet < thick - 1.3), LABEL["marrow"], label_table("cortex"))
 
 
 def _draw_ribs(b: Bones, c: Canvas, wall: np.ndarray) -> None:
@@ -102,7 +102,7 @@ def _draw_ribs(b: Bones, c: Canvas, wall: np.ndarray) -> None:
         return
     distance = c.fine(wall, where, inner=False)
     k, j, i = np.nonzero(
-        (distance > 0.8) & (distance < 12.2) & among("muscle", "fat", "diaphragm", "skin")[c.labels[where]]
+        (distance > 0.8) & (distance < 12.2) & label_table("muscle", "fat", "diaphragm", "skin")[c.labels[where]]
     )
     d, (x, y, z) = distance[k, j, i], (a[s] for a, s in zip(c.places(False), where[::-1], strict=True))
     x, y, z = x[i], y[j], z[k]

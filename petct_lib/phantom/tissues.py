@@ -68,7 +68,7 @@ LUNG = (*LOBES, "fissure")
 FIRST_LESION = 100  # labels from here on: two a lesion, its outer part and its core
 
 
-def among(*names: str) -> np.ndarray:
+def label_table(*names: str) -> np.ndarray:
     """A table bool (256,): which labels bear one of the names."""
     table = np.zeros(256, bool)
     table[[LABEL[name] for name in names]] = True

@@ -13,7 +13,7 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code
 
 from petct_lib import __version__
-from petct_lib.common.files import replacing
+from petct_lib.common.files import atomic_write
 from petct_lib.dicom.writer import make_uid
 from petct_lib.imaging.volume import Volume, axial_affine, to_sitk
 
@@ -46,7 +46,7 @@ def write_nifti(volume: Volume, path: Path) -> Path:
         content = bytearray(plain.read_bytes())
     struct.pack_into("<f", content, SLOPE_AT, slope)
     struct.pack_into(f"{NOTE_BYTES}s", content, NOTE_AT, volume.unit.encode())
-    with replacing(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         temporary.write_bytes(gzip.compress(content, GZIP_LEVEL, mtime=0))
     return Path(path)
 
@@ -80,7 +80,7 @@ def write_seg(
         raise ValueError(f"no segment has a voxel; the labels are {np.flatnonzero(counts).tolist()}")
     masks = _cut(labels, [values for _, values, _ in segments])
     seg = _segmentation(masks, segments, ct_files, seed)
-    with replacing(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         seg.save_as(temporary)
     return Path(path)
 

@@ -131,7 +131,7 @@ def write_study_pet(
 
     def time(ds: Dataset, k: int) -> None:
         bed_s = v.first_bed_s + BED_S * int(k * slice_mm // BED_MM)
-        ds.AcquisitionTime = clock(scan_s + bed_s) + v.fraction
+        ds.AcquisitionTime = format_time(scan_s + bed_s) + v.fraction
         ds.FrameReferenceTime = round(1000 * (bed_s + mean_s), 6) if v.frame_time else 0
         ds.DecayFactor = round(2 ** ((corrected_s + bed_s + mean_s) / tracer.half_life_s), 6)
         ds.InstanceNumber = ds.ImageIndex = slices - k if v.head_first else k + 1
@@ -153,7 +153,7 @@ def _shared_header(v: VendorVariant, subject: Subject, series_uid: str, tracer: 
     header.ManufacturerModelName, header.SoftwareVersions = v.model, f"petct_lib {__version__}"
     header.SeriesNumber, header.SeriesDescription = 3, v.pet_name
     header.Units, header.DecayCorrection = v.units, v.decay_correction
-    header.SeriesTime = header.ContentTime = clock(_seconds(tracer.scanned) + v.series_s) + v.fraction
+    header.SeriesTime = header.ContentTime = format_time(_seconds(tracer.scanned) + v.series_s) + v.fraction
     header.ActualFrameDuration = 1000 * BED_S
     [drug] = header.RadiopharmaceuticalInformationSequence
     drug.RadiopharmaceuticalStartTime += v.fraction
@@ -216,6 +216,6 @@ def _seconds(clock: str) -> int:
     return int(clock[:2]) * 3600 + int(clock[2:4]) * 60 + int(clock[4:6])
 
 
-def clock(seconds: int) -> str:
+def format_time(seconds: int) -> str:
     """Seconds after midnight as DICOM writes a time, HHMMSS."""
     return f"{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"

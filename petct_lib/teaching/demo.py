@@ -29,14 +29,14 @@ class Example:
     suv_rule: str
 
 
-def example(run_dir: Path, folder: Path) -> Example:
-    """A patient to look at: the first test patient of a run that has its slices, or else `new_patient` in `folder`."""
+def load_example(run_dir: Path, folder: Path) -> Example:
+    """To look at: the first test patient of a run that has its slices, else `make_new_patient` in `folder`."""
     slices = RunFolder(run_dir).prepared
     if slices.exists():
         prepared = Prepared(slices)
         study = prepared.studies([read_splits(run_dir)["test"][0]])[0]
     else:
-        prepared = new_patient(folder, run_dir)
+        prepared = make_new_patient(folder, run_dir)
         [study] = prepared.studies()
     pet, ct, body = (np.array(prepared.array(study, kind)) for kind in ("pet", "ct", "body"))
     grid = prepared.index["grid"]
@@ -44,7 +44,7 @@ def example(run_dir: Path, folder: Path) -> Example:
     return Example(pet, ct, body, spacing_mm, prepared.row(study)["suv_rule"])
 
 
-def new_patient(folder: Path, run_dir: Path = FOLDER, *, seed: int = SEED) -> Prepared:
+def make_new_patient(folder: Path, run_dir: Path = FOLDER, *, seed: int = SEED) -> Prepared:
     """A phantom patient that no run of another seed has seen: written to `folder` as DICOM, prepared on a run's grid.
 
     Takes a few seconds. What is in `folder` already is kept.

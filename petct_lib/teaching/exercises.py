@@ -20,7 +20,7 @@ def _judge(right: bool, hint: str) -> bool:
     return right
 
 
-def _unanswered() -> bool:
+def _ask_again() -> bool:
     print(NO_ANSWER)
     return False
 
@@ -28,7 +28,7 @@ def _unanswered() -> bool:
 def _number(answer: float | None, expected: float, hint: str, tolerance: float = 0.02) -> bool:
     """Right within a share of the expected value."""
     if answer is None:
-        return _unanswered()
+        return _ask_again()
     try:
         number = float(answer)
     except (TypeError, ValueError):
@@ -38,7 +38,7 @@ def _number(answer: float | None, expected: float, hint: str, tolerance: float =
 
 def _set(answer: Collection | None, expected: set, hint: str) -> bool:
     if answer is None:
-        return _unanswered()
+        return _ask_again()
     if isinstance(answer, str) or not isinstance(answer, Collection):
         return _judge(False, f"A set or list is asked for, not {answer!r}.")
     items = {tuple(a) if isinstance(a, list) else a for a in answer}
@@ -95,7 +95,7 @@ def check_worst_slice(answer: int | None, marked: np.ndarray) -> bool:
     """The slice with most marked voxels, (n, H, W) bool; of several with as many, any."""
     count = np.asarray(marked).sum(axis=(1, 2))
     if answer is None:
-        return _unanswered()
+        return _ask_again()
     if answer not in range(len(count)):
         return _judge(False, f"A slice number from 0 to {len(count) - 1} is asked for, not {answer!r}.")
     return _judge(bool(count[int(answer)] == count.max()), "Sum the marks of every slice, and take the largest.")
@@ -149,7 +149,7 @@ def check_flattery(answer: float | None, rows: Sequence[dict], direction: str, m
 def check_place(answer: Sequence[int] | None, volume: np.ndarray, reach: int = 1) -> bool:
     """A voxel (z, y, x) at the maximum of (n, H, W), or up to `reach` voxels beside it."""
     if answer is None:
-        return _unanswered()
+        return _ask_again()
     if not isinstance(answer, Sequence) or len(answer) != volume.ndim:
         return _judge(False, f"Three numbers are asked for, (slice, row, column), not {answer!r}.")
     place = np.unravel_index(int(np.argmax(volume)), volume.shape)

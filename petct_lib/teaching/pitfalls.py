@@ -5,7 +5,7 @@ import numpy as np
 from petct_lib.metrics import voxelwise
 
 
-def copy_of_nearest(train_source: np.ndarray, train_target: np.ndarray, source: np.ndarray) -> np.ndarray:
+def copy_nearest(train_source: np.ndarray, train_target: np.ndarray, source: np.ndarray) -> np.ndarray:
     """A "translator" that learns nothing: to each source slice the target of the most similar training slice.
 
     Arrays (n, H, W) and (m, H, W); similar is what has the least sum of squared differences. It can only remember, and
@@ -17,8 +17,8 @@ def copy_of_nearest(train_source: np.ndarray, train_target: np.ndarray, source: 
 
 
 def memory_mae(source: np.ndarray, target: np.ndarray, mask: np.ndarray, is_test: np.ndarray) -> float:
-    """MAE over the mask of `copy_of_nearest` on the slices that `is_test` (n,) marks, the others being its memory."""
-    copied = copy_of_nearest(source[~is_test], target[~is_test], source[is_test])
+    """MAE over the mask of `copy_nearest` on the slices that `is_test` (n,) marks, the others being its memory."""
+    copied = copy_nearest(source[~is_test], target[~is_test], source[is_test])
     return voxelwise.mae(target[is_test], copied, mask[is_test])
 
 

@@ -105,7 +105,7 @@ class LivePlot:
             return
         began = time.monotonic()
         if self.history:
-            self.curves.value = panels.png(charts.losses(self.history, self.name))
+            self.curves.value = panels.figure_png(charts.losses(self.history, self.name))
             self.words.value = self._describe()
         if self._panel:
             self.samples.value = self._panel
@@ -115,7 +115,7 @@ class LivePlot:
 
     def _describe(self) -> str:
         """HTML: where the training is, and the signs of collapse."""
-        signs = training_warnings.signs(self.history)
+        signs = training_warnings.find_warnings(self.history)
         lines = [f"{self.name}: step {self.history[-1]['step'] + 1} of {self.total_steps}. Samples: {WARNING}"]
         lines += [f"Look out: {sign}." for sign in signs] or ["No early sign of collapse."]
         return "<br>".join(html.escape(line) for line in lines)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from petct_lib import InputError
 from petct_lib.common.memory import keep_freed_memory
-from petct_lib.common.progress import bar
+from petct_lib.common.progress import progress_bar
 from petct_lib.models.stage import Stage
 from petct_lib.training.guard import Guard
 from petct_lib.training.interrupt import Interrupt
@@ -84,7 +84,7 @@ class FitSettings:
             )
 
 
-def steps_of(steps: int | None, epochs: int | None, slices: int, batch_size: int) -> int:
+def count_steps(steps: int | None, epochs: int | None, slices: int, batch_size: int) -> int:
     """`steps`, or those in so many passes over the slices, for unpaired data the larger set (as in Zhu et al. 2017).
 
     InputError unless one of steps and epochs is None and the other is not, and for an empty batch.
@@ -132,7 +132,7 @@ def fit(
     log = _Log(watchers if accelerator.is_main_process else (), saver.history, accelerator)
     update = Updates(stage.optimisers, accelerator=accelerator, mixed_precision=settings.mixed_precision)
     numbers = range(start, settings.steps)
-    steps = bar(numbers, name, initial=start, total=settings.steps, disable=not accelerator.is_main_process)
+    steps = progress_bar(numbers, name, initial=start, total=settings.steps, disable=not accelerator.is_main_process)
 
     with Interrupt() as interrupt, log.open(name, settings.steps):
         drawn = _draw(batches, numbers, seed, accelerator, settings.channels_last)
@@ -228,10 +228,10 @@ def _draw(
         batch = batches(rng, rank, world)
         return {k: v.to(device, non_blocking=True, memory_format=layout) for k, v in batch.items()}, rng
 
-    return ahead(draw, steps) if device.type != "cpu" else map(draw, steps)
+    return prefetch(draw, steps) if device.type != "cpu" else map(draw, steps)
 
 
-def ahead(draw: Callable, steps: range) -> Iterator:
+def prefetch(draw: Callable, steps: range) -> Iterator:
     """`draw(step)` for each step in turn, the next one drawn by a thread while the one before is used."""
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(draw, steps[0])

@@ -32,7 +32,7 @@ class Saver:
         if not self.path.exists():
             return 0
         state = load_checkpoint(self.path)
-        if differs := differences(state["origin"], self.origin):
+        if differs := list_differences(state["origin"], self.origin):
             raise InputError(
                 f"{self.path}: made with other {'; '.join(differs)}. Use another run folder, or train with resume=False"
             )
@@ -64,7 +64,7 @@ class Saver:
         return f"last good checkpoint: step {self.saved}, {self.path}"
 
 
-def differences(before: dict, now: dict) -> list[str]:
+def list_differences(before: dict, now: dict) -> list[str]:
     """What two origins differ in, with both values.
 
     >>> differences({"seed": 0, "lr": 0.1}, {"seed": 0, "lr": 0.2})
@@ -74,7 +74,7 @@ def differences(before: dict, now: dict) -> list[str]:
     for key, value in now.items():
         old = before.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            lines += [f"{key}: {difference}" for difference in differences(old, {**dict.fromkeys(old), **value})]
+            lines += [f"{key}: {difference}" for difference in list_differences(old, {**dict.fromkeys(old), **value})]
         elif old != value:
             lines.append(f"{key} ({old!r}, now {value!r})")
     return lines

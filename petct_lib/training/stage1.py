@@ -22,7 +22,7 @@ from petct_lib.imaging.intensity import read_window
 from petct_lib.models.checkpoints import load_checkpoint
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.training.loggers import TensorBoardLog
-from petct_lib.training.loop import FitSettings, Watcher, fit, steps_of
+from petct_lib.training.loop import FitSettings, Watcher, count_steps, fit
 from petct_lib.training.validation import Validation
 
 PREVIEWED = 4  # slices of the sample panel
@@ -48,7 +48,7 @@ def unpaired_slices(run_dir: Path, neighbours: int = 1, device: torch.device | N
     )
 
 
-def plan_from(
+def make_plan(
     run_dir: Path, *, seed: int, batch_size: int, steps: int | None, epochs: int | None, **settings: object
 ) -> CycleGANPlan:
     """The plan of notebook 02's parameters. settings: fields of CycleGANSettings, FitSettings and Augmentation by name.
@@ -63,7 +63,7 @@ def plan_from(
         )
     gan, schedule, augmentation = ({k: v for k, v in settings.items() if k in known} for known in names)
     slices = max(map(len, unpaired_slices(run_dir)))
-    schedule = FitSettings(steps_of(steps, epochs, slices, batch_size), **schedule)
+    schedule = FitSettings(count_steps(steps, epochs, slices, batch_size), **schedule)
     return CycleGANPlan(CycleGANSettings(**gan), schedule, Augmentation(**augmentation), batch_size, seed)
 
 

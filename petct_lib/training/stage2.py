@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from petct_lib import InputError
-from petct_lib.common.files import replacing
+from petct_lib.common.files import atomic_write
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import MixedBatches, PairedBatches, Slices
@@ -20,9 +20,9 @@ from petct_lib.data.splits import read_splits, refiner_patients
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.intensity import read_window
 from petct_lib.imaging.spectrum import spectrum
-from petct_lib.inference.translator import BATCH, coarse_for
+from petct_lib.inference.translator import BATCH, write_coarse_images
 from petct_lib.models.checkpoints import load_cyclegan, load_regression
-from petct_lib.models.cycle_pairs import Perturbation, cycle_pair
+from petct_lib.models.cycle_pairs import Perturbation, make_cycle_pair
 from petct_lib.models.regression import Regression, RegressionSettings
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.training.loggers import TensorBoardLog
@@ -66,7 +66,7 @@ class Pairs:
     sources: np.ndarray | None = None  # (n, 1, H, W), encoded; None: the slices' own
 
 
-def plans(
+def make_plans(
     size: int, *, seed: int, batch_size: int, regression_steps: int, pix2pix_steps: int, flow_steps: int,
     crop: int | None = None, prefix: str = "", **settings: object,
 ) -> dict[str, Stage2Plan]:  # fmt: skip
@@ -106,7 +106,7 @@ def plans(
     return {prefix + name: value for name, value in stages.items()}
 
 
-def held_out(splits: dict[str, list[str]], direction: str) -> list[str]:
+def validation_patients(splits: dict[str, list[str]], direction: str) -> list[str]:
     """Who validates stage 2 of a direction: the patients whose source the CycleGAN was trained on.
 
     Stage 2 of this direction does not learn from them. Their coarse images are in-fold, and so a little better than a
@@ -115,7 +115,7 @@ def held_out(splits: dict[str, list[str]], direction: str) -> list[str]:
     return splits["train_" + SOURCE[direction]]
 
 
-def real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | None = None, neighbours: int = 1) -> Pairs:
+def load_real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | None = None, neighbours: int = 1) -> Pairs:
     """Aligned slices of a direction; their coarse images are made and kept in the run's `coarse/<direction>.npy`.
 
     patients: by default `splits.refiner_patients`. neighbours: of the source's slices.
@@ -126,14 +126,15 @@ def real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | None = N
     patients = list(refiner_patients(splits, direction) if patients is None else patients)
     cyclegan, kind = load_cyclegan(run.checkpoint("cyclegan")), SOURCE[direction]
     around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
-    coarse = coarse_for(around, cyclegan, direction, run.coarse / f"{direction}.npy")
+    coarse = write_coarse_images(around, cyclegan, direction, run.coarse / f"{direction}.npy")
     return Pairs(Slices(prepared, patients, ("pet", "ct"), window, neighbours), coarse, direction)
 
 
-def cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Perturbation | None = None) -> Pairs:
-    """Cycle pairs of a direction from the target images alone of the same patients as `real_pairs`.
+def load_cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Perturbation | None = None) -> Pairs:
+    """Cycle pairs of a direction from the target images alone of the same patients as `load_real_pairs`.
 
-    F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. Errors as for `real_pairs`.
+    F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. Errors as for
+    `load_real_pairs`.
     """
     run, splits, window = RunFolder(run_dir), read_splits(run_dir), read_window(run_dir)
     prepared = Prepared(run.prepared)
@@ -142,13 +143,13 @@ def cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Pertu
     slices = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
     folder, name = run.coarse, f"cycle_{direction}"
     shape = slices[0][kind].shape[1:]
-    with replacing(folder / f"{name}_x.npy") as x_path, replacing(folder / f"{name}_c.npy") as c_path:
+    with atomic_write(folder / f"{name}_x.npy") as x_path, atomic_write(folder / f"{name}_c.npy") as c_path:
         x = np.lib.format.open_memmap(x_path, "w+", np.float32, (len(slices), 1, *shape))
         c = np.lib.format.open_memmap(c_path, "w+", np.float32, (len(slices), VARIANTS, *shape))
         for first in range(0, len(slices), BATCH):
             part = slice(first, min(first + BATCH, len(slices)))
             y = torch.stack([slices[i][kind] for i in range(part.start, part.stop)])
-            images = cycle_pair(cyclegan, y, direction, perturbation or Perturbation(), rng, VARIANTS)
+            images = make_cycle_pair(cyclegan, y, direction, perturbation or Perturbation(), rng, VARIANTS)
             x[part], c[part] = (image.numpy() for image in images)
         x.flush()
         c.flush()
@@ -156,11 +157,11 @@ def cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Pertu
     return Pairs(Slices(prepared, patients, (kind,), window), held[0], direction, sources=held[1])
 
 
-def pairs_of(
+def load_pairs(
     run_dir: Path, direction: str, kind: str, *, seed: int, paired_patients: int | None = None, neighbours: int = 1,
     perturbation: Perturbation | None = None,
 ) -> list[Pairs]:  # fmt: skip
-    """The pairs of one of KINDS, of "both" the real ones first; see `real_pairs` and `cycle_pairs`.
+    """The pairs of one of KINDS, of "both" the real ones first; see `load_real_pairs` and `load_cycle_pairs`.
 
     paired_patients: how many of `splits.refiner_patients` have real pairs, the first ones; None: all. InputError for
     another kind, no patient, and cycle pairs with neighbours.
@@ -174,9 +175,9 @@ def pairs_of(
     datasets = []
     if kind != "cycle":
         patients = refiner_patients(read_splits(run_dir), direction)[:paired_patients]
-        datasets.append(real_pairs(run_dir, direction, patients, neighbours))
+        datasets.append(load_real_pairs(run_dir, direction, patients, neighbours))
     if kind != "real":
-        datasets.append(cycle_pairs(run_dir, direction, seed=seed, perturbation=perturbation))
+        datasets.append(load_cycle_pairs(run_dir, direction, seed=seed, perturbation=perturbation))
     return datasets
 
 
@@ -192,7 +193,7 @@ def train_stage(
     """Trains a regression, pix2pix or a flow, as `plan.stage` says; the rows logged.
 
     Into `checkpoints/<name>_<direction>.pt`. pairs: of one kind, or of several, which share each batch. Validated on
-    the `held_out` patients of whom there are no pairs, if there are such. InputError and FloatingPointError as for
+    the `validation_patients` of whom there are no pairs, if there are such. InputError and FloatingPointError as for
     `loop.fit`, and InputError where `plan.start` or `plan.regression` is missing, or `start` another network.
     """
     run, splits = RunFolder(run_dir), read_splits(run_dir)
@@ -201,7 +202,9 @@ def train_stage(
     name = f"{name}_{direction}"
     batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
     stage = _stage(run, direction, plan, batches)
-    unseen = [patient for patient in held_out(splits, direction) if not known & set(prepared.studies([patient]))]
+    unseen = [
+        patient for patient in validation_patients(splits, direction) if not known & set(prepared.studies([patient]))
+    ]
     neighbours = pairs[0].slices.neighbours
     return fit(
         stage, batches, plan.fit, checkpoint=run.checkpoint(name), fingerprint=prepared.fingerprint,
@@ -235,11 +238,13 @@ def _stage(
             stage.start_from(load_regression(run.checkpoint(f"{plan.start}_{direction}")))
         return stage
     regression = load_regression(run.checkpoint(f"{plan.regression}_{direction}"))
-    settings = replace(plan.stage, residual_spectrum=residual_spectrum(regression, batches, plan.seed))
+    settings = replace(plan.stage, residual_spectrum=measure_residual_spectrum(regression, batches, plan.seed))
     return ResidualFlow(settings, regression, plan.seed)
 
 
-def residual_spectrum(regression: Regression, batches: PairedBatches | MixedBatches, seed: int) -> tuple[float, ...]:
+def measure_residual_spectrum(
+    regression: Regression, batches: PairedBatches | MixedBatches, seed: int
+) -> tuple[float, ...]:
     """The spectrum of y − m(x, c) over MEASURED batches, in network units; see `spectrum.spectrum`.
 
     To three digits, so that another number of threads does not make it another flow, which would not resume. No band

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
-def precision(name: str) -> str:
+def choose_precision(name: str) -> str:
     """The precision asked for, "no" or "bf16"; for "auto" bf16 where GPU or processor computes in it: it is faster."""
     if name != "auto":
         return name

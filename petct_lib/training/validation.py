@@ -11,8 +11,15 @@ from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import DIRECTIONS, SOURCE, TARGET, UNIT
 from petct_lib.imaging.intensity import ENCODE, Intensity, read_window
-from petct_lib.imaging.slices import evenly_spaced, middle
-from petct_lib.inference.translator import batched, coarse_images, decoded, encoded, noise_like, translate_coarse
+from petct_lib.imaging.slices import center_slice, evenly_spaced
+from petct_lib.inference.translator import (
+    coarse_images,
+    decode_images,
+    encode_slices,
+    map_batches,
+    noise_like,
+    translate_coarse,
+)
 from petct_lib.metrics import structure, training_warnings, voxelwise
 from petct_lib.models.checkpoints import load_cyclegan
 from petct_lib.models.cyclegan import CycleGAN
@@ -55,7 +62,7 @@ class Validation:
         that no hot bladder rules. invented_percent, lungless_percent: `training_warnings.invented_percent` and
         `training_warnings.lungs_in_lungless_slices`, over the patients that have such tissue or slices; else left out.
         """
-        fakes = [{TARGET[d]: self._translated(stage, patient, d) for d in DIRECTIONS} for patient in self.patients]
+        fakes = [{TARGET[d]: self._translate(stage, patient, d) for d in DIRECTIONS} for patient in self.patients]
         scores, encoded_maes = {}, []
         for kind in KINDS:
             pairs = [(p.real[kind], fake[kind], p.body) for p, fake in zip(self.patients, fakes, strict=True)]
@@ -66,10 +73,10 @@ class Validation:
             reals, synthetic = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
             scores[f"diversity_{kind}"] = training_warnings.diversity(synthetic, reals)
         scores["score"] = _mean(encoded_maes)
-        scores |= self._invented([fake["ct"] for fake in fakes])
+        scores |= self._invented_percent([fake["ct"] for fake in fakes])
         return {f"validation_{name}": value for name, value in scores.items()}
 
-    def _translated(self, stage: CycleGAN, patient: _Patient, direction: str) -> np.ndarray:
+    def _translate(self, stage: CycleGAN, patient: _Patient, direction: str) -> np.ndarray:
         """The chosen slices; a 2.5-D generator sees them among their neighbours, so it is given the whole study."""
         kind = SOURCE[direction]
         if stage.settings.neighbours == 1:
@@ -77,7 +84,7 @@ class Validation:
         study = np.array(self.prepared.array(patient.study, kind))
         return translate_coarse(stage, study, direction, self.window)[patient.chosen]
 
-    def _invented(self, fake_cts: list[np.ndarray]) -> dict[str, float]:
+    def _invented_percent(self, fake_cts: list[np.ndarray]) -> dict[str, float]:
         scored = [(p, fake) for p, fake in zip(self.patients, fake_cts, strict=True) if p.lung is not None]
         scores = {}
         for name, score in (
@@ -94,7 +101,7 @@ class Validation:
 class RefinerValidation:
     """Scores of a regression, pix2pix or flow of one direction, on a few slices; lower `validation_score` is better.
 
-    The patients must be neither trained on, as pairs, nor tested: see `stage2.held_out`.
+    The patients must be neither trained on, as pairs, nor tested: see `stage2.validation_patients`.
     """
 
     def __init__(
@@ -109,8 +116,8 @@ class RefinerValidation:
         for one in (_read(prepared, patient, slices) for patient in patients):
             study = np.array(prepared.array(one.study, source))
             of_generator = cyclegan.settings.neighbours
-            x = encoded(study, source, self.window, max(of_generator, neighbours))[one.chosen]
-            coarse = coarse_images(cyclegan, middle(x, of_generator), direction)
+            x = encode_slices(study, source, self.window, max(of_generator, neighbours))[one.chosen]
+            coarse = coarse_images(cyclegan, center_slice(x, of_generator), direction)
             self.patients.append((x, coarse, one.real[self.kind], one.body))
 
     def __call__(self, stage: Regression | ResidualFlow) -> dict[str, float]:
@@ -121,17 +128,17 @@ class RefinerValidation:
         """
         maes, scores, spectra = [], [], []
         for x, c, real, body in self.patients:
-            y = encoded(real, self.kind, self.window)
+            y = encode_slices(real, self.kind, self.window)
             if isinstance(stage, ResidualFlow):
-                m, noise = batched(stage.regression.predict, x, c), noise_like(c, seed=0, sample=0)
-                image = batched(lambda *images: stage.sample(*images, steps=SAMPLED)[-1], x, c, m, noise)
+                m, noise = map_batches(stage.regression.predict, x, c), noise_like(c, seed=0, sample=0)
+                image = map_batches(lambda *images: stage.sample(*images, steps=SAMPLED)[-1], x, c, m, noise)
                 score = stage.loss_on(x, c, y, torch.Generator().manual_seed(0))
             else:
-                image = batched(stage.predict, x, c)
+                image = map_batches(stage.predict, x, c)
                 score = float((image - y).abs().numpy()[:, 0][body].mean())
-            image = decoded(image, self.kind, self.window)
+            image = decode_images(image, self.kind, self.window)
             maes.append(voxelwise.mae(real, image, body))
-            seen = (structure.masked_slices(stack, body, real.min()) for stack in (real, image))
+            seen = (structure.mask_slices(stack, body, real.min()) for stack in (real, image))
             spectra.append(structure.spectrum_distance(*seen))
             scores.append(score)
         unit = UNIT[self.kind].lower()

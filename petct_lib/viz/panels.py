@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from petct_lib import WARNING
-from petct_lib.common.files import replacing
+from petct_lib.common.files import atomic_write
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.imaging.volume import Volume
 
@@ -39,18 +39,18 @@ def save(fig: Figure, run_dir: Path, name: str, alt: str) -> "Image":
     """Writes `run_dir/figures/name.png` and returns it for display, with a text alternative."""
     from IPython.display import Image  # slow to import, and needed in notebooks only
 
-    return Image(data=write(fig, run_dir, name, alt), format="png", alt=alt)
+    return Image(data=write_figure(fig, run_dir, name, alt), format="png", alt=alt)
 
 
-def write(fig: Figure, run_dir: Path, name: str, alt: str) -> bytes:
+def write_figure(fig: Figure, run_dir: Path, name: str, alt: str) -> bytes:
     """Writes `run_dir/figures/name.png`, with a text alternative; returns its bytes."""
-    data = png(fig, alt)
-    with replacing(RunFolder(run_dir).figures / f"{name}.png") as temporary:
+    data = figure_png(fig, alt)
+    with atomic_write(RunFolder(run_dir).figures / f"{name}.png") as temporary:
         temporary.write_bytes(data)
     return data
 
 
-def png(fig: Figure, alt: str = "") -> bytes:
+def figure_png(fig: Figure, alt: str = "") -> bytes:
     """The figure as a PNG of 80 colours: half of the size, so that notebooks keep their pictures and stay small.
 
     alt: the text alternative, kept in the file as its Description.
@@ -156,7 +156,7 @@ def two_rows(
 def invented(real_hu: np.ndarray, fake_hu: np.ndarray, marked: np.ndarray) -> Figure:
     """Real CT, synthetic CT, and the synthetic one with what is marked in red, a column a slice; all (n, H, W).
 
-    marked: bool, such as `training_warnings.invented_lung` gives.
+    marked: bool, such as `training_warnings.find_invented_lung` gives.
     """
     fig, axes = _panels(3, len(real_hu), side=1.7, synthetic=True)
     titles = ("real CT", "synthetic CT", "in red: invented lung")
@@ -201,8 +201,8 @@ def translations(
 def samples(row: dict, drawn: np.ndarray, source_unit: str, target_unit: str, side: float = 2.2) -> Figure:
     """A slice's source, regression, mean, spread and real image; below them every sample of it, eight in a row.
 
-    row: images (H, W) by name, such as `cases.middle_slice` gives. drawn: the samples, (N, H, W). side: of an image,
-    in inches.
+    row: images (H, W) by name, such as `cases.take_center_slice` gives. drawn: the samples, (N, H, W).
+    side: of an image, in inches.
     """
     top = {name: row[name] for name in ("source", "regression", "mean", "spread", "real") if name in row}
     columns = max(len(top), min(len(drawn), 8))

@@ -27,20 +27,20 @@ SIDE_PX = 288  # of the longest side of a plane
 ERRORS = ("error", "spread")  # pictures by these names are drawn as errors
 
 
-def colours(image: np.ndarray, low: float, high: float, cmap: str = "gray") -> np.ndarray:
+def apply_colours(image: np.ndarray, low: float, high: float, cmap: str = "gray") -> np.ndarray:
     """(H, W) in its unit → (H, W, 3) uint8; `low` and less is the first colour of the map, `high` and more the last."""
     return ScalarMappable(Normalize(low, high, clip=True), cmap).to_rgba(image, bytes=True)[..., :3]
 
 
-def fused(
+def fuse(
     ct_hu: np.ndarray, pet_suv: np.ndarray, window_hu: tuple[float, float], suv_max: float, alpha: float
 ) -> np.ndarray:
     """PET in hot over CT in grey, (H, W) both → (H, W, 3) uint8. alpha: share of the PET, 0 to 1."""
-    below, above = colours(ct_hu, *window_hu), colours(pet_suv, 0, suv_max, "hot")
+    below, above = apply_colours(ct_hu, *window_hu), apply_colours(pet_suv, 0, suv_max, "hot")
     return np.rint((1 - alpha) * below + alpha * above).astype(np.uint8)
 
 
-def enlarged(picture: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+def magnify(picture: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
     """(h, w, 3) → (H, W, 3) of `size_px` (H, W), each pixel as a block: nothing is smoothed."""
     return np.asarray(PIL.Image.fromarray(picture).resize(size_px[::-1], PIL.Image.Resampling.NEAREST))
 
@@ -52,7 +52,7 @@ def encode_png(picture: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def plane(volume: np.ndarray, name: str, at: Sequence[int]) -> np.ndarray:
+def take_plane(volume: np.ndarray, name: str, at: Sequence[int]) -> np.ndarray:
     """The axial, coronal or sagittal plane of (n, H, W) through the voxel `at` (z, y, x); head or front up."""
     z, y, x = at
     return {"axial": volume[z], "coronal": volume[::-1, y], "sagittal": volume[::-1, :, x]}[name]
@@ -72,7 +72,7 @@ def voxel_at(name: str, row: int, column: int, at: Sequence[int], slices: int) -
     return {"axial": (z, row, column), "coronal": (up, y, column), "sagittal": (up, column, x)}[name]
 
 
-def values_at(ct_hu: np.ndarray, pet_suv: np.ndarray, at: Sequence[int]) -> str:
+def describe_values(ct_hu: np.ndarray, pet_suv: np.ndarray, at: Sequence[int]) -> str:
     """What lies at a voxel (z, y, x), in words and units."""
     z, y, x = (int(i) for i in at)
     return f"{ct_hu[z, y, x]:.0f} HU, SUV {pet_suv[z, y, x]:.2f} at slice {z}, row {y}, column {x}"
@@ -123,13 +123,13 @@ class VolumeViewer(_Viewer):
 
     def picture(self, name: str) -> np.ndarray:
         """One plane as it is shown, with its crosshair, (H, W, 3) uint8."""
-        ct, pet = (plane(volume, name, self.voxel) for volume in (self.ct, self.pet))
+        ct, pet = (take_plane(volume, name, self.voxel) for volume in (self.ct, self.pet))
         shown, window = self.shown.value, WINDOWS_HU[self.window.value]
         if shown == "PET":
-            small = colours(pet, 0, self.suv_max.value, "gray_r")  # inverted, as radiologists read PET
+            small = apply_colours(pet, 0, self.suv_max.value, "gray_r")  # inverted, as radiologists read PET
         else:
-            small = fused(ct, pet, window, self.suv_max.value, self.alpha.value if shown == "fused" else 0)
-        large = enlarged(small, self.sizes_px[name]).copy()
+            small = fuse(ct, pet, window, self.suv_max.value, self.alpha.value if shown == "fused" else 0)
+        large = magnify(small, self.sizes_px[name]).copy()
         return _with_crosshair(large, place_in_plane(name, self.voxel, len(self.ct)), small.shape[:2])
 
     def draw(self, _change: dict | None = None) -> None:
@@ -140,12 +140,14 @@ class VolumeViewer(_Viewer):
 
     def say(self, at: Sequence[int], where: str) -> None:
         """HU and SUV of a voxel under the pictures."""
-        self.words.value = f"{where}: {values_at(self.ct, self.pet, at)}" + (self.warning and f"<br>{self.warning}")
+        self.words.value = f"{where}: {describe_values(self.ct, self.pet, at)}" + (
+            self.warning and f"<br>{self.warning}"
+        )
 
     def figure(self) -> Figure:
         """What the viewer shows, as a figure that does not move."""
         pictures = {name: self.picture(name) for name in PLANES}
-        return _figure(pictures, f"{values_at(self.ct, self.pet, self.voxel)}\n{self.warning}".strip())
+        return _figure(pictures, f"{describe_values(self.ct, self.pet, self.voxel)}\n{self.warning}".strip())
 
     def point(self, name: str, event: dict) -> None:
         """A mouse event on a plane: a click moves the crosshair, the wheel the slice; any other place is read out."""
@@ -161,7 +163,7 @@ class VolumeViewer(_Viewer):
             self.say(voxel, "pointer")
 
     def _voxel_under(self, name: str, event: dict) -> tuple[int, int, int]:
-        shape = plane(self.ct, name, self.voxel).shape
+        shape = take_plane(self.ct, name, self.voxel).shape
         pointer = (event["dataY"], event["dataX"])
         row, column = (
             int(np.clip(v * n // px, 0, n - 1)) for v, n, px in zip(pointer, shape, self.sizes_px[name], strict=True)
@@ -217,14 +219,14 @@ class CompareViewer(_Viewer):
 
     def picture(self) -> np.ndarray:
         """What is shown: left of the edge one image, right of it the other, (H, W, 3) uint8."""
-        left, right = (self._drawn(side.value) for side in (self.left, self.right))
+        left, right = (self._draw_side(side.value) for side in (self.left, self.right))
         edge = round(self.edge.value / 100 * left.shape[1])
         both = np.concatenate([left[:, :edge], right[:, edge:]], axis=1)
         both[:, max(edge - 1, 0) : edge + 1] = CROSSHAIR
         return both
 
-    def _drawn(self, name: str) -> np.ndarray:
-        return _wide(drawn(self.images[name][self.k.value], name, self.unit))
+    def _draw_side(self, name: str) -> np.ndarray:
+        return _wide(draw_image(self.images[name][self.k.value], name, self.unit))
 
     def draw(self, _change: dict | None = None) -> None:
         """Draws the picture, and says what is on which side."""
@@ -233,16 +235,16 @@ class CompareViewer(_Viewer):
 
     def figure(self) -> Figure:
         """All images of the slice side by side, as a figure that does not move."""
-        pictures = {name: drawn(image[self.k.value], name, self.unit) for name, image in self.images.items()}
+        pictures = {name: draw_image(image[self.k.value], name, self.unit) for name, image in self.images.items()}
         return _figure(pictures, f"slice {self.k.value}. {WARNING}")
 
 
-def drawn(image: np.ndarray, name: str, unit: str) -> np.ndarray:
+def draw_image(image: np.ndarray, name: str, unit: str) -> np.ndarray:
     """(H, W) in "HU" or "SUV" as (H, W, 3) uint8, in the colours that a picture of this name has in all our figures."""
     if name in ERRORS:
-        return colours(image, *ERROR_WINDOW[unit], "magma")
+        return apply_colours(image, *ERROR_WINDOW[unit], "magma")
     style = STYLE[unit]
-    return colours(image, style["vmin"], style["vmax"], style["cmap"])
+    return apply_colours(image, style["vmin"], style["vmax"], style["cmap"])
 
 
 def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: str) -> ipywidgets.VBox:
@@ -258,7 +260,7 @@ def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: s
 
     def draw(_change: dict | None = None) -> None:
         values = tuple(slider.value for slider in sliders)
-        image.value = encode_png(_wide(drawn(images[values], "", unit)))
+        image.value = encode_png(_wide(draw_image(images[values], "", unit)))
         shown = ", ".join(f"{name} {value:g}" for name, value in zip(names, values, strict=True))
         words.value = f"{shown}. {WARNING}"
 
@@ -270,7 +272,7 @@ def frames_viewer(images: dict[tuple, np.ndarray], names: Sequence[str], unit: s
 
 def _wide(small: np.ndarray) -> np.ndarray:
     """A picture (h, w, 3) at SIDE_PX columns."""
-    return enlarged(small, (round(SIDE_PX * small.shape[0] / small.shape[1]), SIDE_PX))
+    return magnify(small, (round(SIDE_PX * small.shape[0] / small.shape[1]), SIDE_PX))
 
 
 def _image() -> ipywidgets.Image:

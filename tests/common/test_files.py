@@ -2,7 +2,7 @@
 
 import pytest
 
-from petct_lib.common.files import read_json, replacing, write_json
+from petct_lib.common.files import atomic_write, read_json, write_json
 
 
 def names(folder):
@@ -10,7 +10,7 @@ def names(folder):
 
 
 def fail_half_way(path):
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         if path.is_dir():
             temporary.mkdir()
             (temporary / "half.npy").write_text("half")
@@ -21,7 +21,7 @@ def fail_half_way(path):
 
 def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
     path = tmp_path / "deep" / "a.txt"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
@@ -41,7 +41,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "slices"
     path.mkdir()
     (path / "old.npy").write_text("old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.mkdir()
         (temporary / "new.npy").write_text("new")
         assert names(path) == ["old.npy"]
@@ -63,7 +63,7 @@ def test_a_block_that_writes_nothing_removes_nothing(tmp_path):
     path = tmp_path / "slices"
     path.mkdir()
     (path / "old.npy").write_text("old")
-    with pytest.raises(FileNotFoundError), replacing(path):
+    with pytest.raises(FileNotFoundError), atomic_write(path):
         pass
     assert names(path) == ["old.npy"]
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import SMALL
 
 from petct_lib import InputError
-from petct_lib.common.parallel import alone, cluster, each
+from petct_lib.common.parallel import dask_cluster, parallel_map, run_isolated
 from petct_lib.data.prepare import SliceSettings, prepare
 from petct_lib.phantom.cohort import write_phantom
 
@@ -26,32 +26,32 @@ def work(item: object) -> object:
 
 
 def test_results_come_in_the_order_of_the_items():
-    assert each(work, ["slow", 1, 2, 3], jobs=2) == ["slow", 1, 2, 3]
-    assert each(work, []) == []
+    assert parallel_map(work, ["slow", 1, 2, 3], jobs=2) == ["slow", 1, 2, 3]
+    assert parallel_map(work, []) == []
 
 
 def test_an_input_error_stands_in_the_place_of_its_result():
-    first, second, third = each(work, [1, "bad", 3], jobs=2)
+    first, second, third = parallel_map(work, [1, "bad", 3], jobs=2)
     assert (first, third) == (1, 3)
     assert isinstance(second, InputError)
     assert (str(second), second.where) == ("this one is bad", "its file")
 
 
 def test_an_item_that_kills_its_process_costs_itself_alone():
-    results = each(work, [1, 2, "crash", 4, "bad", 6], jobs=2)
+    results = parallel_map(work, [1, 2, "crash", 4, "bad", 6], jobs=2)
     assert [r for r in results if not isinstance(r, InputError)] == [1, 2, 4, 6]
     assert "ends the process" in str(results[2])
     assert "bad" in str(results[4])
 
 
 def test_a_single_item_that_kills_its_process_leaves_the_caller_alive():
-    assert "ends the process" in str(alone(work, "crash"))
-    assert alone(work, 7) == 7
+    assert "ends the process" in str(run_isolated(work, "crash"))
+    assert run_isolated(work, 7) == 7
 
 
 def test_mistakes_in_the_code_are_not_hidden():
     with pytest.raises(KeyError):
-        each(work, [1, "bug"], jobs=2)
+        parallel_map(work, [1, "bug"], jobs=2)
 
 
 def test_progress_counts_the_items():
@@ -63,13 +63,13 @@ def test_progress_counts_the_items():
             seen.append("one")
             yield item
 
-    assert each(work, [1, 2, 3], jobs=2, progress=progress) == [1, 2, 3]
+    assert parallel_map(work, [1, 2, 3], jobs=2, progress=progress) == [1, 2, 3]
     assert seen == [3, "one", "one", "one"]
 
 
 def test_a_cluster_that_is_not_there_says_so(monkeypatch):
     monkeypatch.setattr("petct_lib.common.parallel.CONNECT_S", 1.0)
-    with pytest.raises(InputError, match="no Dask scheduler answers"), cluster("tcp://127.0.0.1:1"):
+    with pytest.raises(InputError, match="no Dask scheduler answers"), dask_cluster("tcp://127.0.0.1:1"):
         pass
 
 
@@ -82,9 +82,9 @@ def test_a_dask_cluster_prepares_the_same_slices(tmp_path):
     settings = SliceSettings(32, None, 16.0)
     here = prepare(data, tmp_path / "here", settings, jobs=1)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as hosts:
-        with cluster(hosts.scheduler_address):
+        with dask_cluster(hosts.scheduler_address):
             there = prepare(data, tmp_path / "there", settings)
-            pids = set(each(pid_of, range(20)))
+            pids = set(parallel_map(pid_of, range(20)))
         workers = {worker.pid for worker in hosts.workers.values()}
     assert there.fingerprint == here.fingerprint
     assert pids <= workers

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import affine_transform
 
 from petct_lib import InputError
-from petct_lib.data.augmentation import Augmentation, Change, crop, draw_change, move
+from petct_lib.data.augmentation import Augmentation, Change, apply_change, crop, draw_change
 
 
 def image(height=5, width=5):
@@ -18,12 +18,12 @@ def image(height=5, width=5):
 def test_nothing_asked_nothing_changed():
     assert draw_change(Augmentation(), np.random.default_rng(0)) == Change()
     x = image()
-    assert torch.equal(move(x, Change()), x)
+    assert torch.equal(apply_change(x, Change()), x)
 
 
 def test_shift_moves_whole_pixels_and_air_comes_in():
     x = image()
-    y = move(x, Change(dy=1, dx=-2))
+    y = apply_change(x, Change(dy=1, dx=-2))
     assert torch.equal(y[:, 1:, :3], x[:, :-1, 2:])
     assert (y[:, 0] == -1).all()
     assert (y[:, :, 3:] == -1).all()
@@ -32,12 +32,12 @@ def test_shift_moves_whole_pixels_and_air_comes_in():
 @pytest.mark.parametrize("far", [5, 6, 100])
 def test_what_is_moved_out_of_the_image_leaves_air(far):
     for change in (Change(dy=far), Change(dy=-far), Change(dx=far), Change(dx=-far)):
-        assert torch.equal(move(image(), change), torch.full((2, 5, 5), -1.0))
+        assert torch.equal(apply_change(image(), change), torch.full((2, 5, 5), -1.0))
 
 
 def test_a_quarter_turn_is_rot90():
     x = image()
-    assert torch.allclose(move(x, Change(angle_deg=90.0)), torch.rot90(x, 1, (1, 2)), atol=1e-5)
+    assert torch.allclose(apply_change(x, Change(angle_deg=90.0)), torch.rot90(x, 1, (1, 2)), atol=1e-5)
 
 
 def test_all_changes_together_are_those_of_scipy():
@@ -50,14 +50,14 @@ def test_all_changes_together_are_those_of_scipy():
     turned = affine_transform(padded, back, middle + 3 - back @ middle, (height, width), order=1) - 1
     expected = np.full((height, width), -1.0)
     expected[3:, :-4] = turned[:-3, 4:]
-    changed = move(x, Change(dy=3, dx=-4, angle_deg=17.0, zoom=zoom, flip=True))
+    changed = apply_change(x, Change(dy=3, dx=-4, angle_deg=17.0, zoom=zoom, flip=True))
     assert np.allclose(changed[0].numpy(), expected, atol=2e-5)
 
 
 def test_turning_keeps_shapes_in_images_that_are_not_square():
     x = torch.full((1, 41, 81), -1.0)
     x[0, 20, 20:61] = 1.0  # a line of 41 pixels along x
-    y = move(x, Change(angle_deg=90.0))
+    y = apply_change(x, Change(angle_deg=90.0))
     assert y[0, :, 40].gt(0).sum() == 41
     assert y[0, :, [30, 50]].max() < 0
 
@@ -65,14 +65,14 @@ def test_turning_keeps_shapes_in_images_that_are_not_square():
 def test_zoom_changes_a_discs_radius_by_the_factor():
     yy, xx = np.mgrid[:101, :101] - 50
     disc = torch.from_numpy(np.where(yy**2 + xx**2 < 20**2, 1.0, -1.0).astype(np.float32))[None]
-    area = (move(disc, Change(zoom=1.5)) > 0).sum().item()
+    area = (apply_change(disc, Change(zoom=1.5)) > 0).sum().item()
     assert math.sqrt(area / math.pi) == pytest.approx(30, abs=0.3)
 
 
 def test_flip_mirrors_left_and_right_and_twice_is_nothing():
     x = image()
-    assert torch.equal(move(x, Change(flip=True)), x.flip(2))
-    assert torch.equal(move(move(x, Change(flip=True)), Change(flip=True)), x)
+    assert torch.equal(apply_change(x, Change(flip=True)), x.flip(2))
+    assert torch.equal(apply_change(apply_change(x, Change(flip=True)), Change(flip=True)), x)
 
 
 def test_draws_stay_within_the_settings_and_reach_their_ends():

@@ -14,9 +14,9 @@ from petct_lib.common.files import read_json, write_json
 from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import MixedBatches, PairedBatches, Slices, UnpairedBatches, spread_slices
 from petct_lib.data.prepare import Prepared
-from petct_lib.evaluation.methods import copied, mean_atlas
+from petct_lib.evaluation.methods import copy_source, mean_atlas
 from petct_lib.imaging.intensity import Intensity, decode_pet
-from petct_lib.inference.translator import coarse_for
+from petct_lib.inference.translator import write_coarse_images
 
 SHIFT = Augmentation(shift=2)
 ALL = Augmentation(shift=2, rotate_deg=5.0, scale=0.1, flip=True, suv_scale=0.2)
@@ -258,13 +258,13 @@ def test_paired_batches_refuse_other_coarse_images(prepared):
 
 def test_atlas_is_the_mean_of_the_training_targets(prepared):
     patients = prepared.patients[:2]
-    stack = np.concatenate([prepared.of_patient(p, "ct") for p in patients])
+    stack = np.concatenate([prepared.patient_stack(p, "ct") for p in patients])
     assert np.allclose(mean_atlas(prepared, patients, "ct"), stack.mean(axis=0), atol=0.01)
 
 
 def test_copy_shows_the_source_in_the_targets_range():
     suv = np.array([[[0.0, 15.0, 3.75]]])
-    assert np.allclose(copied(suv, "pet2ct", Intensity()), [[[-1024, 1500, 238]]])
+    assert np.allclose(copy_source(suv, "pet2ct", Intensity()), [[[-1024, 1500, 238]]])
 
 
 def test_spread_slices(prepared):
@@ -288,7 +288,7 @@ def test_memory_of_a_training_does_not_grow_with_its_patients(prepared, tmp_path
     def peak(patients):
         tracemalloc.start()
         slices = Slices(Prepared(copy), patients, ("pet", "ct"), Intensity())
-        coarse = coarse_for(slices, cyclegan, "pet2ct", tmp_path / f"{len(patients)}.npy")
+        coarse = write_coarse_images(slices, cyclegan, "pet2ct", tmp_path / f"{len(patients)}.npy")
         batches, rng = PairedBatches(slices, coarse, "pet2ct", 4, SHIFT), np.random.default_rng(0)
         for _ in range(20):
             batches(rng)

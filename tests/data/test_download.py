@@ -18,11 +18,11 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
 from petct_lib import InputError
-from petct_lib.common.progress import bar
+from petct_lib.common.progress import progress_bar
 from petct_lib.data import download
 
 IMAGES = 12
-silent = partial(bar, disable=True)
+silent = partial(progress_bar, disable=True)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def series_of(folder):
 
 
 def selected(small, **options):
-    rows = download.pairs(small.index, **options)
+    rows = download.select_pairs(small.index, **options)
     return {f"{r.Modality}_{r.SeriesInstanceUID}": folder_of(r) for r in rows.itertuples()}
 
 
@@ -140,7 +140,7 @@ def test_the_collection_is_the_one_that_the_design_describes(index):
 
 
 def test_the_pairs_are_8_gb_of_62(index):
-    selection = download.pairs(index)
+    selection = download.select_pairs(index)
     assert (selection.PatientID.nunique(), selection.StudyInstanceUID.nunique()) == (32, 44)
     assert selection.Modality.value_counts().to_dict() == {"PT": 49, "CT": 47}
     assert selection.groupby("Modality").size_bytes.sum().to_dict() == {"CT": 7_244_433_836, "PT": 1_017_379_046}
@@ -148,7 +148,7 @@ def test_the_pairs_are_8_gb_of_62(index):
 
 
 def test_uncorrected_pet_projections_scouts_and_captures_are_left_out(index):
-    selection = download.pairs(index)
+    selection = download.select_pairs(index)
     words = r"nac\b|no ac|uncorrected|mip|scout|topogram|fus|results"
     assert not selection.SeriesDescription.str.contains(words, case=False).any()
     assert selection.instanceCount.min() == 47
@@ -159,7 +159,7 @@ def test_uncorrected_pet_projections_scouts_and_captures_are_left_out(index):
 
 
 def test_a_ct_by_another_name_is_kept_where_nothing_else_fits(index):
-    ct = download.pairs(index).query("Modality == 'CT'")
+    ct = download.select_pairs(index).query("Modality == 'CT'")
     other = ct[~ct.SeriesDescription.str.contains("CTAC")]
     assert sorted(zip(other.PatientID.str[-2:], other.SeriesDescription.str[:7], strict=True)) == [
         ("33", "LDCT"),
@@ -171,15 +171,15 @@ def test_a_ct_by_another_name_is_kept_where_nothing_else_fits(index):
 
 
 def test_patients_and_masks_are_options(index):
-    few = download.pairs(index, patients=3, seg=True)
+    few = download.select_pairs(index, patients=3, seg=True)
     assert few.PatientID.unique().tolist() == ["PD-1-Lung-00001", "PD-1-Lung-00002", "PD-1-Lung-00004"]
     assert few.Modality.value_counts().to_dict() == {"SEG": 6, "CT": 3, "PT": 3}
-    assert (download.pairs(index, seg=True).Modality == "SEG").sum() == 92
-    assert len(download.pairs(index, patients=1000)) == 96
+    assert (download.select_pairs(index, seg=True).Modality == "SEG").sum() == 92
+    assert len(download.select_pairs(index, patients=1000)) == 96
 
 
 def test_the_listing_has_studies_totals_and_licences(index):
-    lines = download.listing(download.pairs(index, seg=True)).splitlines()
+    lines = download.format_listing(download.select_pairs(index, seg=True)).splitlines()
     assert len(lines) == 1 + 44 + 1 + 3 + 2
     assert lines[1].split()[:7] == ["PD-1-Lung-00001", "2008-10-10", "1", "1", "2", "547", "182.2"]
     assert lines[45:] == [
@@ -207,7 +207,7 @@ def test_the_index_that_is_not_installed_is_named(monkeypatch):
 def test_series_arrive_complete_and_are_not_fetched_again(s3, small, tmp_path):
     done = s3.fetch(tmp_path)
     assert series_of(tmp_path) == dict.fromkeys(selected(small), IMAGES)
-    assert done == {"there": 0, "fetched": 4, "fetched_bytes": download.pairs(small.index).size_bytes.sum()}
+    assert done == {"there": 0, "fetched": 4, "fetched_bytes": download.select_pairs(small.index).size_bytes.sum()}
     [first] = tmp_path.glob("PD-1-Lung-00001/*/CT_*/000.dcm")
     assert first.parent.name.endswith(pydicom.dcmread(first).SeriesInstanceUID)
     s3.listed.clear()
@@ -236,11 +236,11 @@ def test_the_bar_counts_bytes_from_what_is_there(s3, small, tmp_path):
     bars = []
 
     def shown(*arguments, **options):
-        bars.append(bar(*arguments, file=io.StringIO(), **options))
+        bars.append(progress_bar(*arguments, file=io.StringIO(), **options))
         return bars[-1]
 
     s3.fetch(tmp_path, progress=shown)
-    total = download.pairs(small.index).size_bytes.sum()
+    total = download.select_pairs(small.index).size_bytes.sum()
     assert (bars[0].initial, bars[0].n, bars[0].total, bars[0].unit) == (there, total, total, "B")
 
 

@@ -16,7 +16,7 @@ from small_dicom import add_patient, arrays, garble, reasons, refusal
 
 from petct_lib import InputError
 from petct_lib.dicom import archives
-from petct_lib.dicom.archives import GIB, FileRef, list_files, refused
+from petct_lib.dicom.archives import GIB, FileRef, explain_refusal, list_files
 from petct_lib.dicom.studies import ingest
 
 MIB = 1024**2
@@ -53,7 +53,7 @@ def pack_deflated(path: Path, members: dict[str, tuple[bytes, int]]) -> Path:
 def reason_of(path: Path) -> str:
     """Why the one file in a path is not read."""
     [ref] = list_files(path)
-    return refused(ref)
+    return explain_refusal(ref)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_three_levels_are_refused_with_the_reason(tmp_path):
     outer = pack(tmp_path / "3.zip", {"2.zip": middle.read_bytes()})
     [ref] = list_files(outer)
     assert ref.members == ("2.zip", "1.zip")
-    assert "a zip in a zip in a zip is not opened" in refused(ref)
+    assert "a zip in a zip in a zip is not opened" in explain_refusal(ref)
     assert "a zip in a zip in a zip is not opened" in refusal(outer)
 
 
@@ -215,12 +215,12 @@ def test_zips_in_a_zip_count_together(tmp_path, monkeypatch, limit, value):
 def test_limits_on_all_of_a_zip(tmp_path, monkeypatch):
     path = pack(tmp_path / "x.zip", {f"{k}.dcm": bytes(1000) for k in range(20)})
     monkeypatch.setattr(archives, "MAX_ARCHIVE_BYTES", 19_999)
-    assert "would unpack to" in refused(FileRef(path, "x.zip"))
+    assert "would unpack to" in explain_refusal(FileRef(path, "x.zip"))
     assert "would unpack to" in refusal(path)
     monkeypatch.undo()
     os.utime(path, (1, 1))  # archives are kept open until their file changes
     monkeypatch.setattr(archives, "MAX_MEMBERS", 19)
-    assert "20 files" in refused(FileRef(path, "x.zip"))
+    assert "20 files" in explain_refusal(FileRef(path, "x.zip"))
 
 
 def test_a_zip_in_a_zip_has_a_limit_too(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from petct_lib import InputError
 from petct_lib.data.prepare import SliceSettings, prepare
 from petct_lib.dicom.archives import FileRef
 from petct_lib.dicom.rtstruct import RTSTRUCT_STORAGE, fill, read_structures
-from petct_lib.dicom.seg import region_named
+from petct_lib.dicom.seg import match_region
 from petct_lib.dicom.studies import find_pairs
 from petct_lib.imaging.volume import Grid, axial_affine, resample
 
@@ -107,7 +107,7 @@ def test_planes_closer_than_the_slices_are_joined_and_not_cut_out_of_each_other(
      ("PET-GTV", "lesion"), ("GTV-1", "lesion"), ("Tumour in lung", "lesion"), ("Lung_R", "lung")],
 )  # fmt: skip
 def test_an_organ_without_its_tumour_is_neither(name, region):
-    assert region_named([name]) == region
+    assert match_region([name]) == region
 
 
 def test_structures_are_known_by_their_names(tmp_path):

@@ -15,7 +15,7 @@ from small_seg import AXIAL, LUNG, SECRET, TUMOUR, ball, on, write_seg
 
 from petct_lib import InputError
 from petct_lib.dicom.archives import FileRef
-from petct_lib.dicom.seg import _region_of, read_segments
+from petct_lib.dicom.seg import _match_segment, read_segments
 from petct_lib.imaging.volume import Volume
 
 OBLIQUE = np.linalg.qr([[1.0, 0.2, 0.1], [-0.2, 1.0, 0.3], [-0.05, -0.3, 1.0]])[0]
@@ -105,7 +105,7 @@ def test_segments_are_known_by_their_words(label, meaning, region):
     segment, code = Dataset(), Dataset()
     segment.SegmentLabel, code.CodeMeaning = label, meaning
     segment.SegmentedPropertyTypeCodeSequence = [code]
-    assert _region_of(segment) == region
+    assert _match_segment(segment) == region
 
 
 def test_unknown_and_empty_segments_are_left_out(tmp_path):

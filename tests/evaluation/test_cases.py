@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scored_cases import case_of, value
 
-from petct_lib.evaluation.cases import Case, middle_slice, with_further_regions
+from petct_lib.evaluation.cases import Case, add_regions, take_center_slice
 from petct_lib.evaluation.scoring import score_case
 from petct_lib.imaging.intensity import Intensity
 
@@ -18,7 +18,7 @@ def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
     real = np.where(body, 40.0 + np.arange(40)[:, None, None], -1000.0)
     given = Case("p", None, real, {"body": body, "lung": lung}, {"body": "HU threshold", "lung": "SEG"}, {},
                  lengths=(32, 8), voxel_mm=(10.0, 5.0, 5.0))  # fmt: skip
-    case = with_further_regions(given)
+    case = add_regions(given)
     near = np.flatnonzero(case.masks["diaphragm"].any(axis=(1, 2)))
     assert near.tolist() == [*range(17, 24), *range(32, 39)], "30 mm on both sides of 20 and 35, within a study"
     assert case.masks["image"].all()
@@ -30,22 +30,22 @@ def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
     assert value(rows, "off", "psnr", "image") > value(rows, "off", "psnr") + 3
     recess = lung.copy()
     recess[15:20, 6, 6:9] = True  # it goes further down behind, and that is not the dome
-    deep = with_further_regions(replace(given, masks={"body": body, "lung": recess}))
+    deep = add_regions(replace(given, masks={"body": body, "lung": recess}))
     assert np.array_equal(deep.masks["diaphragm"], case.masks["diaphragm"])
-    no_lung = with_further_regions(replace(given, masks={**given.masks, "lung": np.zeros_like(body)}))
+    no_lung = add_regions(replace(given, masks={**given.masks, "lung": np.zeros_like(body)}))
     assert "diaphragm" not in no_lung.masks
 
 
 def test_middle_slice_is_the_middle_one(prepared):
     methods = {"atlas": 0, "cyclegan": 1, "regression": 2, "sample": 3, "mean": 4}
     case = case_of(prepared, "ct", **{m: lambda real, body, n=n: real + n for m, n in methods.items()})
-    row, k = middle_slice(replace(case, spread=case.body + 7.0)), len(case.real) // 2
+    row, k = take_center_slice(replace(case, spread=case.body + 7.0)), len(case.real) // 2
     assert list(row) == ["source", "coarse", "regression", "sample", "mean", "spread", "real"]
     for name, n in {"coarse": 1, "regression": 2, "sample": 3, "mean": 4, "real": 0}.items():
         assert np.array_equal(row[name], case.real[k] + n), name
     assert np.array_equal(row["spread"], case.body[k] + 7.0)
     assert np.array_equal(row["source"], case.source[k])
-    assert list(middle_slice(replace(case, images={}))) == ["source", "real"]
+    assert list(take_center_slice(replace(case, images={}))) == ["source", "real"]
 
 
 def test_studies_of_a_patient_are_scored_apart():

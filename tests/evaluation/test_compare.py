@@ -75,8 +75,8 @@ def run(tmp_path):
 
 def test_seeds_are_averaged_patient_by_patient_and_do_not_swell_n(run):
     folders = [run("a", (1.0, 2.0, 6.0)), run("b", (3.0, 2.0, 0.0), seed=1)]
-    rows = compare.merged([compare.load_run(folder) for folder in folders])
-    values = compare.by_patient(rows, "pet2ct", "mae")
+    rows = compare.merge_runs([compare.load_run(folder) for folder in folders])
+    values = compare.values_by_patient(rows, "pet2ct", "mae")
     assert values["mean"] == {"0": 2.0, "1": 2.0, "3": 3.0}
     text = compare.compare_runs(folders, reference="mean", metric="mae", region="body")
     title, _, head, _, mean, copy = text.splitlines()
@@ -138,10 +138,10 @@ def test_a_score_of_all_patients_together_is_averaged_over_seeds_and_has_no_test
     for folder, accuracy in zip(folders, (0.6, 0.8), strict=True):
         rows = read_scores(folder / "scores.csv")
         write_scores([*rows, of_everyone("mean", accuracy), of_everyone("copy", 1.0)], folder / "scores.csv")
-    rows = compare.merged([compare.load_run(folder) for folder in folders])
-    values = compare.by_patient(rows, "pet2ct", "two_sample_accuracy")
+    rows = compare.merge_runs([compare.load_run(folder) for folder in folders])
+    values = compare.values_by_patient(rows, "pet2ct", "two_sample_accuracy")
     assert values == {"mean": {"all": pytest.approx(0.7)}, "copy": {"all": 1.0}}
-    assert set(compare.by_patient(rows, "pet2ct", "mae")["mean"]) == {"0", "1", "3"}
+    assert set(compare.values_by_patient(rows, "pet2ct", "mae")["mean"]) == {"0", "1", "3"}
     [test] = compare.paired_tests(rows, "pet2ct", "mean", "two_sample_accuracy")
     assert (test.difference, test.p, test.n) == (pytest.approx(0.3), None, 1)
     text = compare.compare_runs(folders, reference="mean", metric="two_sample_accuracy", region="body")

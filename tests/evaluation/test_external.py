@@ -64,7 +64,7 @@ def test_another_grid_is_resampled_and_only_what_both_hold_counts(tmp_path):
     fine = Volume(np.repeat(half.array, 2, axis=0), half.affine.copy(), "HU")
     fine.affine[2, 2], fine.affine[2, 3] = 2.5, half.affine[2, 3] - 1.25
     images = external.Images("1", nifti(fine, tmp_path / "pred.nii"), nifti(whole, tmp_path / "ref.nii"))
-    case, coverage = external.load(images, "ct")
+    case, coverage = external.load_patient(images, "ct")
     assert 0.45 < coverage < 0.55
     assert case.images["synthetic"].shape == whole.array.shape
     assert not case.body[:11].any()

@@ -8,8 +8,8 @@ from scored_cases import SAMPLED, translated
 
 from petct_lib import InputError
 from petct_lib.data.splits import read_splits
-from petct_lib.evaluation.methods import METHODS, copied, mean_atlas, translate_patient
-from petct_lib.inference.translator import Refiner, Translator, batched
+from petct_lib.evaluation.methods import METHODS, copy_source, mean_atlas, translate_patient
+from petct_lib.inference.translator import Refiner, Translator, map_batches
 from petct_lib.models.checkpoints import load_regression
 
 UNPAIRED = ("unpaired_sample", "unpaired_mean")
@@ -35,7 +35,7 @@ def test_methods_of_a_run_are_what_they_say(prepared, run, atlas, case):
     assert list(case.images) == list(METHODS)
     assert all(image.shape == case.source.shape for image in case.images.values())
     translator, images = Translator(run), case.images
-    assert np.array_equal(images["copy"], copied(case.source, "pet2ct", translator.window))
+    assert np.array_equal(images["copy"], copy_source(case.source, "pet2ct", translator.window))
     assert np.array_equal(images["atlas"][0], atlas)
     for mode in ("mean", "sample"):
         result = translator(case.source, "pet2ct", mode=mode, lengths=case.lengths, **SAMPLED)
@@ -46,10 +46,10 @@ def test_methods_of_a_run_are_what_they_say(prepared, run, atlas, case):
     assert np.array_equal(images["regression"], translator.regression(x, coarse, "pet2ct"))
     assert np.array_equal(images["regression_without_coarse"], translator.regression(x, without, "pet2ct"))
     pix2pix = load_regression(run / "checkpoints" / "pix2pix_pet2ct.pt")
-    expected = translator.decoded(batched(pix2pix.predict, x, without), "pet2ct")
+    expected = translator.decode(map_batches(pix2pix.predict, x, without), "pet2ct")
     assert np.array_equal(images["pix2pix"], expected)
     unpaired = torch.stack(list(translator.refiner("pet2ct", "unpaired_").samples(x, coarse, **SAMPLED)))
-    stack = translator.decoded(unpaired, "pet2ct")
+    stack = translator.decode(unpaired, "pet2ct")
     assert np.array_equal(images["unpaired_sample"], stack[0])
     assert np.array_equal(images["unpaired_mean"], stack.mean(axis=0))
     differ = [tuple(image[0].ravel()) for image in images.values()]

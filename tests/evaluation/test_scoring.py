@@ -12,10 +12,10 @@ from petct_lib.evaluation.cases import Case, load_case
 from petct_lib.evaluation.compare import EVERYONE
 from petct_lib.evaluation.methods import METHODS, mean_atlas
 from petct_lib.evaluation.scoring import (
-    few_slices,
+    keep_few_slices,
     score_case,
     score_test_patients,
-    summarised,
+    summarise_samples,
     two_sample_accuracies,
     two_sample_rows,
 )
@@ -113,7 +113,7 @@ def test_a_regression_with_a_laplace_scale_is_scored_with_it(prepared, atlas, tm
 
 
 def test_a_summary_has_the_spread_and_the_ranks_in_place_of_the_samples(case):
-    short = summarised(case)
+    short = summarise_samples(case)
     assert short.samples == {}
     assert np.array_equal(short.spread, distribution.spread(case.samples["mean"]))
     assert np.array_equal(short.drawn, case.samples["mean"][:, len(case.real) // 2]), "of the middle slice"
@@ -121,13 +121,13 @@ def test_a_summary_has_the_spread_and_the_ranks_in_place_of_the_samples(case):
     assert short.ranks.sum() == 2 * case.body.sum(), "in each half"
     expected = np.bincount(np.concatenate(below), minlength=5)
     assert np.abs(short.ranks - expected).sum() < 0.02 * case.body.sum(), "but for ties"
-    two = summarised(replace(case, samples={"mean": case.samples["mean"][:2]}))
+    two = summarise_samples(replace(case, samples={"mean": case.samples["mean"][:2]}))
     assert two.ranks is None
     assert two.spread.any()
-    one = summarised(replace(case, samples={"mean": case.samples["mean"][:1]}))
+    one = summarise_samples(replace(case, samples={"mean": case.samples["mean"][:1]}))
     assert (one.samples, one.ranks) == ({}, None)
     assert not one.spread.any()
-    none = summarised(replace(case, samples={}))
+    none = summarise_samples(replace(case, samples={}))
     assert none.spread is none.ranks is none.drawn is None
 
 
@@ -220,7 +220,7 @@ def test_what_goes_to_another_process_is_small():
     stack = np.zeros((60, 4, 4))
     one = {"mean": stack}
     case = Case("p", stack, stack, {"body": stack > 0, "lung": stack > 0}, {}, one, one, one, stack, np.ones(3))
-    few = few_slices(case)
+    few = keep_few_slices(case)
     assert few.source is few.spread is few.ranks is few.drawn is None
     assert few.samples == few.scales == {}
     assert few.real.shape == few.images["mean"].shape == few.body.shape == (24, 4, 4)

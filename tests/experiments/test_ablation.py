@@ -11,10 +11,10 @@ from petct_lib.common.files import read_json, write_json
 from petct_lib.evaluation import tables
 from petct_lib.experiments import ablation, pipeline
 from petct_lib.experiments.ablation import (
-    _of_seeds,
     _run_seed,
     _run_variant,
-    _seeded,
+    _seeds_tables,
+    _with_seed,
     ablation_table,
     run_ablation,
     save_charts,
@@ -72,7 +72,7 @@ def test_a_fork_that_trains_has_the_cyclegan_and_no_network_of_stage_2(out):
 def test_the_runs_of_other_seeds_have_the_slices_of_the_first_and_nothing_else(out, monkeypatch):
     asked = []
     monkeypatch.setattr(ablation, "run_all", lambda *given, **more: asked.append((given, more)))
-    seeded = _seeded([], 1)
+    seeded = _with_seed([], 1)
     _run_seed(TINY, "phantom", out, (1, seeded))
     assert asked == [((TINY, "phantom", out / "seed1"), {"overrides": seeded, "resume": True})]
     assert (out / "seed1" / "prepared" / "index.json").samefile(out / "seed0" / "prepared" / "index.json")
@@ -87,14 +87,14 @@ def test_seeds_and_forks_are_run_after_their_first_run_and_as_many_at_a_time_as_
     seen = []
     monkeypatch.setattr(ablation, "run_all", lambda *given, **more: seen.append(("first", more["until"])))
     for name in ("_run_seed", "_run_variant"):
-        monkeypatch.setattr(ablation, name, lambda *given, name=name: seen.append((name, given[-1])))
-    monkeypatch.setattr(ablation, "_longer_steps", lambda *given: 7)
+        monkeypatch.setattr(ablation, name, lambda *args, name=name: seen.append((name, args[-1])))
+    monkeypatch.setattr(ablation, "_longer_steps", lambda *args: 7)
 
     def each(function, items, *, jobs):
         assert jobs == 2
         return [function(item) for item in items]
 
-    monkeypatch.setattr(ablation, "each", each)
+    monkeypatch.setattr(ablation, "parallel_map", each)
     with pytest.raises(FileNotFoundError, match="seed0"):  # its scores, which nobody has made
         run_ablation(TINY, "phantom", tmp_path, seeds=2, only="steps8|steps1", jobs=2)
     assert seen[0] == ("first", "01_data_exploration")
@@ -127,12 +127,12 @@ def test_seeds_are_averaged_with_their_range(tmp_path):
             (tmp_path / name).mkdir()
             rows = [*rows_of("mean", value + more), *rows_of("mean", 1.0, direction="ct2pet")]
             tables.write_scores(rows, tmp_path / name / "scores.csv")
-    first, _ = _of_seeds(tmp_path, 2, made)
+    first, _ = _seeds_tables(tmp_path, 2, made)
     assert "mean of 2 seeds" in first
     assert "11.5 [10.5, 12.5]" in first
     assert re.search(r"longer/mean +31.5 \[30.5, 32.5\]", first)
     assert "steps1" not in first, "it is a fork of the first seed alone"
-    assert _of_seeds(tmp_path, 1, made) == []
+    assert _seeds_tables(tmp_path, 1, made) == []
 
 
 def test_planes_and_curves_are_drawn_of_what_is_there(tmp_path):
@@ -144,9 +144,9 @@ def test_planes_and_curves_are_drawn_of_what_is_there(tmp_path):
 
 
 def test_the_seeds_are_the_ablations_own():
-    assert _seeded(["04_evaluation.steps=2"], 3)[-2:] == ["02_cyclegan_training.seed=3", f"{TRAINING}.seed=3"]
+    assert _with_seed(["04_evaluation.steps=2"], 3)[-2:] == ["02_cyclegan_training.seed=3", f"{TRAINING}.seed=3"]
     with pytest.raises(InputError, match="the ablation sets the seeds itself"):
-        _seeded([f"{TRAINING}.seed=1"], 0)
+        _with_seed([f"{TRAINING}.seed=1"], 0)
 
 
 def test_a_wrong_only_is_refused_before_anything_is_run(tmp_path):

@@ -15,7 +15,16 @@ from petct_lib.data.prepare import input_key
 from petct_lib.data.splits import ROLES
 from petct_lib.evaluation import methods
 from petct_lib.evaluation.tables import read_scores
-from petct_lib.experiments.pipeline import MAKES, _open_run, _provenance, fresh_folder, record, require, summary, timed
+from petct_lib.experiments.pipeline import (
+    MAKES,
+    _open_run,
+    _provenance,
+    format_summary,
+    open_run_folder,
+    record,
+    require_inputs,
+    timed,
+)
 from petct_lib.experiments.profiles import NOTEBOOKS
 
 METHODS = {name for name in methods.METHODS if not name.startswith("unpaired")}
@@ -186,21 +195,21 @@ def test_the_gpu_profile_runs_to_its_end(tmp_path):
 
 def test_notebooks_say_what_to_run_first(tmp_path):
     with pytest.raises(InputError, match=r"run 01_data_exploration\.ipynb first"):
-        require(tmp_path, "02_cyclegan_training")
+        require_inputs(tmp_path, "02_cyclegan_training")
     (tmp_path / "splits.json").write_text("{}")
     with pytest.raises(InputError, match=r"run 02_cyclegan_training\.ipynb first"):
-        require(tmp_path, "04_evaluation")
+        require_inputs(tmp_path, "04_evaluation")
 
 
 def test_a_notebook_opened_alone_has_the_earlier_ones_run_first(tmp_path, monkeypatch):
     def as_papermill(notebook, out, parameters, **_):
-        folder = fresh_folder(parameters.get("run_dir", tmp_path / "run"), parameters["resume"])
+        folder = open_run_folder(parameters.get("run_dir", tmp_path / "run"), parameters["resume"])
         (folder / MAKES[Path(notebook).stem]).parent.mkdir(exist_ok=True)
         (folder / MAKES[Path(notebook).stem]).write_text(Path(out).stem)
 
     monkeypatch.setattr("papermill.execute_notebook", as_papermill)
     monkeypatch.setattr("petct_lib.experiments.pipeline.DEFAULT_RUN", tmp_path / "run")
-    assert require(tmp_path / "run", "04_evaluation") == tmp_path / "run"
+    assert require_inputs(tmp_path / "run", "04_evaluation") == tmp_path / "run"
     assert all((tmp_path / "run" / name).exists() for name in MAKES.values())
 
 
@@ -223,13 +232,13 @@ def test_provenance_without_git(monkeypatch, tmp_path):
 
 
 def test_fresh_folder_empties_notebook_runs_only(tmp_path):
-    folder = fresh_folder(tmp_path / "r", False)
+    folder = open_run_folder(tmp_path / "r", False)
     (folder / "old").write_text("x")
-    assert (fresh_folder(folder, True) / "old").exists()
-    assert not (fresh_folder(folder, False) / "old").exists()
+    assert (open_run_folder(folder, True) / "old").exists()
+    assert not (open_run_folder(folder, False) / "old").exists()
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="is not a run of these notebooks"):
-        fresh_folder(folder, False)
+        open_run_folder(folder, False)
 
 
 def test_record_merges_and_stage_times(tmp_path):
@@ -250,7 +259,7 @@ def test_record_merges_and_stage_times(tmp_path):
 
 
 def test_summary_names_resolution_and_folder(tiny_run):
-    text = summary(tiny_run)
+    text = format_summary(tiny_run)
     assert "32×32" in text
     assert "peak memory" in text
 

@@ -5,7 +5,7 @@ import yaml
 from conftest import TINY, petct
 
 from petct_lib import InputError
-from petct_lib.experiments.profiles import NOTEBOOK_DIR, NOTEBOOKS, load_params, parameters_of
+from petct_lib.experiments.profiles import NOTEBOOK_DIR, NOTEBOOKS, load_params, notebook_parameters
 from petct_lib.models.cyclegan import CycleGANSettings
 
 
@@ -63,7 +63,7 @@ def test_wrong_overrides_are_errors(given, message, tmp_path):
 
 
 def test_parameters_of_a_notebook_are_defaults_profile_and_overrides():
-    gan = parameters_of("02_cyclegan_training", "quick", ["02_cyclegan_training.steps=7"])
+    gan = notebook_parameters("02_cyclegan_training", "quick", ["02_cyclegan_training.steps=7"])
     assert (gan["steps"], gan["width"], gan["lr"], gan["epochs"]) == (7, 16, 5e-4, None)
     assert not {"run_dir", "data", "resume"} & set(gan)
 

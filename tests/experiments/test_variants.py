@@ -4,18 +4,18 @@ import pytest
 
 from petct_lib import InputError
 from petct_lib.experiments.profiles import load_params
-from petct_lib.experiments.variants import OURS, SCORING, TRAINING, chosen, variants
+from petct_lib.experiments.variants import OURS, SCORING, TRAINING, all_variants, choose_variants
 
 
 def test_names_are_unique_and_every_override_names_a_parameter_that_its_notebook_has():
-    made = variants(longer_steps=7)
+    made = all_variants(longer_steps=7)
     assert len({v.name for v in made}) == len(made)
     for variant in made:
         assert load_params("smoke", variant.overrides)  # InputError for a parameter that there is not
 
 
 def test_variants_change_what_their_names_say():
-    made = {v.name: v for v in variants(longer_steps=7)}
+    made = {v.name: v for v in all_variants(longer_steps=7)}
     assert f"{SCORING}.steps=8" in made["steps8"].overrides
     assert not made["steps8"].trained
     assert f"{TRAINING}.regression_steps=7" in made["longer"].overrides
@@ -27,9 +27,9 @@ def test_variants_change_what_their_names_say():
 
 
 def test_only_chooses_by_the_whole_name():
-    made = variants(longer_steps=7)
-    assert chosen(made, "") == made
-    assert [v.name for v in chosen(made, "steps[12]|cycle")] == ["steps1", "steps2", "cycle"]
+    made = all_variants(longer_steps=7)
+    assert choose_variants(made, "") == made
+    assert [v.name for v in choose_variants(made, "steps[12]|cycle")] == ["steps1", "steps2", "cycle"]
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_only_chooses_by_the_whole_name():
 )
 def test_a_wrong_name_is_refused(only, message):
     with pytest.raises(InputError, match=message):
-        chosen(variants(longer_steps=7), only)
+        choose_variants(all_variants(longer_steps=7), only)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from petct_lib.imaging.slices import evenly_spaced, middle, neighbours_of
+from petct_lib.imaging.slices import center_slice, evenly_spaced, neighbour_indices
 
 
 @pytest.mark.parametrize(
@@ -11,15 +11,15 @@ from petct_lib.imaging.slices import evenly_spaced, middle, neighbours_of
     [(4, 1, [4]), (4, 3, [3, 4, 5]), (0, 3, [0, 0, 1]), (9, 5, [7, 8, 9, 9, 9]), (0, 5, [0, 0, 0, 1, 2])],
 )
 def test_neighbours_beyond_the_ends_are_the_first_and_the_last(k, neighbours, expected):
-    assert neighbours_of(k, slices=10, neighbours=neighbours) == expected
+    assert neighbour_indices(k, slices=10, neighbours=neighbours) == expected
 
 
 def test_the_middle_of_five_is_the_third_and_its_neighbours():
     images = torch.arange(5.0).reshape(1, 5, 1, 1).expand(2, 5, 4, 4)
-    assert middle(images).shape == (2, 1, 4, 4)
-    assert middle(images).unique().tolist() == [2.0]
-    assert middle(images, 3)[0, :, 0, 0].tolist() == [1.0, 2.0, 3.0]
-    assert torch.equal(middle(images, 5), images)
+    assert center_slice(images).shape == (2, 1, 4, 4)
+    assert center_slice(images).unique().tolist() == [2.0]
+    assert center_slice(images, 3)[0, :, 0, 0].tolist() == [1.0, 2.0, 3.0]
+    assert torch.equal(center_slice(images, 5), images)
 
 
 @pytest.mark.parametrize(

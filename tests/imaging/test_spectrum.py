@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from petct_lib.imaging.spectrum import BANDS, filtered, spectrum
+from petct_lib.imaging.spectrum import BANDS, filter_bands, spectrum
 
 
 def noise(n=64, height=32, width=32, seed=0):
@@ -34,28 +34,28 @@ def test_small_images_take_what_their_neighbours_have():
 @pytest.mark.parametrize("gains", [(2.0,), (3.0, 0.5), tuple(np.geomspace(1, 0.01, BANDS))])
 def test_a_filter_is_undone_by_its_inverse(gains):
     images = noise(4, 24, 40)
-    assert torch.allclose(filtered(filtered(images, gains), [1 / g for g in gains]), images, atol=1e-4)
+    assert torch.allclose(filter_bands(filter_bands(images, gains), [1 / g for g in gains]), images, atol=1e-4)
 
 
 def test_no_gain_may_be_zero():
     with pytest.raises(ValueError, match="gains must be above 0"):
-        filtered(noise(1), [1.0, 0.0])
+        filter_bands(noise(1), [1.0, 0.0])
 
 
 def test_one_gain_is_a_factor():
-    assert torch.allclose(filtered(noise(2), [0.3]), 0.3 * noise(2), atol=1e-6)
+    assert torch.allclose(filter_bands(noise(2), [0.3]), 0.3 * noise(2), atol=1e-6)
 
 
 def test_filtered_noise_has_the_spectrum_asked_for_at_every_size():
     gains = tuple(np.geomspace(1, 0.1, BANDS))
     for size in (32, 64):
-        assert spectrum(filtered(noise(64, size, size), gains)) == pytest.approx(gains, rel=0.08)
+        assert spectrum(filter_bands(noise(64, size, size), gains)) == pytest.approx(gains, rel=0.08)
 
 
 def test_it_keeps_its_digits_where_networks_compute_in_bf16():
     images, gains = noise(2), [2.0, 0.1]
-    expected = filtered(images, gains), spectrum(images)
+    expected = filter_bands(images, gains), spectrum(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert (images @ images).dtype == torch.bfloat16
-        assert torch.equal(filtered(images, gains), expected[0])
+        assert torch.equal(filter_bands(images, gains), expected[0])
         assert spectrum(images) == expected[1]

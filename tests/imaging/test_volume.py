@@ -12,7 +12,7 @@ from petct_lib.imaging.volume import (
     axial_grid,
     body_mask,
     coarse_grid,
-    inside,
+    extent_mask,
     overlap_mm,
     resample,
 )
@@ -165,10 +165,10 @@ def test_masks_stay_masks():
 def test_inside_by_hand():
     volume = Volume(np.zeros((2, 2, 4)), axial_affine((10, 10, 10), np.zeros(3)), "HU")  # x from −5 to 35 mm
     grid = Grid((6, 1, 1), axial_affine((10, 10, 10), np.array([-10.0, 0.0, 0.0])))
-    assert inside(volume, grid)[0, 0].tolist() == [False, True, True, True, True, False]
+    assert extent_mask(volume, grid)[0, 0].tolist() == [False, True, True, True, True, False]
     shifted = Grid((6, 1, 1), axial_affine((10, 10, 10), np.array([-16.0, 0.0, 0.0])))  # −16, −6, 4, 14, 24, 34
-    assert inside(volume, shifted)[0, 0].tolist() == [False, False, True, True, True, True]
-    assert np.array_equal(inside(flipped(volume), grid), inside(volume, grid))
+    assert extent_mask(volume, shifted)[0, 0].tolist() == [False, False, True, True, True, True]
+    assert np.array_equal(extent_mask(flipped(volume), grid), extent_mask(volume, grid))
 
 
 def ct_of(draw, slices: int = 14) -> tuple[Volume, np.ndarray, np.ndarray]:

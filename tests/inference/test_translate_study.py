@@ -26,7 +26,7 @@ def run(prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(prepared):
-    return np.array(prepared.of_patient(prepared.patients[0], "pet"))[:5]
+    return np.array(prepared.patient_stack(prepared.patients[0], "pet"))[:5]
 
 
 @pytest.mark.parametrize(("direction", "modality", "unit"), [("pet2ct", "CT", "HU"), ("ct2pet", "PT", "GML")])

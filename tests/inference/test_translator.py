@@ -10,18 +10,18 @@ import torch
 from petct_lib import InputError
 from petct_lib.data.datasets import Slices
 from petct_lib.imaging.intensity import Intensity, decode_ct
-from petct_lib.imaging.slices import middle
+from petct_lib.imaging.slices import center_slice
 from petct_lib.inference import translator as translator_module
 from petct_lib.inference.translator import (
     Translator,
-    coarse_for,
     coarse_images,
-    decoded,
-    encoded,
+    decode_images,
+    encode_slices,
     load_refiner,
     noise_like,
     stage2_inputs,
     translate_coarse,
+    write_coarse_images,
 )
 from petct_lib.models.checkpoints import load_cyclegan, load_flow, load_regression
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
@@ -39,7 +39,7 @@ def translator(run):
 
 @pytest.fixture(scope="module")
 def source(prepared):
-    return np.array(prepared.of_patient(prepared.patients[0], "pet"))[:5]
+    return np.array(prepared.patient_stack(prepared.patients[0], "pet"))[:5]
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_a_sample_is_the_regression_and_its_flows_residual(translator, source, s
     refiner = translator.refiners["pet2ct"]
     mean = refiner.predict(x, coarse)
     expected = refiner.flow.sample(x, coarse, mean, noise_like(coarse, 0, 1), steps=2)[-1].clamp(-1, 1)
-    assert np.allclose(stack[1], decoded(expected, "ct", translator.window), atol=0.1)
-    assert np.array_equal(translator.regression(x, coarse, "pet2ct"), decoded(mean, "ct", translator.window))
+    assert np.allclose(stack[1], decode_images(expected, "ct", translator.window), atol=0.1)
+    assert np.array_equal(translator.regression(x, coarse, "pet2ct"), decode_images(mean, "ct", translator.window))
 
 
 def test_a_stage_2_that_knows_the_coarse_image_alone_cannot_do_without(run):
@@ -143,7 +143,7 @@ def test_without_the_coarse_image_stage_2_sees_zeros_and_stage_1_stays(translato
     blind = translator.samples(x, torch.zeros_like(coarse), "pet2ct", samples=1, steps=2, seed=0)
     assert np.array_equal(result.image, blind[0])
     assert not np.allclose(result.image, stack[0], atol=1)
-    assert np.array_equal(result.coarse, decoded(coarse, "ct", translator.window))
+    assert np.array_equal(result.coarse, decode_images(coarse, "ct", translator.window))
 
 
 def test_what_cannot_be_drawn_is_refused(translator, source):
@@ -168,7 +168,7 @@ def test_the_scale_of_the_error_is_in_the_targets_unit(prepared, source, tmp_pat
     translator = Translator(run)
     image, b = translator.regression(x, coarse, "pet2ct"), translator.refiners["pet2ct"].regression.scale(x, coarse)
     scale = translator.error_scale(x, coarse, image, "pet2ct")
-    inside = np.abs(encoded(image, "ct", translator.window)[:, 0].numpy()) + b[:, 0].numpy() < 1
+    inside = np.abs(encode_slices(image, "ct", translator.window)[:, 0].numpy()) + b[:, 0].numpy() < 1
     assert inside.any()
     assert np.allclose(scale[inside], b[:, 0].numpy()[inside] * (1500 + 1024) / 2, rtol=1e-3)
 
@@ -239,13 +239,13 @@ def numbers(images):
 
 
 def test_slices_are_encoded_with_their_neighbours_and_the_ends_repeated():
-    assert numbers(encoded(levels(3), "ct", Intensity())) == [[0], [1], [2]]
-    assert numbers(encoded(levels(3), "ct", Intensity(), 3)) == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
-    assert numbers(encoded(levels(2), "ct", Intensity(), 5)) == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
+    assert numbers(encode_slices(levels(3), "ct", Intensity())) == [[0], [1], [2]]
+    assert numbers(encode_slices(levels(3), "ct", Intensity(), 3)) == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
+    assert numbers(encode_slices(levels(2), "ct", Intensity(), 5)) == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
 
 
 def test_neighbours_are_never_of_another_study():
-    x = encoded(levels(5), "ct", Intensity(), 3, lengths=[3, 2])
+    x = encode_slices(levels(5), "ct", Intensity(), 3, lengths=[3, 2])
     assert numbers(x) == [[0, 0, 1], [0, 1, 2], [1, 2, 2], [3, 3, 4], [3, 4, 4]]
 
 
@@ -254,22 +254,22 @@ def test_neighbours_are_never_of_another_study():
 def test_the_networks_are_given_what_they_were_trained_on_to_the_bit(prepared, kind, neighbours):
     patient = prepared.patients[0]
     slices = Slices(prepared, [patient], (kind,), Intensity(), neighbours)
-    x = encoded(prepared.of_patient(patient, kind), kind, Intensity(), neighbours, prepared.lengths(patient))
+    x = encode_slices(prepared.patient_stack(patient, kind), kind, Intensity(), neighbours, prepared.lengths(patient))
     assert torch.equal(x, torch.stack([slices[i][kind] for i in range(len(slices))]))
 
 
 def test_the_middle_channel_is_the_translation(from_below, monkeypatch):
     monkeypatch.setattr("petct_lib.inference.translator.BATCH", 2)
-    x = encoded(levels(5), "ct", Intensity(), 3, lengths=[3, 2])
+    x = encode_slices(levels(5), "ct", Intensity(), 3, lengths=[3, 2])
     coarse = coarse_images(from_below, x, "ct2pet")
     assert coarse.shape == (5, 1, 4, 4)
     assert numbers(coarse) == [[0], [0], [1], [3], [3]]
-    assert numbers(middle(x)) == [[0], [1], [2], [3], [4]]
+    assert numbers(center_slice(x)) == [[0], [1], [2], [3], [4]]
 
 
 def test_coarse_images_on_the_disk_are_the_middle_ones(from_below, prepared, tmp_path):
     slices = Slices(prepared, prepared.patients[:2], ("ct",), Intensity(), neighbours=3)
-    coarse = coarse_for(slices, from_below, "ct2pet", tmp_path / "coarse.npy")
+    coarse = write_coarse_images(slices, from_below, "ct2pet", tmp_path / "coarse.npy")
     assert coarse.shape == (len(slices), 1, 32, 32)
     assert np.array_equal(coarse[:, 0], torch.stack([slices[i]["ct"][0] for i in range(len(slices))]).numpy())
 
@@ -287,9 +287,9 @@ def test_stage_2_starts_from_slices_among_their_neighbours_and_coarse_images():
     cyclegan, window = CycleGAN(CycleGANSettings(4, 1, 1, neighbours=3)), Intensity()
     source = np.random.default_rng(0).uniform(0, 5, (5, 16, 16)).astype(np.float32)
     x, coarse = stage2_inputs(cyclegan, source, "pet2ct", window, lengths=[3, 2])
-    assert torch.equal(x, encoded(source, "pet", window, 3, [3, 2]))
+    assert torch.equal(x, encode_slices(source, "pet", window, 3, [3, 2]))
     wider, same = stage2_inputs(cyclegan, source, "pet2ct", window, 5, [3, 2])
-    assert torch.equal(wider, encoded(source, "pet", window, 5, [3, 2]))
+    assert torch.equal(wider, encode_slices(source, "pet", window, 5, [3, 2]))
     assert torch.equal(coarse, same), "the generator sees what it always sees"
     parts = [stage2_inputs(cyclegan, study, "pet2ct", window)[1] for study in (source[:3], source[3:])]
     assert torch.allclose(coarse, torch.cat(parts), atol=1e-5)
@@ -301,7 +301,7 @@ def test_a_refiner_of_many_neighbours_is_given_them(prepared, source, tmp_path):
     small_run.refiner(run, "pet2ct", 0, neighbours=3)
     translator = Translator(run)
     x, _ = translator.start(source, "pet2ct", [3, 2])
-    assert torch.equal(x, encoded(source, "pet", translator.window, 3, [3, 2]))
+    assert torch.equal(x, encode_slices(source, "pet", translator.window, 3, [3, 2]))
     whole = translator(source, "pet2ct", samples=1, steps=1, lengths=[3, 2]).image
     parts = [translator(study, "pet2ct", samples=1, steps=1).image for study in (source[:3], source[3:])]
     assert np.allclose(whole, np.concatenate(parts), atol=0.1)

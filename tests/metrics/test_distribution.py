@@ -12,7 +12,7 @@ from petct_lib.metrics.distribution import (
     crps,
     crps_laplace,
     crps_normal,
-    independent,
+    independent_halves,
     rank_histogram,
     score_error_map,
     score_samples,
@@ -271,10 +271,10 @@ def test_the_spread_of_few_samples():
 
 
 def test_halves_have_one_of_each_pair():
-    even, odd = independent(np.arange(7)[:, None])
+    even, odd = independent_halves(np.arange(7)[:, None])
     assert (even.ravel().tolist(), odd.ravel().tolist()) == ([0, 2, 4], [1, 3, 5])
     with pytest.raises(ValueError, match="3 samples: 4 is the least, two pairs"):
-        independent(np.ones((3, 5)))
+        independent_halves(np.ones((3, 5)))
 
 
 def test_rows_of_an_error_map_by_hand(masks):

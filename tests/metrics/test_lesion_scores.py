@@ -8,7 +8,7 @@ from petct_lib.metrics.lesion_scores import (
     PEAK_MM,
     UNITS,
     ball_shares,
-    invented_regions,
+    count_invented_regions,
     overlap,
     score_lesions,
     suv_peak,
@@ -95,9 +95,9 @@ def test_physiological_uptake_of_both_is_not_invented():
     real, synthetic = background(), background()
     real[FIRST] = 6
     synthetic[FIRST] = 11.9  # the real one is above half of it
-    assert invented_regions(real, synthetic, BODY, VOXEL_MM) == 0
+    assert count_invented_regions(real, synthetic, BODY, VOXEL_MM) == 0
     synthetic[FIRST] = 12
-    assert invented_regions(real, synthetic, BODY, VOXEL_MM) == 1
+    assert count_invented_regions(real, synthetic, BODY, VOXEL_MM) == 1
 
 
 @pytest.mark.parametrize(("voxels", "invented"), [(0, 0), (1, 0), (2, 1)])
@@ -105,25 +105,25 @@ def test_uptake_that_moved_by_a_voxel_is_not_invented(voxels, invented):
     real, synthetic = background(), background()
     real[5, 5:8, 5:15] = 8
     synthetic[5, 7 + voxels : 10 + voxels, 5:15] = 8  # its first row: the last of the real one, and then further
-    assert invented_regions(real, synthetic, BODY, VOXEL_MM) == invented
+    assert count_invented_regions(real, synthetic, BODY, VOXEL_MM) == invented
 
 
 def test_what_is_cool_small_or_outside_the_body_is_not_invented():
     synthetic = background()
     synthetic[FIRST] = HOT_SUV - 0.01
-    assert invented_regions(background(), synthetic, BODY, VOXEL_MM) == 0
+    assert count_invented_regions(background(), synthetic, BODY, VOXEL_MM) == 0
     synthetic[FIRST] = 8
-    assert invented_regions(background(), synthetic, BODY, (1.0, 1.0, 1.0)) == 0  # 0.027 ml
+    assert count_invented_regions(background(), synthetic, BODY, (1.0, 1.0, 1.0)) == 0  # 0.027 ml
     body = BODY.copy()
     body[FIRST] = False
-    assert invented_regions(background(), synthetic, body, VOXEL_MM) == 0
+    assert count_invented_regions(background(), synthetic, body, VOXEL_MM) == 0
 
 
 @pytest.mark.parametrize(("voxels", "invented"), [(9, 0), (10, 1)])
 def test_half_a_millilitre_is_enough(voxels, invented):
     synthetic = background()
     synthetic[0, 0, :voxels] = 8  # at the edge of the stack, which has no room around it
-    assert invented_regions(background(), synthetic, BODY, (2.0, 5.0, 5.0)) == invented  # 0.05 ml a voxel
+    assert count_invented_regions(background(), synthetic, BODY, (2.0, 5.0, 5.0)) == invented  # 0.05 ml a voxel
 
 
 def test_what_cannot_be_scored_is_an_error():

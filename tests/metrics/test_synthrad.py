@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from petct_lib.metrics import synthrad, voxelwise
-from petct_lib.metrics.synthrad import RANGE_HU, ms_ssim, score
+from petct_lib.metrics.synthrad import RANGE_HU, ms_ssim, score_synthrad
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_mae_and_psnr_by_the_protocol(pair):
     real, synthetic, mask = pair
     synthetic = np.where(mask, real + 50, 9999.0)
     real[8, 20, 18], synthetic[8, 20, 18] = 4000.0, 3500.0  # metal, beyond the range: MAE counts it, PSNR does not
-    found = score(real, synthetic, mask)
+    found = score_synthrad(real, synthetic, mask)
     n = mask.sum()
     assert found["mae"] == pytest.approx((50 * (n - 1) + 500) / n)
     assert found["psnr"] == pytest.approx(10 * np.log10(4095**2 / (2500 * (n - 1) / n)))
@@ -108,7 +108,7 @@ def test_guards(pair):
     real, synthetic, mask = pair
     for bad in ((real[:-1], synthetic, mask), (real, synthetic, np.zeros_like(mask)), (real, synthetic, mask * 1.0)):
         with pytest.raises(ValueError, match=r"must|mask"):
-            score(*bad)
+            score_synthrad(*bad)
     with pytest.raises(ValueError, match="clip"):
         ms_ssim(real, synthetic, mask, clip=(1.0, 1.0))
     assert synthrad.MIN_SIDE == (synthrad.WINDOW - 1) * 2**4 + 1

@@ -7,11 +7,11 @@ from petct_lib.metrics.training_warnings import (
     CYCLE_ROWS,
     RECENT_ROWS,
     diversity,
-    exposed_tissue,
-    invented_lung,
+    find_exposed_tissue,
+    find_invented_lung,
+    find_warnings,
     invented_percent,
     lungs_in_lungless_slices,
-    signs,
 )
 
 PIXEL_MM = 5.0  # so that the margin of 10 mm is two pixels
@@ -27,7 +27,7 @@ def body_of_tissue(slices=1):
 
 def test_only_tissue_two_pixels_deep_is_exposed():
     real, body, lung = body_of_tissue()
-    exposed = exposed_tissue(real, body, lung, PIXEL_MM)
+    exposed = find_exposed_tissue(real, body, lung, PIXEL_MM)
     assert exposed[0, 3:17, 3:17].all()  # its nearest pixel outside is two pixels, 10 mm, away
     assert exposed.sum() == 14 * 14
 
@@ -36,7 +36,7 @@ def test_only_tissue_two_pixels_deep_is_exposed():
 def test_lung_and_gas_keep_a_margin_around_them(as_lung, hu):
     real, body, lung = body_of_tissue()
     real[0, 10, 10], lung[0, 10, 10] = hu, as_lung  # a nodule in the lung, lung, gas in the stomach
-    exposed = exposed_tissue(real, body, lung, PIXEL_MM)
+    exposed = find_exposed_tissue(real, body, lung, PIXEL_MM)
     assert not exposed[0, 9:12, 9:12].any()
     assert exposed[0, 10, 12]
     assert exposed.sum() == 14 * 14 - 9
@@ -44,7 +44,7 @@ def test_lung_and_gas_keep_a_margin_around_them(as_lung, hu):
 
 def test_a_body_without_an_outside_is_exposed_everywhere():
     body = np.ones((1, 4, 4), bool)
-    assert exposed_tissue(np.zeros((1, 4, 4)), body, ~body, PIXEL_MM).all()
+    assert find_exposed_tissue(np.zeros((1, 4, 4)), body, ~body, PIXEL_MM).all()
 
 
 def test_lung_like_hu_far_from_lung_are_invented():
@@ -52,7 +52,7 @@ def test_lung_like_hu_far_from_lung_are_invented():
     fake = real.copy()
     fake[0, 10, 8:12] = -1001, -1000, -501, -500  # the middle two are lung-like
     fake[0, 2, 5] = fake[0, 0, 0] = -800  # skin, and outside: where edges blur
-    assert np.argwhere(invented_lung(fake, real, body, lung, PIXEL_MM)).tolist() == [[0, 10, 9], [0, 10, 10]]
+    assert np.argwhere(find_invented_lung(fake, real, body, lung, PIXEL_MM)).tolist() == [[0, 10, 9], [0, 10, 10]]
     assert invented_percent(fake, real, body, lung, PIXEL_MM) == pytest.approx(100 * 2 / 14**2)
 
 
@@ -68,7 +68,7 @@ def test_a_true_lung_that_moved_by_less_than_the_margin_is_not_invented():
     real[lung] = -850
     for rows, marked in ((1, 0), (2, 4)):  # by 5 and 10 mm
         fake = np.where(np.roll(lung, rows, axis=1), -850.0, 40.0)
-        assert invented_lung(fake, real, body, lung, PIXEL_MM).sum() == marked
+        assert find_invented_lung(fake, real, body, lung, PIXEL_MM).sum() == marked
 
 
 def test_without_exposed_tissue_there_is_no_share():
@@ -95,13 +95,13 @@ def test_slices_without_body_do_not_count_as_lungless():
 def test_stacks_that_do_not_fit_are_refused():
     real, body, lung = body_of_tissue()
     with pytest.raises(ValueError, match="one shape"):
-        invented_lung(real[:, :5], real, body, lung, PIXEL_MM)
+        find_invented_lung(real[:, :5], real, body, lung, PIXEL_MM)
     with pytest.raises(ValueError, match="empty mask"):
-        invented_lung(real, real, lung, lung, PIXEL_MM)
+        find_invented_lung(real, real, lung, lung, PIXEL_MM)
     with pytest.raises(ValueError, match="alike"):
-        invented_lung(real, real, body, lung[:, :5], PIXEL_MM)
+        find_invented_lung(real, real, body, lung[:, :5], PIXEL_MM)
     with pytest.raises(ValueError, match="alike"):
-        invented_lung(real, real, body, lung.astype(float), PIXEL_MM)
+        find_invented_lung(real, real, body, lung.astype(float), PIXEL_MM)
 
 
 def test_diversity_by_hand():
@@ -129,7 +129,7 @@ def rows(key, values):
 )
 @pytest.mark.parametrize("kind", ["ct", "pet"])
 def test_a_discriminator_that_won_or_gave_up(kind, value, told):
-    found = signs(rows(f"accuracy_{kind}", [0.75] * 5 + [value] * RECENT_ROWS))
+    found = find_warnings(rows(f"accuracy_{kind}", [0.75] * 5 + [value] * RECENT_ROWS))
     assert len(found) == (told is not None)
     if told:
         assert told in found[0]
@@ -137,27 +137,27 @@ def test_a_discriminator_that_won_or_gave_up(kind, value, told):
 
 
 def test_a_discriminators_mean_counts_and_few_rows_tell_nothing():
-    assert signs(rows("accuracy_ct", [1.0] * (RECENT_ROWS - 1))) == []
-    assert signs(rows("accuracy_ct", [1.0] * (RECENT_ROWS - 1) + [0.3])) == []  # a mean of 0.965
+    assert find_warnings(rows("accuracy_ct", [1.0] * (RECENT_ROWS - 1))) == []
+    assert find_warnings(rows("accuracy_ct", [1.0] * (RECENT_ROWS - 1) + [0.3])) == []  # a mean of 0.965
 
 
 @pytest.mark.parametrize(("last", "seen"), [(0.89, False), (0.91, True), (1.5, True)])
 def test_a_cycle_loss_that_does_not_fall(last, seen):
     history = rows("cycle", [1.0] * (CYCLE_ROWS - RECENT_ROWS) + [last] * RECENT_ROWS)
-    assert bool(signs(history)) == seen
-    assert signs(history[1:]) == []  # too few rows
+    assert bool(find_warnings(history)) == seen
+    assert find_warnings(history[1:]) == []  # too few rows
 
 
 def test_the_last_validation_counts():
     keys = ("validation_diversity_ct", "validation_diversity_pet", "validation_invented_percent")
     bad, good = dict(zip(keys, (0.4, 0.3, 2.5), strict=True)), dict(zip(keys, (0.5, 0.9, 2.0), strict=True))
-    ct, pet, lung = signs([{"step": 0, **good}, {"step": 10, **bad}, {"step": 20}])
+    ct, pet, lung = find_warnings([{"step": 0, **good}, {"step": 10, **bad}, {"step": 20}])
     assert "CT are alike: 40 %" in ct
     assert "PET are alike: 30 %" in pet
     assert "2.5 %" in lung
-    assert signs([{"step": 0, **bad}, {"step": 10, **good}]) == []
+    assert find_warnings([{"step": 0, **bad}, {"step": 10, **good}]) == []
 
 
 def test_nothing_logged_is_no_sign():
-    assert signs([]) == []
-    assert signs([{"step": k, "D_ct": 0.2} for k in range(100)]) == []
+    assert find_warnings([]) == []
+    assert find_warnings([{"step": k, "D_ct": 0.2} for k in range(100)]) == []

@@ -10,11 +10,11 @@ import torch
 from petct_lib import InputError
 from petct_lib.models.checkpoints import (
     clear_leftovers,
-    earlier,
+    list_earlier,
     load_checkpoint,
     load_cyclegan,
-    numbered,
     save_checkpoint,
+    step_path,
 )
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 
@@ -42,9 +42,9 @@ def test_the_last_n_stay(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "c.pt", "c.step0000003.pt", "c.step0000004.pt", "c.step0000005.pt",
     ]  # fmt: skip
-    assert [step_in(p) for p in earlier(path)] == [3, 4, 5]
+    assert [step_in(p) for p in list_earlier(path)] == [3, 4, 5]
     assert step_in(path) == 5
-    assert path.samefile(numbered(path, 5))  # no space of its own
+    assert path.samefile(step_path(path, 5))  # no space of its own
 
 
 def test_one_kept_is_the_newest_alone(tmp_path):
@@ -59,7 +59,7 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     save_checkpoint(state(1), tmp_path / "c.pt", keep=2)
-    assert [step_in(p) for p in (tmp_path / "c.pt", numbered(tmp_path / "c.pt", 1))] == [1, 1]
+    assert [step_in(p) for p in (tmp_path / "c.pt", step_path(tmp_path / "c.pt", 1))] == [1, 1]
 
 
 @pytest.mark.parametrize("size", [10, 10**6])  # within the file's buffer, beyond it
@@ -126,7 +126,7 @@ def test_a_broken_checkpoint_names_one_that_is_not_the_same_file(tmp_path):
     os.truncate(path, 100)  # its link of step 2 is as broken
     with pytest.raises(InputError, match=r"not a readable checkpoint .*copy c\.step0000001\.pt over it"):
         load_checkpoint(path)
-    shutil.copy(numbered(path, 1), path)
+    shutil.copy(step_path(path, 1), path)
     assert step_in(path) == 1
 
 

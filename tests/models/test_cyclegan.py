@@ -11,7 +11,7 @@ from torch import nn
 
 from petct_lib import InputError
 from petct_lib.imaging.directions import DIRECTIONS
-from petct_lib.imaging.slices import middle
+from petct_lib.imaging.slices import center_slice
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings, ImagePool
 from petct_lib.training.update import Updates
 
@@ -198,7 +198,7 @@ def test_a_translation_is_the_averaged_generators_middle_slice(direction):
         stage, x = CycleGAN(replace(TINY, neighbours=neighbours)), batch(0, neighbours)["pet"]
         nn.init.normal_(stage.nets[f"G_{direction}"].leave[-2].weight)  # what is trained is not what translates
         made = stage.translate(x, direction)
-        assert torch.equal(made, middle(stage.ema[f"G_{direction}"].module(x)))
+        assert torch.equal(made, center_slice(stage.ema[f"G_{direction}"].module(x)))
         assert not made.requires_grad
 
 

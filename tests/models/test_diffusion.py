@@ -9,7 +9,16 @@ import torch
 from monai.networks.schedulers import RFlowScheduler
 
 from petct_lib.inference.translator import noise_like
-from petct_lib.models.diffusion import EVALUATIONS, SAMPLERS, euler, heun, midpoint, path, spread_times, time_grid
+from petct_lib.models.diffusion import (
+    EVALUATIONS,
+    SAMPLERS,
+    draw_times,
+    euler,
+    heun,
+    midpoint,
+    straight_path,
+    time_grid,
+)
 
 N = 20_000
 MU, S = 0.3, 0.5  # of the Gaussian toy: r ~ N(MU, S²)
@@ -51,10 +60,10 @@ def test_time_grid():
 
 def test_the_path_ends_exactly_at_data_and_noise():
     r, noise = images(0), images(1)
-    assert torch.equal(path(r, noise, 0.0), r)
-    assert torch.equal(path(r, noise, 1.0), noise)
+    assert torch.equal(straight_path(r, noise, 0.0), r)
+    assert torch.equal(straight_path(r, noise, 1.0), noise)
     t = torch.tensor([0.0, 0.25, 0.5, 1.0])[:, None, None, None]
-    between = path(r, noise, t)
+    between = straight_path(r, noise, t)
     assert torch.equal(between[0], r[0])
     assert torch.allclose(between[1], 0.75 * r[1] + 0.25 * noise[1])
     assert torch.equal(between[3], noise[3])
@@ -64,15 +73,15 @@ def test_the_velocity_is_the_paths_derivative_and_points_to_the_data():
     r, noise = images(0).double(), images(1).double()
     v = noise - r
     for t in (0.0, 0.3, 0.7, 1.0):
-        slope = (path(r, noise, t + 1e-6) - path(r, noise, t - 1e-6)) / 2e-6
+        slope = (straight_path(r, noise, t + 1e-6) - straight_path(r, noise, t - 1e-6)) / 2e-6
         assert torch.allclose(slope, v)
-        assert torch.allclose(path(r, noise, t) - t * v, r)
+        assert torch.allclose(straight_path(r, noise, t) - t * v, r)
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])
 def test_times_of_a_batch_are_evenly_spread_over_the_unit_circle_and_uniform_over_the_batches(n):
     offsets = torch.rand(5000, generator=seeded()).tolist()
-    times = torch.stack([spread_times(n, offset) for offset in offsets])
+    times = torch.stack([draw_times(n, offset) for offset in offsets])
     assert times.shape == (5000, n)
     assert times.min() >= 0
     assert times.max() < 1
@@ -90,7 +99,7 @@ def test_a_point_mass_is_reached_exactly_along_the_path_in_any_number_of_steps(n
     states = SAMPLERS[name](lambda z, t: (z - r) / t, noise, time_grid(steps))
     assert len(states) == steps
     for z, t in zip(states, time_grid(steps)[1:], strict=True):
-        assert torch.allclose(z, path(r, noise, t), atol=1e-12)
+        assert torch.allclose(z, straight_path(r, noise, t), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -133,7 +142,7 @@ def test_one_step_by_hand():
 def test_the_toys_velocity_is_the_regression_of_the_velocity_on_the_state(t):
     """What a network learns by least squares, E[v | z_t]: here the line through many draws."""
     noise, r = noise_of(0), MU + S * noise_of(1)
-    z, v = path(r, noise, t), noise - r
+    z, v = straight_path(r, noise, t), noise - r
     slope = ((z - z.mean()) * (v - v.mean())).mean() / z.var()
     line = gaussian_velocity(MU, S)
     assert (line(1.0, t) - line(0.0, t)) == pytest.approx(slope.item(), abs=0.03)
@@ -243,7 +252,7 @@ def test_path_and_euler_are_monais_rectified_flow(times):
     r, noise = (torch.randn((2, 1, 4, 4), generator=generator) for _ in range(2))
     for t in (0.0, 0.3, 1.0):
         theirs = scheduler.add_noise(r, noise, torch.full((2,), 1000 * t))
-        assert torch.allclose(path(r, noise, t), theirs, atol=1e-6)
+        assert torch.allclose(straight_path(r, noise, t), theirs, atol=1e-6)
 
     def velocity(z, t):
         return torch.sin(3 * z) + t

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from petct_lib import InputError
-from petct_lib.imaging.slices import middle
+from petct_lib.imaging.slices import center_slice
 from petct_lib.models.networks import (
     UPSAMPLINGS,
     PatchDiscriminator,
@@ -14,10 +14,10 @@ from petct_lib.models.networks import (
     TimeBlock,
     UNet,
     _group_norm,
-    averaged,
     count_parameters,
+    ema_model,
     enlarge,
-    frozen,
+    freeze,
     shrink,
     tile,
     time_embedding,
@@ -117,7 +117,7 @@ def test_group_norm_has_up_to_8_groups_that_divide_the_width():
 
 def test_running_mean_by_hand_with_its_growing_decay():
     net = nn.Linear(1, 1, bias=False)
-    mean, values = averaged(net, 0.24), []
+    mean, values = ema_model(net, 0.24), []
     for weight in (1.0, 2.0, 3.0, 5.0):
         nn.init.constant_(net.weight, weight)
         mean.update_parameters(net)
@@ -221,12 +221,12 @@ def test_tile_puts_batches_in_rows():
 
 def test_frozen_weights_take_no_gradient_and_let_it_through():
     inner, outer = nn.Linear(1, 1), nn.Linear(1, 1)
-    with frozen([outer]):
+    with freeze([outer]):
         outer(inner(torch.ones(1))).sum().backward()
     assert outer.weight.grad is None
     assert inner.weight.grad is not None
     assert outer.weight.requires_grad
-    with pytest.raises(ZeroDivisionError), frozen([outer]):
+    with pytest.raises(ZeroDivisionError), freeze([outer]):
         1 / 0  # noqa: B018
     assert outer.weight.requires_grad
 
@@ -234,8 +234,8 @@ def test_frozen_weights_take_no_gradient_and_let_it_through():
 def test_middle_takes_the_slices_around_the_middle_one():
     images = torch.arange(5.0).view(1, 5, 1, 1).expand(2, 5, 4, 4)
     for neighbours, expected in ((1, [2]), (3, [1, 2, 3]), (5, [0, 1, 2, 3, 4])):
-        assert middle(images, neighbours)[1, :, 0, 0].tolist() == expected
-    assert torch.equal(middle(images[:, :1]), images[:, :1])
+        assert center_slice(images, neighbours)[1, :, 0, 0].tolist() == expected
+    assert torch.equal(center_slice(images[:, :1]), images[:, :1])
 
 
 def test_shrink_takes_the_means_of_squares():

@@ -12,7 +12,7 @@ from torch import nn
 
 from petct_lib import InputError
 from petct_lib.models.losses import adversarial_loss, discriminator_accuracy, discriminator_loss
-from petct_lib.models.regression import FIRST_LOG_SCALE, Regression, RegressionSettings, dropped
+from petct_lib.models.regression import FIRST_LOG_SCALE, Regression, RegressionSettings, drop_coarse
 
 PLAIN = replace(tiny.REGRESSION, patch=1, lr=3e-3, ema_decay=0.5)
 PIX2PIX = replace(tiny.PIX2PIX, patch=1, lambda_l1=10.0, lambda_adversarial=2.0)
@@ -184,14 +184,14 @@ def test_impossible_settings_are_refused(bad, message):
 
 def test_dropped_replaces_whole_images_by_zeros():
     coarse, update = torch.full((1000, 1, 2, 2), 0.5), Share(Regression(PLAIN))
-    none, half, every = (dropped(coarse, share, np.random.default_rng(0), update) for share in (0.0, 0.3, 1.0))
+    none, half, every = (drop_coarse(coarse, share, np.random.default_rng(0), update) for share in (0.0, 0.3, 1.0))
     assert torch.equal(none, coarse)
     assert not every.any()
     kept = half.flatten(1).mean(1)
     assert set(kept.tolist()) == {0.0, 0.5}, "an image is dropped or kept"
     assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=0.05)
-    assert torch.equal(half, dropped(coarse, 0.3, np.random.default_rng(0), update))
-    assert not torch.equal(half, dropped(coarse, 0.3, np.random.default_rng(1), update))
+    assert torch.equal(half, drop_coarse(coarse, 0.3, np.random.default_rng(0), update))
+    assert not torch.equal(half, drop_coarse(coarse, 0.3, np.random.default_rng(1), update))
 
 
 def test_two_processes_drop_what_one_drops():

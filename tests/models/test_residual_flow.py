@@ -13,7 +13,7 @@ from torch import nn
 
 from petct_lib import InputError
 from petct_lib.imaging.spectrum import spectrum
-from petct_lib.models.diffusion import EVALUATIONS, SAMPLERS, path, spread_times, time_grid
+from petct_lib.models.diffusion import EVALUATIONS, SAMPLERS, draw_times, straight_path, time_grid
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
 
 REGRESSION = replace(tiny.REGRESSION, patch=1)
@@ -81,7 +81,7 @@ def test_with_the_true_velocity_the_sample_is_the_target_and_the_way_there_the_p
     states = knowing(stage, batch["target"], 0.3).sample(x, c, m, noise, steps=4, sampler=sampler)
     residual = (batch["target"] - m) / 0.3
     for image, t in zip(states, time_grid(4)[1:], strict=True):
-        assert torch.allclose(image, m + 0.3 * path(residual, noise, t), atol=1e-5)
+        assert torch.allclose(image, m + 0.3 * straight_path(residual, noise, t), atol=1e-5)
     assert torch.allclose(states[-1], batch["target"], atol=1e-5)
 
 
@@ -120,7 +120,7 @@ def test_the_network_sees_the_paths_state_source_coarse_mean_and_time(monkeypatc
     monkeypatch.setattr(net, "forward", lambda *given: inputs.append(given) or forward(*given))
     _, seen = step(stage, batch, 0)
     [(channels, t)] = inputs
-    z = path((batch["target"] - mean_of(stage, seen)) / 0.3, seen["noise"], seen["t"][:, None, None, None])
+    z = straight_path((batch["target"] - mean_of(stage, seen)) / 0.3, seen["noise"], seen["t"][:, None, None, None])
     assert torch.allclose(channels, torch.cat([z, batch["source"], seen["coarse"], mean_of(stage, seen)], 1), atol=1e-5)
     assert torch.equal(t, seen["t"])
 
@@ -286,7 +286,7 @@ def test_the_loss_on_slices_is_the_averaged_networks_and_of_its_generator_alone(
     one, same, other = (stage.loss_on(*given, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert one == same != other
     g = torch.Generator().manual_seed(0)
-    t, noise = spread_times(4, torch.rand((), generator=g).item()), torch.randn(4, 1, 16, 16, generator=g)
+    t, noise = draw_times(4, torch.rand((), generator=g).item()), torch.randn(4, 1, 16, 16, generator=g)
     stage.nets["velocity"].load_state_dict(stage.ema["velocity"].module.state_dict())
     assert stage.losses({**batch, "t": t, "noise": noise})[0]["mse"].item() == pytest.approx(one, rel=1e-5)
 

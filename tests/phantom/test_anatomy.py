@@ -9,7 +9,7 @@ from scipy import ndimage
 from petct_lib.phantom import anatomy
 from petct_lib.phantom.anatomy import Anatomy, Build
 from petct_lib.phantom.shapes import Canvas, smooth_step
-from petct_lib.phantom.tissues import LABEL, LOBES, LUNG, TISSUES, among
+from petct_lib.phantom.tissues import LABEL, LOBES, LUNG, TISSUES, label_table
 
 VOXEL_MM = (3.0, 3.0, 4.0)
 ML = float(np.prod(VOXEL_MM)) / 1000
@@ -69,7 +69,7 @@ def _forget():
 
 
 def of(c: Canvas, *names: str) -> np.ndarray:
-    return among(*names)[c.labels]
+    return label_table(*names)[c.labels]
 
 
 def ml(mask: np.ndarray) -> float:

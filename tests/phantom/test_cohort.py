@@ -12,7 +12,7 @@ from conftest import SMALL, dicom_errors
 from scipy import ndimage
 
 from petct_lib import InputError
-from petct_lib.common.parallel import each
+from petct_lib.common.parallel import parallel_map
 from petct_lib.dicom.seg import read_segments
 from petct_lib.dicom.studies import find_pairs, load_pair
 from petct_lib.imaging.nifti import read_nifti
@@ -38,7 +38,7 @@ SEED, COUNT = 11, 16
 
 
 def cohort_of(settings: PhantomSettings) -> list[Patient]:
-    return each(partial(make_patient, SEED, settings=settings), range(COUNT))
+    return parallel_map(partial(make_patient, SEED, settings=settings), range(COUNT))
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_easy_is_quieter_than_realistic():
 
 
 def test_easy_lesions_are_solid_hot_and_seen_on_both():
-    for p in each(partial(make_patient, SEED, settings=SMALL), range(8)):
+    for p in parallel_map(partial(make_patient, SEED, settings=SMALL), range(8)):
         assert p.truth["benign_uptake"] == []
         for lesion in p.truth["lesions"]:
             assert (lesion["kind"], lesion["seen_on"]) == ("solid", ("CT", "PT"))
@@ -257,7 +257,7 @@ def test_lesions_lie_where_the_truth_says(cohort):
 @pytest.mark.slow
 def test_one_modality_lesions_are_invisible_on_the_other():
     kinds = {}
-    for p in each(partial(make_patient, 5, settings=QUIET), range(24)):
+    for p in parallel_map(partial(make_patient, 5, settings=QUIET), range(24)):
         for one in p.truth["lesions"]:
             kinds.setdefault(tuple(one["seen_on"]), []).append((p, one))
     assert set(kinds) == {("CT", "PT"), ("CT",), ("PT",)}
@@ -421,7 +421,7 @@ def test_no_header_names_more_than_the_pseudonym(written):
 
 def test_the_slice_through_the_largest_lesion(written):
     pairs = find_pairs(written).pairs
-    ct, pet, labels = cohort_module.through_largest_lesion(pairs, written)
+    ct, pet, labels = cohort_module.slice_through_largest_lesion(pairs, written)
     assert ct.shape == pet.shape == labels.shape == (112, 112)
     names = [pair.pet.images[0].file.path.parent.parent.name for pair in pairs]
     areas = [(read_nifti(written / "truth" / f"{n}.labels.nii.gz", "1").array >= 100).sum(axis=(1, 2)) for n in names]

@@ -8,7 +8,7 @@ from petct_lib.phantom.benign_uptake import Uptake
 from petct_lib.phantom.lesions import Lesion
 from petct_lib.phantom.person import Person, draw_person
 from petct_lib.phantom.shapes import Canvas
-from petct_lib.phantom.tissues import FIRST_LESION, LABEL, LOBES, TISSUES, among
+from petct_lib.phantom.tissues import FIRST_LESION, LABEL, LOBES, TISSUES, label_table
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def canvas(person: Person) -> Canvas:
 @pytest.fixture(scope="module")
 def painted(person) -> tuple:
     c, values = canvas(person), materials.draw_values(np.random.default_rng(1), person, person.lesions, [])
-    return c, values, *materials.paint(np.random.default_rng(2), person, c, values, person.lesions, [], True)
+    return c, values, *materials.paint_values(np.random.default_rng(2), person, c, values, person.lesions, [], True)
 
 
 def test_every_tissue_has_its_value_with_its_texture(painted):
@@ -50,7 +50,7 @@ def test_air_is_air(painted):
 
 def test_uptake_of_the_lung_follows_its_density(painted):
     c, (hu_of, suv_of), hu, suv, _ = painted
-    lung = among(*LOBES)[c.labels]
+    lung = label_table(*LOBES)[c.labels]
     assert np.corrcoef(hu[lung], suv[lung])[0, 1] > 0.9
     plain = lung & (np.abs(hu - hu_of[LABEL[LOBES[0]]]) < 1)
     assert np.median(suv[plain]) == pytest.approx(suv_of[LABEL[LOBES[0]]], rel=0.03)
@@ -70,7 +70,7 @@ def test_what_moves_is_inside_the_ribs_and_not_bone(painted):
 def test_the_couch_lies_under_the_back(painted):
     c, _, _, _, _ = painted
     middle = c.labels[:, :, 70:78]
-    couch = np.argwhere(among("couch shell", "couch foam")[middle])
+    couch = np.argwhere(label_table("couch shell", "couch foam")[middle])
     skin = np.argwhere(middle == LABEL["skin"])
     assert skin[:, 1].max() < couch[:, 1].min() <= skin[:, 1].max() + 4
     assert len(set(couch[:, 0])) == len(c.labels)
@@ -79,8 +79,8 @@ def test_the_couch_lies_under_the_back(painted):
 def test_without_a_couch_there_is_none(person):
     bare = canvas(person)
     values = materials.draw_values(np.random.default_rng(1), person, [], [])
-    materials.paint(np.random.default_rng(2), person, bare, values, [], [], False)
-    assert not among("couch shell", "couch foam")[bare.labels].any()
+    materials.paint_values(np.random.default_rng(2), person, bare, values, [], [], False)
+    assert not label_table("couch shell", "couch foam")[bare.labels].any()
 
 
 def test_values_of_lesions_and_of_benign_uptake(person):

@@ -14,7 +14,7 @@ from petct_lib.phantom.shapes import (
     Y_MM,
     Z_MM,
     Canvas,
-    by_slabs,
+    draw_by_slabs,
     ellipsoid,
     fine_noise,
     interpolate,
@@ -360,13 +360,13 @@ def test_slabs_cover_every_slice_once(slices, size):
         assert slab.stop - slab.start <= size
         times[slab] += 1
 
-    by_slabs(count, slices, size)
+    draw_by_slabs(count, slices, size)
     assert (times == 1).all()
 
 
 def test_an_error_in_a_slab_is_not_lost():
     with pytest.raises(ZeroDivisionError):
-        by_slabs(lambda slab: 1 / (slab.start - 8), 20)
+        draw_by_slabs(lambda slab: 1 / (slab.start - 8), 20)
 
 
 def test_drawing_does_not_depend_on_the_threads(monkeypatch):
@@ -384,7 +384,7 @@ def test_drawing_does_not_depend_on_the_threads(monkeypatch):
             part.tubes([(0, -20, -20), (3, 20, 22)], 4, 9)
             part.paint(ALL, of_slab(where)(ALL) > 2, 10)
 
-        by_slabs(slab, len(c.labels))
+        draw_by_slabs(slab, len(c.labels))
         return c.labels
 
     one = drawn(1)

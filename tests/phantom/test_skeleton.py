@@ -8,9 +8,9 @@ from petct_lib.phantom import anatomy, skeleton
 from petct_lib.phantom.anatomy import Build
 from petct_lib.phantom.shapes import Canvas
 from petct_lib.phantom.skeleton import CURVE, RIB_HALF_MM, VERTEBRA_MM, Bones, spine_at
-from petct_lib.phantom.tissues import LABEL, TISSUES, among
+from petct_lib.phantom.tissues import LABEL, TISSUES, label_table
 
-BONE = among("cortex", "marrow", "endplate")
+BONE = label_table("cortex", "marrow", "endplate")
 
 
 def muscle(low: tuple, high: tuple, mm: tuple) -> Canvas:
@@ -34,7 +34,7 @@ def drawn(grown) -> tuple[Bones, Canvas]:
 
 
 def of(c: Canvas, *names: str) -> np.ndarray:
-    return among(*names)[c.labels]
+    return label_table(*names)[c.labels]
 
 
 def nearest(axis: np.ndarray, place: float) -> int:
@@ -52,15 +52,15 @@ def mid_vertebrae(b: Bones, c: Canvas) -> list[int]:
 
 def test_the_same_seed_grows_the_same_bones_within_their_limits():
     for seed in range(50):
-        b = skeleton.grow(np.random.default_rng(seed), True)
-        assert b == skeleton.grow(np.random.default_rng(seed), True)
+        b = skeleton.grow_skeleton(np.random.default_rng(seed), True)
+        assert b == skeleton.grow_skeleton(np.random.default_rng(seed), True)
         assert 0 <= b.disc_z < VERTEBRA_MM
         assert abs(b.scoliosis_mm) <= 5
         assert 66 <= b.rib_fall_mm <= 90
         assert 14 <= b.sternum_half_mm <= 19
         assert all(abs(z) <= 2 for z in b.rib_z)
-    assert b != skeleton.grow(np.random.default_rng(0), True)
-    assert skeleton.grow(np.random.default_rng(0), False).arms_up is False
+    assert b != skeleton.grow_skeleton(np.random.default_rng(0), True)
+    assert skeleton.grow_skeleton(np.random.default_rng(0), False).arms_up is False
 
 
 def test_spine_at_follows_the_curve_and_the_scoliosis():
@@ -215,7 +215,7 @@ def test_arms_are_bone_above_or_beside_the_chest():
     a = anatomy.grow_anatomy(np.random.default_rng(0), Build("M", 15.0, 1.0, True))
     for up in (True, False):
         c = muscle((-240, -60, -100), (240, 80, 180), (3, 3, 4))
-        skeleton.paint_skeleton(skeleton.grow(np.random.default_rng(0), up), c, a.fields["wall"])
+        skeleton.paint_skeleton(skeleton.grow_skeleton(np.random.default_rng(0), up), c, a.fields["wall"])
         x, _, z = c.axes
         bone = of(c, "cortex", "marrow") & (np.abs(x) > 162)
         for sign in (-1, 1):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from petct_lib.phantom.tissues import FIRST_LESION, LABEL, LOBES, LUNG, TISSUES, among
+from petct_lib.phantom.tissues import FIRST_LESION, LABEL, LOBES, LUNG, TISSUES, label_table
 
 
 def test_labels_are_unique_start_at_air_and_leave_room_for_lesions():
@@ -20,16 +20,16 @@ def test_the_lung_is_five_lobes_and_the_fissures():
 
 
 def test_among_marks_the_named_labels_only():
-    table = among("liver", "air")
+    table = label_table("liver", "air")
     assert table.shape == (256,)
     assert table.dtype == bool
     assert set(np.flatnonzero(table)) == {LABEL["liver"], LABEL["air"]}
-    assert not among().any()
+    assert not label_table().any()
 
 
 def test_among_refuses_an_unknown_name():
     with pytest.raises(KeyError, match="livre"):
-        among("livre")
+        label_table("livre")
 
 
 @pytest.mark.parametrize("name", TISSUES)

@@ -26,21 +26,21 @@ def test_the_shipped_run_is_under_6_mb_and_says_what_it_is():
 
 
 def test_the_demos_patient_is_read_back_from_dicom_on_the_runs_grid(tmp_path):
-    patient = demo.example(demo.FOLDER, tmp_path / "patient")
+    patient = demo.load_example(demo.FOLDER, tmp_path / "patient")
     grid = read_json(demo.FOLDER / "stages.json")["grid"]
     assert patient.pet_suv.shape == patient.ct_hu.shape == patient.body.shape
     assert patient.ct_hu.shape[1:] == (grid["size"], grid["size"])
     assert patient.spacing_mm == pytest.approx((grid["slice_mm"], grid["pixel_mm"], grid["pixel_mm"]))
     assert -1024 <= patient.ct_hu.min() < -900
     assert patient.ct_hu[patient.body].max() > 300
-    again = demo.example(demo.FOLDER, tmp_path / "patient")
+    again = demo.load_example(demo.FOLDER, tmp_path / "patient")
     assert np.array_equal(again.ct_hu, patient.ct_hu)
-    fingerprint = demo.new_patient(tmp_path / "patient").fingerprint
+    fingerprint = demo.make_new_patient(tmp_path / "patient").fingerprint
     assert fingerprint != read_json(demo.FOLDER / "stages.json")["data_fingerprint"]
 
 
 def test_a_run_with_its_slices_shows_its_own_test_patient(run, prepared, tmp_path):
-    patient = demo.example(run, tmp_path)
+    patient = demo.load_example(run, tmp_path)
     test = prepared.studies([read_json(run / "splits.json")["test"][0]])[0]
     assert np.array_equal(patient.pet_suv, prepared.array(test, "pet"))
     assert patient.spacing_mm[0] == prepared.index["grid"]["slice_mm"]

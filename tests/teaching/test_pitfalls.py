@@ -19,7 +19,7 @@ def patients(n=6, slices=8):
 def test_the_nearest_slice_is_copied():
     source, target = RNG.normal(size=(5, 4, 4)), RNG.normal(size=(5, 4, 4))
     order = [3, 0, 0, 4]
-    assert np.array_equal(pitfalls.copy_of_nearest(source, target, source[order] + 1e-3), target[order])
+    assert np.array_equal(pitfalls.copy_nearest(source, target, source[order] + 1e-3), target[order])
 
 
 def test_a_split_by_slice_rewards_memory_and_one_by_patient_does_not():

@@ -71,7 +71,7 @@ def drawn(monkeypatch):
     """How many rows each drawing had."""
     seen = []
     monkeypatch.setattr(loggers.charts, "losses", lambda history, title: seen.append(len(history)))
-    monkeypatch.setattr(loggers.panels, "png", lambda fig: b"picture %d" % len(seen))
+    monkeypatch.setattr(loggers.panels, "figure_png", lambda fig: b"picture %d" % len(seen))
     return seen
 
 
@@ -105,7 +105,7 @@ def test_drawing_takes_a_tenth_of_the_time_at_most(notebook, monkeypatch):
         notebook.now += 1.0
 
     monkeypatch.setattr(loggers.charts, "losses", slow)
-    monkeypatch.setattr(loggers.panels, "png", lambda fig: b"")
+    monkeypatch.setattr(loggers.panels, "figure_png", lambda fig: b"")
     plot = LivePlot(every_s=2.0)
     plot.start("CycleGAN", 100, [])
     for _ in range(40):

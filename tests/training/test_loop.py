@@ -12,8 +12,8 @@ import tiny
 import torch
 
 from petct_lib import InputError
-from petct_lib.models.checkpoints import earlier, load_checkpoint
-from petct_lib.training.loop import FitSettings, ahead, fit, linear_decay, steps_of
+from petct_lib.models.checkpoints import list_earlier, load_checkpoint
+from petct_lib.training.loop import FitSettings, count_steps, fit, linear_decay, prefetch
 
 
 def test_linear_decay():
@@ -23,15 +23,15 @@ def test_linear_decay():
 
 
 def test_an_epoch_is_one_pass_over_the_larger_set():
-    assert steps_of(None, 200, 1000, 4) == 50_000
-    assert steps_of(None, 3, 2, 4) == 3
-    assert steps_of(7, None, 1000, 4) == 7
+    assert count_steps(None, 200, 1000, 4) == 50_000
+    assert count_steps(None, 3, 2, 4) == 3
+    assert count_steps(7, None, 1000, 4) == 7
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(None, None), (5, 5)])
 def test_steps_or_epochs_but_one_of_them(steps, epochs):
     with pytest.raises(InputError, match="either steps or epochs"):
-        steps_of(steps, epochs, 10, 2)
+        count_steps(steps, epochs, 10, 2)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_without_resume_it_starts_again(tmp_path):
     tiny.train(tmp_path / "c.pt", "regression", steps=4)
     rows = tiny.train(tmp_path / "c.pt", "regression", steps=5, resume=False)
     assert [row["step"] for row in rows] == [0, 2, 4]
-    assert [load_checkpoint(p)["step"] for p in earlier(tmp_path / "c.pt")] == [3, 5]
+    assert [load_checkpoint(p)["step"] for p in list_earlier(tmp_path / "c.pt")] == [3, 5]
 
 
 class Other(tiny.RandomBatches):
@@ -128,7 +128,7 @@ def test_the_last_ones_are_kept_and_the_rows_have_the_validation(tmp_path):
     validate = lambda _: {"validation_score": next(scores)}  # noqa: E731
     rows = tiny.train(tmp_path / "c.pt", "regression", steps=12, every=2, validate=validate)
     assert [row["validation_score"] for row in rows if "validation_score" in row][2:] == [0.2, 0.3, 0.2, 0.9]
-    assert [load_checkpoint(p)["step"] for p in earlier(tmp_path / "c.pt")] == [10, 12]
+    assert [load_checkpoint(p)["step"] for p in list_earlier(tmp_path / "c.pt")] == [10, 12]
 
 
 def spoiled(step, value):
@@ -153,7 +153,7 @@ def test_a_bad_loss_stops_with_its_step_slices_and_the_last_good_checkpoint(tmp_
         f"step 7: l1 not finite or beyond 10000; last good checkpoint: step 5, {path};"
     )
     assert f"the batch's slices: {'; '.join(drawn)}. " in str(stopped.value)
-    assert [load_checkpoint(p)["step"] for p in (path, *earlier(path))] == [5, 5]
+    assert [load_checkpoint(p)["step"] for p in (path, *list_earlier(path))] == [5, 5]
 
 
 def test_an_older_trainings_checkpoint_is_not_called_the_last_good_one(tmp_path):
@@ -244,7 +244,7 @@ def test_ahead_gives_a_plain_loops_batches_from_a_thread():
         threads.append(threading.current_thread())
         return np.random.default_rng(step).random(3)
 
-    drawn = list(ahead(draw, range(4, 9)))
+    drawn = list(prefetch(draw, range(4, 9)))
     assert np.array_equal(drawn, [np.random.default_rng(k).random(3) for k in range(4, 9)])
     assert threading.main_thread() not in threads
     assert len(threads) == 5
@@ -257,7 +257,7 @@ def test_ahead_draws_one_in_advance_and_passes_an_exception_on():
         asked.append(step)
         return 1 // (2 - step)
 
-    drawn = ahead(draw, range(5))
+    drawn = prefetch(draw, range(5))
     assert [next(drawn), next(drawn)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(drawn)

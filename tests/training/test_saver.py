@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from petct_lib import InputError
 from petct_lib.models.checkpoints import load_checkpoint, save_checkpoint
-from petct_lib.training.saver import Saver, differences
+from petct_lib.training.saver import Saver, list_differences
 
 ORIGIN = {"seed": 0, "settings": {"lr": 0.1, "width": 8}}
 
@@ -42,6 +42,6 @@ def test_other_settings_and_averages_alone_are_refused(tmp_path):
 
 
 def test_differences_name_what_is_new_gone_or_another():
-    assert differences(ORIGIN, ORIGIN) == []
-    assert differences({"a": 1}, {"a": 2, "b": 3}) == ["a (1, now 2)", "b (None, now 3)"]
-    assert differences({"a": {"x": 1, "y": 2}}, {"a": {"x": 1}}) == ["a: y (2, now None)"]
+    assert list_differences(ORIGIN, ORIGIN) == []
+    assert list_differences({"a": 1}, {"a": 2, "b": 3}) == ["a (1, now 2)", "b (None, now 3)"]
+    assert list_differences({"a": {"x": 1, "y": 2}}, {"a": {"x": 1}}) == ["a: y (2, now None)"]

@@ -15,10 +15,10 @@ from petct_lib import InputError
 from petct_lib.common.files import write_json
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.data.splits import split_patients
-from petct_lib.experiments.profiles import parameters_of
+from petct_lib.experiments.profiles import notebook_parameters
 from petct_lib.imaging.intensity import Intensity
 from petct_lib.models.checkpoints import load_checkpoint
-from petct_lib.training.stage1 import leave_group, plan_from, train_cyclegan, unpaired_slices
+from petct_lib.training.stage1 import leave_group, make_plan, train_cyclegan, unpaired_slices
 
 TINY = {
     "steps": 3, "batch_size": 2, "width": 4, "blocks": 1, "patch_layers": 2, "checkpoint_every": 2,
@@ -37,9 +37,9 @@ def run_dir(prepared, tmp_path) -> Path:
 
 
 def plan(run_dir, **changes):
-    parameters = {**parameters_of("02_cyclegan_training", "smoke"), **TINY, **changes}
+    parameters = {**notebook_parameters("02_cyclegan_training", "smoke"), **TINY, **changes}
     parameters.pop("processes")
-    return plan_from(run_dir, **parameters)
+    return make_plan(run_dir, **parameters)
 
 
 def sets(**changes):

@@ -14,7 +14,7 @@ from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits, refiner_patients
 from petct_lib.imaging.directions import DIRECTIONS
-from petct_lib.imaging.spectrum import BANDS, filtered, spectrum
+from petct_lib.imaging.spectrum import BANDS, filter_bands, spectrum
 from petct_lib.inference.translator import coarse_images
 from petct_lib.models.checkpoints import load_checkpoint, load_cyclegan, load_flow, load_regression, save_checkpoint
 from petct_lib.models.cycle_pairs import Perturbation
@@ -22,7 +22,14 @@ from petct_lib.models.regression import Regression
 from petct_lib.models.residual_flow import ResidualFlow
 from petct_lib.training import stage2
 from petct_lib.training.loop import FitSettings
-from petct_lib.training.stage2 import Stage2Plan, held_out, pairs_of, plans, residual_spectrum, train_stage
+from petct_lib.training.stage2 import (
+    Stage2Plan,
+    load_pairs,
+    make_plans,
+    measure_residual_spectrum,
+    train_stage,
+    validation_patients,
+)
 
 STEPS = {"regression_steps": 5, "pix2pix_steps": 4, "flow_steps": 6}
 SMALL = {"width": 8, "multipliers": (1, 2), "ema_decay": 0.9, "patch_width": 4, "patch_layers": 1}
@@ -38,32 +45,32 @@ def run(prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(run):
-    return pairs_of(run, "pet2ct", "real", seed=0)
+    return load_pairs(run, "pet2ct", "real", seed=0)
 
 
 def test_plans_by_name_each_with_its_steps_and_what_it_builds_on():
-    made = plans(256, seed=3, batch_size=8, **STEPS, **SMALL)
+    made = make_plans(256, seed=3, batch_size=8, **STEPS, **SMALL)
     assert {name: (of.fit.steps, of.start, of.regression) for name, of in made.items()} == {
         "regression": (5, None, None), "pix2pix": (4, "regression", None), "flow": (6, None, "regression"),
     }  # fmt: skip
     assert {(of.batch_size, of.seed, of.crop) for of in made.values()} == {(8, 3, None)}
     assert made["regression"].draws == 3
     assert made["pix2pix"].draws == made["flow"].draws == 4, "other batches than those that its regression saw"
-    prefixed = plans(256, seed=3, batch_size=8, prefix="unpaired_", **{**STEPS, "pix2pix_steps": 0})
+    prefixed = make_plans(256, seed=3, batch_size=8, prefix="unpaired_", **{**STEPS, "pix2pix_steps": 0})
     assert {name: of.regression for name, of in prefixed.items()} == {
         "unpaired_regression": None, "unpaired_flow": "unpaired_regression",
     }  # fmt: skip
 
 
 def test_without_the_source_there_is_no_pix2pix():
-    made = plans(256, seed=3, batch_size=8, sees_source=False, **{**SMALL, "coarse_dropout": 0.0}, **STEPS)
+    made = make_plans(256, seed=3, batch_size=8, sees_source=False, **{**SMALL, "coarse_dropout": 0.0}, **STEPS)
     assert list(made) == ["regression", "flow"]
 
 
 def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
     given = {"neighbours": 3, "lr": 1e-3, "laplace": True, "lambda_adversarial": 0.5, "coarse_dropout": 0.25}
     of_data = {"scale": 0.1, "shift": 2, "crop": 32, "checkpoint_every": 7}
-    made = plans(256, seed=0, batch_size=8, **STEPS, **SMALL, **given, **of_data)
+    made = make_plans(256, seed=0, batch_size=8, **STEPS, **SMALL, **given, **of_data)
     for of in made.values():
         assert (of.stage.width, of.stage.multipliers, of.stage.neighbours, of.stage.lr) == (8, (1, 2), 3, 1e-3)
         assert of.augmentation == Augmentation(shift=2, scale=0.1)
@@ -77,27 +84,27 @@ def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
 @pytest.mark.parametrize("unknown", ["sigma", "patch", "steps", "device"])
 def test_an_unknown_setting_is_refused(unknown):
     with pytest.raises(InputError, match=f"stage 2 has no setting {unknown}; it has beta1, .*width"):
-        plans(64, seed=0, batch_size=8, **STEPS, **{unknown: 2})
+        make_plans(64, seed=0, batch_size=8, **STEPS, **{unknown: 2})
 
 
 @pytest.mark.parametrize(("size", "patch"), [(32, 1), (64, 1), (96, 1), (128, 2), (192, 3), (256, 4), (512, 8)])
 def test_the_space_to_depth_grid_has_64_pixels_or_a_little_more(size, patch):
-    for of in plans(size, seed=0, batch_size=8, **STEPS, **SMALL).values():
+    for of in make_plans(size, seed=0, batch_size=8, **STEPS, **SMALL).values():
         assert of.stage.patch == patch
-    unet = Regression(plans(size, seed=0, batch_size=8, **STEPS, **SMALL)["regression"].stage).nets["unet"]
+    unet = Regression(make_plans(size, seed=0, batch_size=8, **STEPS, **SMALL)["regression"].stage).nets["unet"]
     assert unet(torch.zeros(1, 2, size, size), torch.zeros(1)).shape == (1, 1, size, size)
 
 
 @pytest.mark.parametrize(("size", "crop", "unit"), [(100, None, 8), (208, None, 24), (256, 40, 32), (256, 24, 32)])
 def test_a_size_that_the_networks_cannot_halve_is_refused(size, crop, unit):
     with pytest.raises(InputError, match=f"size {size}, crop {crop}: the networks need multiples of {unit} pixels"):
-        plans(size, seed=0, batch_size=8, crop=crop, **STEPS)
+        make_plans(size, seed=0, batch_size=8, crop=crop, **STEPS)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_nobody_validates_what_they_trained_and_nobody_of_the_test_does_either(run, direction):
     splits = read_splits(run)
-    validating, training = set(held_out(splits, direction)), set(refiner_patients(splits, direction))
+    validating, training = set(validation_patients(splits, direction)), set(refiner_patients(splits, direction))
     assert validating
     assert not validating & training
     assert not (validating | training) & set(splits["test"])
@@ -107,7 +114,7 @@ def test_nobody_validates_what_they_trained_and_nobody_of_the_test_does_either(r
 def test_pairs_of_each_kind_are_of_the_refiners_patients(run, direction):
     prepared, splits = Prepared(run / "prepared"), read_splits(run)
     expected = prepared.studies(refiner_patients(splits, direction))
-    found = {kind: pairs_of(run, direction, kind, seed=0) for kind in stage2.KINDS}
+    found = {kind: load_pairs(run, direction, kind, seed=0) for kind in stage2.KINDS}
     assert {kind: len(parts) for kind, parts in found.items()} == {"real": 1, "cycle": 1, "both": 2}
     for part in (part for parts in found.values() for part in parts):
         assert part.slices.studies == expected
@@ -120,7 +127,7 @@ def test_pairs_of_each_kind_are_of_the_refiners_patients(run, direction):
 
 def test_real_pairs_may_be_of_a_few_patients_and_cycle_pairs_are_of_all(run):
     prepared, patients = Prepared(run / "prepared"), refiner_patients(read_splits(run), "pet2ct")
-    real, cycle = pairs_of(run, "pet2ct", "both", seed=0, paired_patients=1)
+    real, cycle = load_pairs(run, "pet2ct", "both", seed=0, paired_patients=1)
     assert real.slices.studies == prepared.studies(patients[:1])
     assert cycle.slices.studies == prepared.studies(patients)
 
@@ -135,7 +142,7 @@ def test_the_coarse_images_of_real_pairs_are_the_cyclegans_and_kept_in_the_run(r
 
 def test_cycle_pairs_take_the_perturbation_asked_for(run):
     [plain], [noisy] = (
-        pairs_of(run, "pet2ct", "cycle", seed=0, perturbation=Perturbation(noise, blur=False)) for noise in (0.0, 0.3)
+        load_pairs(run, "pet2ct", "cycle", seed=0, perturbation=Perturbation(noise, blur=False)) for noise in (0.0, 0.3)
     )
     assert np.array_equal(plain.coarse[:, 0], plain.coarse[:, 1])
     assert not np.allclose(noisy.coarse[:, 0], noisy.coarse[:, 1], atol=1e-3)
@@ -152,7 +159,7 @@ def test_cycle_pairs_take_the_perturbation_asked_for(run):
 )
 def test_pairs_that_there_are_none_of_are_refused(run, bad, message):
     with pytest.raises(InputError, match=message):
-        pairs_of(run, "pet2ct", seed=0, **bad)
+        load_pairs(run, "pet2ct", seed=0, **bad)
 
 
 def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
@@ -160,8 +167,8 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
     run = small_run(prepared, tmp_path / "run")
     for name in UNTRAINED - {"cyclegan.pt"}:
         (run / "checkpoints" / name).unlink()
-    pairs = pairs_of(run, "pet2ct", "both", seed=0)
-    plan = plans(32, seed=0, batch_size=2, crop=16, lambda_adversarial=0.1, shift=1, scale=0.05, **STEPS, **SMALL)
+    pairs = load_pairs(run, "pet2ct", "both", seed=0)
+    plan = make_plans(32, seed=0, batch_size=2, crop=16, lambda_adversarial=0.1, shift=1, scale=0.05, **STEPS, **SMALL)
     rows = {name: train_stage(run, name, pairs, of, resume=False) for name, of in plan.items()}
     assert {name: set(of[-1]) - {"step"} for name, of in rows.items()} == {
         name: {*losses, "validation_mae_hu", "validation_score", "validation_spectrum"}
@@ -177,7 +184,7 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
     flow = load_flow(run / "checkpoints" / "flow_pet2ct.pt", regression)
     batches = stage2._batches(pairs, 2, plan["flow"].augmentation, 16)
-    assert flow.settings.residual_spectrum == residual_spectrum(regression, batches, 0)
+    assert flow.settings.residual_spectrum == measure_residual_spectrum(regression, batches, 0)
     assert len(set(flow.settings.residual_spectrum)) > 1
 
 
@@ -209,7 +216,7 @@ def test_another_seed_or_other_pairs_are_another_training(run, pairs):
         with pytest.raises(InputError, match=named):
             train_stage(run, "first", pairs, other, resume=True)
     with pytest.raises(InputError, match="other batches"):
-        train_stage(run, "first", pairs_of(run, "pet2ct", "real", seed=0, paired_patients=1), PLAN, resume=True)
+        train_stage(run, "first", load_pairs(run, "pet2ct", "real", seed=0, paired_patients=1), PLAN, resume=True)
 
 
 def test_what_it_builds_on_must_be_there(run, pairs):
@@ -234,26 +241,26 @@ def validated(run, pairs, monkeypatch):
 
 
 def test_it_is_validated_on_the_patients_held_out(run, monkeypatch):
-    expected = held_out(read_splits(run), "pet2ct")
-    wide = pairs_of(run, "pet2ct", "real", seed=0, neighbours=3)
+    expected = validation_patients(read_splits(run), "pet2ct")
+    wide = load_pairs(run, "pet2ct", "real", seed=0, neighbours=3)
     assert validated(run, wide, monkeypatch) == [(expected, "pet2ct", 3)]
-    assert validated(run, pairs_of(run, "pet2ct", "cycle", seed=0), monkeypatch) == [(expected, "pet2ct", 1)]
+    assert validated(run, load_pairs(run, "pet2ct", "cycle", seed=0), monkeypatch) == [(expected, "pet2ct", 1)]
 
 
 def test_it_is_not_validated_on_anyone_it_learns_from(run, monkeypatch):
     splits = read_splits(run)
-    everyone = stage2.real_pairs(run, "pet2ct", splits["refine"] + splits["train_pet"])
+    everyone = stage2.load_real_pairs(run, "pet2ct", splits["refine"] + splits["train_pet"])
     assert validated(run, [everyone], monkeypatch) == []
 
 
 def test_a_batch_that_kinds_of_pairs_cannot_share_is_refused(run):
-    both = pairs_of(run, "pet2ct", "both", seed=0)
+    both = load_pairs(run, "pet2ct", "both", seed=0)
     with pytest.raises(InputError, match="a batch of 3 cannot be shared by 2 kinds of pairs; take a multiple"):
         train_stage(run, "none", both, replace(PLAN, batch_size=3), resume=False)
 
 
 def test_kinds_of_pairs_share_each_batch_equally(run):
-    real, cycle = pairs_of(run, "pet2ct", "both", seed=0)
+    real, cycle = load_pairs(run, "pet2ct", "both", seed=0)
     batch = stage2._batches([real, cycle], 4)(np.random.default_rng(0))
     for images, part in ((batch["source"][:2], real), (batch["source"][2:], cycle)):
         own = [part.slices[i]["pet"] for i in range(len(part.slices))] if part is real else list(part.sources)
@@ -282,7 +289,7 @@ class Coarse:
 
 def test_the_residuals_spectrum_is_that_of_what_is_left():
     batches = Known()
-    bands = residual_spectrum(Coarse(), batches, 0)
+    bands = measure_residual_spectrum(Coarse(), batches, 0)
     # A constant of which √((0.3² + 0.5²) / 2) = 0.41231 is left is one coefficient, the first, of 8 · 0.41231.
     assert bands[0] == 3.3, "to three digits"
     assert set(bands[1:]) - {bands[1]} == {0.0033}, "no band is nothing"
@@ -298,6 +305,6 @@ def test_a_flow_learns_residuals_of_unit_size_at_every_frequency(run, pairs):
     for k in range(20):
         batch = batches(np.random.default_rng(k))
         m = regression.predict(batch["source"], batch["coarse"])
-        residuals.append(filtered(batch["target"] - m, [1 / s for s in stage.settings.residual_spectrum]))
+        residuals.append(filter_bands(batch["target"] - m, [1 / s for s in stage.settings.residual_spectrum]))
     assert torch.cat(residuals).square().mean().sqrt().item() == pytest.approx(1, abs=0.1)
     assert spectrum(torch.cat(residuals)) == pytest.approx([1] * BANDS, abs=0.5), "at every frequency"

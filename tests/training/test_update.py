@@ -6,7 +6,7 @@ import tiny
 import torch
 from torch import nn
 
-from petct_lib.training.update import Updates, precision
+from petct_lib.training.update import Updates, choose_precision
 
 
 def line(weights=(3.0, 4.0)):
@@ -111,5 +111,5 @@ def test_precision_is_what_the_processor_that_trains_computes_in(monkeypatch, gp
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: of_gpu)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert precision("auto") == expected
-    assert (precision("no"), precision("bf16")) == ("no", "bf16")
+    assert choose_precision("auto") == expected
+    assert (choose_precision("no"), choose_precision("bf16")) == ("no", "bf16")

@@ -13,7 +13,7 @@ from petct_lib.data.datasets import spread_slices
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.intensity import DECODE, ENCODE, Intensity
-from petct_lib.inference.translator import encoded, noise_like, stage2_inputs
+from petct_lib.inference.translator import encode_slices, noise_like, stage2_inputs
 from petct_lib.metrics import voxelwise
 from petct_lib.models.checkpoints import load_cyclegan, save_checkpoint
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
@@ -191,7 +191,7 @@ class Knows:
     """A regression that predicts the real image plus something."""
 
     def __init__(self, scored, plus):
-        self.known = [(x, encoded(real, scored.kind, WINDOW) + plus) for x, _, real, _ in scored.patients]
+        self.known = [(x, encode_slices(real, scored.kind, WINDOW) + plus) for x, _, real, _ in scored.patients]
 
     def predict(self, x, c):
         [image] = [y for known, y in self.known if torch.equal(known, x)]
@@ -267,7 +267,7 @@ def test_a_flows_score_is_its_loss_and_its_error_that_of_a_sample_of_two_steps(r
     one = RefinerValidation(run, Prepared(run / "prepared").patients[:1], "pet2ct", slices=4)
     [(x, c, real, body)] = one.patients
     scores = one(flow)
-    y = encoded(real, "ct", WINDOW)
+    y = encode_slices(real, "ct", WINDOW)
     assert scores["validation_score"] == pytest.approx(flow.loss_on(x, c, y, torch.Generator().manual_seed(0)))
     image = flow.sample(x, c, flow.regression.predict(x, c), noise_like(c, 0, 0), steps=2)[-1]
     hu = DECODE["ct"](image, WINDOW)[:, 0].numpy()

@@ -64,7 +64,7 @@ def test_losses_have_panels_for_accuracy_and_validation():
 def test_losses_have_no_empty_panel(row, labels, recwarn):
     fig = charts.losses([{"step": 0, **row}] if row else [], "losses")
     assert [axis.get_ylabel() for axis in fig.axes] == labels
-    assert panels.png(fig).startswith(b"\x89PNG")
+    assert panels.figure_png(fig).startswith(b"\x89PNG")
     assert not recwarn.list
 
 

@@ -117,7 +117,7 @@ def test_a_preview_shows_source_translation_and_spread():
     assert np.array_equal(image, CT[0])
     assert not spread.any()
     assert fig.axes[2].get_title() == "spread, 0 to 0 HU"
-    assert panels.png(fig).startswith(b"\x89PNG"), "of one sample, too"
+    assert panels.figure_png(fig).startswith(b"\x89PNG"), "of one sample, too"
 
 
 def test_invented_marks_in_red_on_the_synthetic_ct():

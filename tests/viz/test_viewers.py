@@ -20,15 +20,15 @@ def pixels(image):
 
 def test_colours_reach_from_the_first_to_the_last_of_the_map():
     row = np.array([[-2000.0, -1000.0, -300.0, 400.0, 3000.0]])
-    assert viewers.colours(row, -1000, 400)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
-    assert viewers.colours(row, -1000, 400, "gray_r")[0, :, 1].tolist() == [255, 255, 127, 0, 0]
+    assert viewers.apply_colours(row, -1000, 400)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert viewers.apply_colours(row, -1000, 400, "gray_r")[0, :, 1].tolist() == [255, 255, 127, 0, 0]
 
 
 def test_fused_goes_from_the_ct_alone_to_the_pet_alone():
     window = (-1000, 400)
-    ct, pet = viewers.colours(CT[0], *window), viewers.colours(PET[0], 0, 6, "hot")
+    ct, pet = viewers.apply_colours(CT[0], *window), viewers.apply_colours(PET[0], 0, 6, "hot")
     for alpha, expected in ((0, ct), (1, pet), (0.5, (ct.astype(float) + pet) / 2)):
-        assert np.abs(viewers.fused(CT[0], PET[0], window, 6, alpha) - expected).max() <= 0.5, alpha
+        assert np.abs(viewers.fuse(CT[0], PET[0], window, 6, alpha) - expected).max() <= 0.5, alpha
 
 
 @pytest.mark.parametrize("name", viewers.PLANES)
@@ -36,15 +36,15 @@ def test_a_place_in_a_plane_is_the_voxel_that_is_shown_there(name):
     volume = np.arange(5 * 16 * 20).reshape(5, 16, 20)
     for at in ((0, 0, 0), (4, 15, 19), (1, 7, 12)):
         row, column = viewers.place_in_plane(name, at, 5)
-        assert viewers.plane(volume, name, at)[row, column] == volume[at]
+        assert viewers.take_plane(volume, name, at)[row, column] == volume[at]
         assert viewers.voxel_at(name, row, column, at, 5) == at
 
 
 def test_the_head_is_up():
     volume = np.zeros((5, 4, 4))
     volume[-1] = 1  # the slice next to the head
-    assert viewers.plane(volume, "coronal", (0, 0, 0))[0].all()
-    assert viewers.plane(volume, "sagittal", (0, 0, 0))[0].all()
+    assert viewers.take_plane(volume, "coronal", (0, 0, 0))[0].all()
+    assert viewers.take_plane(volume, "sagittal", (0, 0, 0))[0].all()
 
 
 def test_a_millimetre_is_as_long_in_every_plane():
@@ -68,9 +68,9 @@ def test_what_is_shown_is_ct_or_inverted_pet_through_the_window():
     viewer = viewers.VolumeViewer(CT, PET, SPACING)
     viewer.shown.value, viewer.window.value = "CT", "bone"
     corner = viewer.picture("axial")[2, 2]  # within the first voxel, off the crosshair
-    assert corner.tolist() == viewers.colours(CT[2], -500, 1300)[0, 0].tolist()
+    assert corner.tolist() == viewers.apply_colours(CT[2], -500, 1300)[0, 0].tolist()
     viewer.shown.value = "PET"
-    assert viewer.picture("axial")[2, 2].tolist() == viewers.colours(PET[2], 0, 6, "gray_r")[0, 0].tolist()
+    assert viewer.picture("axial")[2, 2].tolist() == viewers.apply_colours(PET[2], 0, 6, "gray_r")[0, 0].tolist()
     assert np.array_equal(pixels(viewer.images["axial"]), viewer.picture("axial"))
 
 
@@ -92,7 +92,7 @@ def test_the_mouse_reads_out_moves_the_crosshair_and_turns_the_slices(name):
     viewer = viewers.VolumeViewer(CT, PET, SPACING)
     target = {"axial": (2, 4, 7), "coronal": (1, 8, 7), "sagittal": (1, 4, 10)}[name]  # hidden: at the crosshair
     row, column = viewers.place_in_plane(name, target, 5)
-    height, width = viewers.plane(CT, name, target).shape
+    height, width = viewers.take_plane(CT, name, target).shape
     there = {
         "dataX": (column + 0.5) * viewer.sizes_px[name][1] / width,
         "dataY": (row + 0.5) * viewer.sizes_px[name][0] / height,
@@ -100,7 +100,7 @@ def test_the_mouse_reads_out_moves_the_crosshair_and_turns_the_slices(name):
     viewer.point(name, {"type": "mousemove", **there})
     assert viewer.voxel == (2, 8, 10), "reading out moves nothing"
     assert viewer.words.value.startswith("pointer")
-    assert viewers.values_at(CT, PET, target) in viewer.words.value
+    assert viewers.describe_values(CT, PET, target) in viewer.words.value
     viewer.point(name, {"type": "click", **there})
     assert viewer.voxel == target
     for _ in range(9):
@@ -130,12 +130,12 @@ def test_compare_shows_one_image_left_and_the_other_right_of_the_edge():
     for edge, (left, right) in ((100, ("real", "real")), (0, ("mean", "mean")), (50, ("real", "mean"))):
         viewer.edge.value = edge
         picture = viewer.picture()
-        assert picture[3, 5].tolist() == viewers.colours(images[left][1], -1000, 400)[0, 0].tolist()
-        assert picture[3, -5].tolist() == viewers.colours(images[right][1], -1000, 400)[0, -1].tolist()
+        assert picture[3, 5].tolist() == viewers.apply_colours(images[left][1], -1000, 400)[0, 0].tolist()
+        assert picture[3, -5].tolist() == viewers.apply_colours(images[right][1], -1000, 400)[0, -1].tolist()
         assert np.array_equal(pixels(viewer.image), picture)
     for name, image in errors.items():
         viewer.left.value = name
-        assert viewer.picture()[3, 5].tolist() == viewers.colours(image[0], 0, 400, "magma")[0, 0].tolist()
+        assert viewer.picture()[3, 5].tolist() == viewers.apply_colours(image[0], 0, 400, "magma")[0, 0].tolist()
     assert WARNING in viewer.words.value
     assert [axis.get_title() for axis in viewer.figure().axes] == list(images)
 
@@ -152,7 +152,7 @@ def test_frames_follow_their_sliders():
     for key in ((4, 1), (4, 0), (1, 0)):
         sliders.children[0].value, sliders.children[1].value = key
         shown = pixels(image)[5, 5].tolist()
-        assert shown == viewers.drawn(images[key], "", "HU")[0, 0].tolist()
+        assert shown == viewers.draw_image(images[key], "", "HU")[0, 0].tolist()
         assert f"steps {key[0]}, sample {key[1]}" in words.value
         assert WARNING in words.value
     with pytest.raises(ValueError, match="3 images do not fill"):
