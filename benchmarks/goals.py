@@ -31,7 +31,7 @@ class Goal:
     high: float
     value: Callable[[Value], float]
 
-    def of(self, looked_up: Value) -> float | None:
+    def one(self, looked_up: Value) -> float | None:
         """The value; None where a score of it is missing."""
         try:
             return self.value(looked_up)
@@ -45,30 +45,30 @@ class Goal:
 
 def ratio(method: str, peer: str, metric: str = "mae") -> Callable[[Value], float]:
     """A score of a method in units of its peer's."""
-    return lambda of: of(method, metric) / of(peer, metric)
+    return lambda one: one(method, metric) / one(peer, metric)
 
 
 def more(method: str, peer: str, metric: str) -> Callable[[Value], float]:
     """By how much a score of a method is above its peer's."""
-    return lambda of: of(method, metric) - of(peer, metric)
+    return lambda one: one(method, metric) - one(peer, metric)
 
 
 def score(method: str, metric: str) -> Callable[[Value], float]:
     """A score itself."""
-    return lambda of: of(method, metric)
+    return lambda one: one(method, metric)
 
 
 def against_map(metric: str, region: str = "body") -> Callable[[Value], float]:
     """CRPS of the samples in units of the Laplace map's, in the better of its two ways to take errors together."""
     ways = [metric] if metric == "crps" else [metric, f"{metric}_dependent"]
-    return lambda of: of("mean", metric, region) / min(of("laplace/regression", way, region) for way in ways)
+    return lambda one: one("mean", metric, region) / min(one("laplace/regression", way, region) for way in ways)
 
 
 def goals() -> list[Goal]:
     """All, in the order of the issue that set them."""
-    found, accuracy = [], "two_sample_accuracy"
+    result, accuracy = [], "two_sample_accuracy"
     for d, realism, error in (("pet2ct", 0.55, 1.12), ("ct2pet", 0.60, 1.25)):
-        found += [
+        result += [
             Goal("sample: two-sample accuracy, 8 evaluations", d, -inf, realism, score("sample", accuracy)),
             Goal("sample: two-sample accuracy, 8 steps − 4", d, -inf, 0, more("steps8/sample", "sample", accuracy)),
             Goal("sample: MAE / regression's", d, -inf, error, ratio("sample", "regression")),
@@ -91,7 +91,7 @@ def goals() -> list[Goal]:
         ]
     cycle = "cycle pairs, sample:"
     return [
-        *found,
+        *result,
         Goal(f"{cycle} MAE / CycleGAN's", "pet2ct", -inf, 1, ratio("cycle/sample", "cyclegan")),
         Goal(f"{cycle} SSIM − CycleGAN's", "pet2ct", 0, inf, more("cycle/sample", "cyclegan", "ssim")),
         Goal(f"{cycle} spectrum / CycleGAN's", "pet2ct", -inf, 1, ratio("cycle/sample", "cyclegan", "spectrum")),
@@ -111,10 +111,10 @@ def values(ablation: Path, seed: int, direction: str) -> Value:
         for row in tables.read_scores(path) if path.exists() else ():
             rows.append({**row, "method": f"{variant}/{row['method']}"})
 
-    def of(method: str, metric: str, region: str = "body") -> float:
+    def one(method: str, metric: str, region: str = "body") -> float:
         return mean(values_by_patient(rows, direction, metric, region)[method].values())
 
-    return of
+    return one
 
 
 def main() -> None:
@@ -126,10 +126,10 @@ def main() -> None:
     looked_up = {(seed, d): values(args.ablation, seed, d) for seed in seeds for d in DIRECTIONS}
     lines = [["", "direction", "goal", *(f"seed {seed}" for seed in seeds), ""]]
     for goal in goals():
-        found = [goal.of(looked_up[seed, goal.direction]) for seed in seeds]
-        there = [value for value in found if value is not None]
+        result = [goal.of(looked_up[seed, goal.direction]) for seed in seeds]
+        there = [value for value in result if value is not None]
         verdict = "met" if all(goal.low <= value <= goal.high for value in there) else "missed"
-        cells = ["not run" if value is None else f"{value:.3f}" for value in found]
+        cells = ["not run" if value is None else f"{value:.3f}" for value in result]
         lines.append([goal.name, goal.direction, goal.limits(), *cells, verdict if there else ""])
     print(tables.text_table(f"goals, mean of the test patients, {len(seeds)} seeds", lines))
 

@@ -85,17 +85,17 @@ def measure(method: str, root: Path) -> dict:
 
 def compare(root: Path, name: str, rounds: int) -> list[dict]:
     """Rows of seconds and peak memory against each peer, medians over rounds in which the methods take turns."""
-    found = {method: [] for method in IMPORTS}
+    result = {method: [] for method in IMPORTS}
     for _ in range(rounds):
-        for method, results in found.items():
+        for method, results in result.items():
             results.append(in_process(__file__, "--measure", method, str(root)))
     middle = {
         m: {key: statistics.median(r[key] for r in results) for key in ("seconds", "peak_mb")}
-        for m, results in found.items()
+        for m, results in result.items()
     }
     rows = []
     for peer, peer_name in PEERS.items():
-        if not np.allclose(found["ours"][0]["sums"], found[peer][0]["sums"], rtol=0.02, atol=1.0):
+        if not np.allclose(result["ours"][0]["sums"], result[peer][0]["sums"], rtol=0.02, atol=1.0):
             raise SystemExit(f"{name}: ours and {peer_name} do not agree on the volumes")
         suffix = "" if peer == "simpleitk" else f"_{peer}"
         for key, unit in (("seconds", "s"), ("peak_mb", "MB")):

@@ -49,7 +49,9 @@ def main() -> None:
         print(json.dumps(measure()))
         return
     rounds = [[in_process(__file__, "--measure", how) for how in ("given back", "kept")] for _ in range(ROUNDS)]
-    peer, ours = ({name: median(one[name] for one in of) for name in of[0]} for of in zip(*rounds, strict=True))
+    peer, ours = (
+        {name: median(one[name] for one in each_one) for name in each_one[0]} for each_one in zip(*rounds, strict=True)
+    )
     units = {"step": "ms", "pages": "1", "peak": "MB"}
     show_and_save([row(f"memory_{name}", ours[name], peer[name], "given back", unit) for name, unit in units.items()])
 

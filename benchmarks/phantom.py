@@ -86,9 +86,9 @@ def main() -> None:
         return
     rows = []
     for what, peer_name in PEERS.items():
-        found = [[in_process(__file__, "--measure", what, peer) for peer in "01"] for _ in range(args.rounds)]
+        result = [[in_process(__file__, "--measure", what, peer) for peer in "01"] for _ in range(args.rounds)]
         for key, unit in (("seconds", "s"), ("peak_mb", "MB"))[: 1 if what == "set" else 2]:  # memory is one process's
-            mine, peer = (statistics.median(both[k][key] for both in found) for k in (0, 1))
+            mine, peer = (statistics.median(both[k][key] for both in result) for k in (0, 1))
             rows.append(row(f"phantom_{what}_{key}", mine, peer, peer_name, unit))
     show_and_save(rows)
 

@@ -129,9 +129,9 @@ def hours(steps: int, step: Count) -> tuple[float, float]:
 
 def stage2_settings(p: dict) -> tuple[RegressionSettings, RegressionSettings, FlowSettings]:
     """Of regression, pix2pix and flow, from notebook 03's parameters."""
-    given = {"multipliers": tuple(p["multipliers"]), "sees_source": True}
-    direct = settings_of(RegressionSettings, p, **given)
-    return replace(direct, lambda_adversarial=0.0), direct, settings_of(FlowSettings, p, **given)
+    inputs = {"multipliers": tuple(p["multipliers"]), "sees_source": True}
+    direct = settings_of(RegressionSettings, p, **inputs)
+    return replace(direct, lambda_adversarial=0.0), direct, settings_of(FlowSettings, p, **inputs)
 
 
 def stages() -> list[tuple[str, int, int, Count]]:

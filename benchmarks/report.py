@@ -57,8 +57,8 @@ def into_readme(name: str, text: str) -> None:
     """`text` between the README's markers of `name`, in the place of what was there."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, _, rest = README.read_text().partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
+    _, result, after = rest.partition(end)
+    if not result:
         raise SystemExit(f"{README}: the markers {begin} and {end} are missing")
     README.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 

@@ -49,13 +49,13 @@ def patient(seed: int, *, slices: int, size: int) -> dict[str, np.ndarray]:
 
 def case_of(seed: int, direction: str, *, slices: int, size: int) -> Case:
     """A patient with one translation: the real image, blurred, with noise."""
-    made = patient(seed, slices=slices, size=size)
-    source, real = (made.pop(kind) for kind in (("pet", "ct") if direction == "pet2ct" else ("ct", "pet")))
+    output = patient(seed, slices=slices, size=size)
+    source, real = (output.pop(kind) for kind in (("pet", "ct") if direction == "pet2ct" else ("ct", "pet")))
     rng = np.random.default_rng(1000 + seed)
     off = 60 if direction == "pet2ct" else 0.3
     image = ndimage.gaussian_filter(real, (0, 1, 1)) + off * rng.standard_normal(real.shape, dtype=np.float32)
-    sources = dict.fromkeys(made, "HU threshold")
-    case = Case(f"p{seed}", source, real, made, sources, {"mean": image}, voxel_mm=VOXEL_MM, kvp=120.0)
+    sources = dict.fromkeys(output, "HU threshold")
+    case = Case(f"p{seed}", source, real, output, sources, {"mean": image}, voxel_mm=VOXEL_MM, kvp=120.0)
     return add_regions(case)
 
 
@@ -111,8 +111,8 @@ def main() -> None:
             folder.mkdir()
             for seed in range(args.patients):
                 joblib.dump(case_of(seed, direction, slices=args.slices, size=args.size), folder / f"{seed}.joblib")
-            given = "--peer-patients", str(args.peer_patients)
-            mine, peer = (in_process(__file__, *given, "--measure", what, str(folder)) for what in ("ours", "plain"))
+            values = "--peer-patients", str(args.peer_patients)
+            mine, peer = (in_process(__file__, *values, "--measure", what, str(folder)) for what in ("ours", "plain"))
         name = "score_seconds" if direction == "pet2ct" else "score_seconds_ct2pet"
         rows.append(row(name, mine["seconds"], peer["seconds"], "plain script, one process", "s"))
     show_and_save(rows)

@@ -241,7 +241,7 @@ def phantom(args: argparse.Namespace, folder: Path) -> Path:
 
 def compare(args: argparse.Namespace, prepared: Path) -> dict[str, dict | str]:
     """What was found for each contender, the textbook first; for one that did not end, why."""
-    found, names = {}, list(contenders(args.profile, args.batch))
+    result, names = {}, list(contenders(args.profile, args.batch))
     names = names[:2] + [name for name in names[2:] if args.only is None or name in args.only]
     for name in names:
         shared = {"name": name, "profile": args.profile, "batch": args.batch, "device": args.device}
@@ -251,17 +251,17 @@ def compare(args: argparse.Namespace, prepared: Path) -> dict[str, dict | str]:
             if name == "textbook":
                 plan = {"steps": args.textbook_steps, "checks": 1 if args.quick else CHECKS // 2}
             else:
-                end = found["textbook"]["rows"][-1]
+                end = result["textbook"]["rows"][-1]
                 budget_s = end["seconds"] / 2
                 plan = {"steps": max(4, int(budget_s / one["step_s"])), "target": (end["hu"], end["suv"])}
                 plan["budget_s"] = budget_s
-            found[name] = one | measure(Job("train", **plan, **shared), args.limit_s)
+            result[name] = one | measure(Job("train", **plan, **shared), args.limit_s)
         except subprocess.SubprocessError as error:  # a training that explodes is a result, too
             if name in ("textbook", "ours"):
                 raise
-            found[name] = "time limit" if isinstance(error, subprocess.TimeoutExpired) else "failed"
-        print(f"{name}: {found[name]}", flush=True)
-    return found
+            result[name] = "time limit" if isinstance(error, subprocess.TimeoutExpired) else "failed"
+        print(f"{name}: {result[name]}", flush=True)
+    return result
 
 
 def measure(job: Job, limit_s: float | None) -> dict:
@@ -269,17 +269,17 @@ def measure(job: Job, limit_s: float | None) -> dict:
     return in_process(__file__, "--measure", json.dumps(asdict(job)), limit_s=limit_s)
 
 
-def quality(found: dict, target: dict) -> tuple[float, float] | None:
+def quality(result: dict, target: dict) -> tuple[float, float] | None:
     """Seconds and TFLOP to the first validation with the target's body MAE in both directions; None: never."""
-    rows = (r for r in found["rows"] if r["hu"] <= target["hu"] and r["suv"] <= target["suv"])
+    rows = (r for r in result["rows"] if r["hu"] <= target["hu"] and r["suv"] <= target["suv"])
     first = next(rows, None)
-    return first and (first["seconds"], first["step"] * found["gflop"] / 1e3)
+    return first and (first["seconds"], first["step"] * result["gflop"] / 1e3)
 
 
-def table(found: dict[str, dict | str], args: argparse.Namespace) -> str:
+def table(result: dict[str, dict | str], args: argparse.Namespace) -> str:
     """The trade-off, one line a contender."""
-    target, lines = found["textbook"]["rows"][-1], []
-    for name, one in found.items():
+    target, lines = result["textbook"]["rows"][-1], []
+    for name, one in result.items():
         if isinstance(one, str):
             lines.append([name, *[one] * (len(HEADS) - 1)])
             continue
@@ -293,18 +293,18 @@ def table(found: dict[str, dict | str], args: argparse.Namespace) -> str:
     return markdown(HEADS, lines)
 
 
-def rows_of(found: dict[str, dict], step: dict, args: argparse.Namespace) -> list[dict]:
+def rows_of(result: dict[str, dict], step: dict, args: argparse.Namespace) -> list[dict]:
     """Ours against the textbook, and real against constant data, for results.json. step: what `loader` found."""
     sizes = {name: contenders(args.profile, args.batch)[name].batch_size for name in ("ours", "textbook")}
-    ends = {name: found[name]["rows"][-1] for name in sizes}
+    ends = {name: result[name]["rows"][-1] for name in sizes}
     speed = {name: sizes[name] * ends[name]["step"] / ends[name]["seconds"] for name in sizes}
-    mine, peer = (quality(found[name], ends["textbook"]) for name in ("ours", "textbook"))
+    mine, peer = (quality(result[name], ends["textbook"]) for name in ("ours", "textbook"))
     what, on = "textbook CycleGAN", "_gpu" if args.device == "cuda" else ""
     return [
         row(f"train_images_per_s{on}", speed["ours"], speed["textbook"], what, "1/s", more_is_better=True),
         row(f"train_time_to_quality{on}", mine and mine[0], peer[0], what, "s"),
         row(f"train_flops_to_quality{on}", mine and mine[1], peer[1], what, "TFLOP"),
-        row(f"train_peak_mb{on}", found["ours"]["peak_mb"], found["textbook"]["peak_mb"], what, "MB"),
+        row(f"train_peak_mb{on}", result["ours"]["peak_mb"], result["textbook"]["peak_mb"], what, "MB"),
         row(f"train_step_real_data{on}", step["real"], step["constant"], "ours, constant data", "s"),
     ]
 
@@ -316,16 +316,16 @@ def bench(args: argparse.Namespace) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `fit` takes a GPU wherever it sees one
     with tempfile.TemporaryDirectory() as folder:
         prepared = phantom(args, Path(folder))
-        found = compare(args, prepared)
+        result = compare(args, prepared)
         job = Job("loader", "ours", args.profile, args.batch, str(prepared), args.device, 10 if args.quick else 40)
         step = measure(job, args.limit_s)
-    text = table(found, args)
-    way = ", ".join(f"{r['hu']:.1f} HU and {r['suv']:.3f} after {r['step']}" for r in found["textbook"]["rows"])
+    text = table(result, args)
+    way = ", ".join(f"{r['hu']:.1f} HU and {r['suv']:.3f} after {r['step']}" for r in result["textbook"]["rows"])
     text += f"\n\nThe textbook on its way: {way} steps.\n\n{provenance()}"
     print(f"\n{text}\n\na step of ours: {step['real']:.4f} s with real, {step['constant']:.4f} s with constant data")
     if not args.quick:
         into_readme("training on a GPU" if args.device == "cuda" else "training", text)
-        show_and_save(rows_of(found, step, args))
+        show_and_save(rows_of(result, step, args))
 
 
 def main() -> None:

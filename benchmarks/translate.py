@@ -22,24 +22,26 @@ from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.models.networks import count_parameters
 from petct_lib.models.regression import Regression, RegressionSettings
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
-from petct_lib.training.stage2 import GRID
+from petct_lib.training.train_refiner import GRID
 
 DDIM_STEPS = 50
 
 
-def settings_of(kind: type, notebook: str, **given: object) -> object:
+def settings_of(kind: type, notebook: str, **values: object) -> object:
     """The quick profile's settings of one dataclass."""
     p = notebook_parameters(notebook, "quick")
-    return kind(**{k: p[k] for k in kind.__dataclass_fields__ if k in p and k not in given}, **given)
+    return kind(**{k: p[k] for k in kind.__dataclass_fields__ if k in p and k not in values}, **values)
 
 
 def ours(volume: np.ndarray) -> None:
     """`Translator` on the volume, PET→CT, mode `sample`, with networks that nobody trained."""
     p = notebook_parameters("03_diffusion_refinement", "quick")
-    given = {"multipliers": tuple(p["multipliers"]), "patch": max(1, volume.shape[-1] // GRID)}
-    given |= {"sees_source": True}
-    regression = Regression(settings_of(RegressionSettings, "03_diffusion_refinement", lambda_adversarial=0.0, **given))
-    refiner = Refiner(ResidualFlow(settings_of(FlowSettings, "03_diffusion_refinement", **given), regression))
+    values = {"multipliers": tuple(p["multipliers"]), "patch": max(1, volume.shape[-1] // GRID)}
+    values |= {"sees_source": True}
+    regression = Regression(
+        settings_of(RegressionSettings, "03_diffusion_refinement", lambda_adversarial=0.0, **values)
+    )
+    refiner = Refiner(ResidualFlow(settings_of(FlowSettings, "03_diffusion_refinement", **values), regression))
     translator = Translator.__new__(Translator)  # without a run's folder
     translator.cyclegan = CycleGAN(settings_of(CycleGANSettings, "02_cyclegan_training"))
     translator.refiners, translator.window = {"pet2ct": refiner}, Intensity()

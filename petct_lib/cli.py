@@ -209,7 +209,7 @@ def _run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from petct_lib.experiments.pipeline import require_inputs
     from petct_lib.experiments.profiles import notebook_parameters
-    from petct_lib.training.stage1 import leave_group, make_plan, train_cyclegan
+    from petct_lib.training.train_cyclegan import leave_group, make_plan, train_cyclegan
 
     notebook = "02_cyclegan_training"
     run = require_inputs(args.run, notebook)

@@ -10,11 +10,11 @@ from petct_lib.inference.translator import Translator
 SAMPLED = {"samples": 8, "steps": 1, "seed": 0}
 
 
-def translated(prepared, run, atlas, direction="pet2ct", **given):
+def translated(prepared, run, atlas, direction="pet2ct", **values):
     """The first test patient of a run by all methods."""
     splits = read_splits(run)
-    given = {**SAMPLED, "atlas": atlas, **given}
-    return translate_patient(prepared, splits, splits["test"][0], direction, Translator(run), **given)
+    values = {**SAMPLED, "atlas": atlas, **values}
+    return translate_patient(prepared, splits, splits["test"][0], direction, Translator(run), **values)
 
 
 def case_of(prepared, kind, **images):
@@ -22,12 +22,12 @@ def case_of(prepared, kind, **images):
     patient = prepared.patients[0]
     pet, ct, body, lung = (np.array(prepared.patient_stack(patient, k)) for k in ("pet", "ct", "body", "lung"))
     source, real = (pet, ct) if kind == "ct" else (ct, pet)
-    made = {name: make(real, body) for name, make in images.items()}
+    output = {name: make(real, body) for name, make in images.items()}
     sources = {"body": "HU threshold", "lung": "SEG"}
-    return Case(patient, source, real, {"body": body, "lung": lung}, sources, made)
+    return Case(patient, source, real, {"body": body, "lung": lung}, sources, output)
 
 
 def value(rows, method, metric, region="body"):
     """The one score of these rows."""
-    [found] = [r["value"] for r in rows if (r["method"], r["metric"], r["region"]) == (method, metric, region)]
-    return found
+    [result] = [r["value"] for r in rows if (r["method"], r["metric"], r["region"]) == (method, metric, region)]
+    return result

@@ -60,7 +60,7 @@ def _save(stage: CycleGAN | Regression | ResidualFlow, run: Path, name: str) -> 
             for weights in ema.module.parameters():  # an untrained U-Net gives zeros
                 weights += 0.05 * torch.randn(weights.shape, generator=generator)
     parts = {
-        part: {key: of.state_dict() for key, of in getattr(stage, part).items()}
+        part: {key: one.state_dict() for key, one in getattr(stage, part).items()}
         for part in ("nets", "ema", "optimisers")
     }
     state = {"step": STEPS, "origin": {"steps": STEPS}, "history": [], **parts, **stage.extra_state()}

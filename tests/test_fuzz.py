@@ -240,12 +240,12 @@ def read_all(path: Path) -> None:
         read_segments([FileRef(path, path.name)])
         return
     headers = [image.header for image in images]
-    found = [refusal_of(partial(geometry, headers))] if len(headers) > 1 else []
-    found += [refusal_of(partial(suv_factor, headers))] if str(header.get("Modality")) == "PT" else []
+    result = [refusal_of(partial(geometry, headers))] if len(headers) > 1 else []
+    result += [refusal_of(partial(suv_factor, headers))] if str(header.get("Modality")) == "PT" else []
     shapes = {stored.shape for _, stored in read_stored(images)}
     assert len(shapes) <= 1
-    if any(found):
-        raise InputError("; ".join(filter(None, found)))
+    if any(result):
+        raise InputError("; ".join(filter(None, result)))
 
 
 def read_one(seeds: Path, name: str, scratch: Path) -> str:
@@ -476,32 +476,32 @@ def outcomes(seeds: Path, mode: str, *names: str) -> dict[str, str]:
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=ALL_S, cwd=ROOT, env=environment, check=False
     )
-    found = dict(json.loads(line) for line in done.stdout.splitlines())
-    last = list(found)[-1] if found else "?"
+    result = dict(json.loads(line) for line in done.stdout.splitlines())
+    last = list(result)[-1] if result else "?"
     assert done.returncode == 0, f"case {last} of {seeds}: exit {done.returncode}\n{done.stderr[-3000:]}"
-    defects = [f"{name} of {seeds}: {outcome}" for name, outcome in found.items() if outcome.startswith("defect")]
+    defects = [f"{name} of {seeds}: {outcome}" for name, outcome in result.items() if outcome.startswith("defect")]
     assert not defects, f"{len(defects)} defects:\n" + "\n".join(defects[:5])
-    return found
+    return result
 
 
 # The tests.
 
 
 def test_no_mutation_of_a_file_crashes_hangs_or_goes_without_a_reason(seeds):
-    found = outcomes(seeds, "read")
-    assert len(found) >= 3000
-    by_kind = {kind: Counter() for kind in {name.split("/")[0] for name in found}}
-    for name, outcome in found.items():
+    result = outcomes(seeds, "read")
+    assert len(result) >= 3000
+    by_kind = {kind: Counter() for kind in {name.split("/")[0] for name in result}}
+    for name, outcome in result.items():
         by_kind[name.split("/")[0]][outcome.split(": ")[1]] += 1
     print(by_kind)
     assert all(counts["read"] > 5 and counts["refused"] > 5 for counts in by_kind.values()), "the fuzzing tells nothing"
 
 
 def test_a_mutated_study_never_costs_the_good_one_beside_it(seeds):
-    found = outcomes(seeds, "ingest")
-    counts = Counter(outcome.split(": ")[1] for outcome in found.values())
+    result = outcomes(seeds, "ingest")
+    counts = Counter(outcome.split(": ")[1] for outcome in result.values())
     print(counts)
-    assert len(found) >= 100
+    assert len(result) >= 100
     assert min(counts["read"], counts["refused"]) > 10
 
 
@@ -575,5 +575,5 @@ def test_a_study_that_crashes_the_decoder_is_left_out(tmp_path, others):
 
 
 if __name__ == "__main__":
-    folder, asked = Path(sys.argv[1]), sys.argv[2]
-    hunt(folder, asked, sys.argv[3:] or names_of(folder, asked))
+    folder, request = Path(sys.argv[1]), sys.argv[2]
+    hunt(folder, request, sys.argv[3:] or names_of(folder, request))

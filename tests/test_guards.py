@@ -121,8 +121,8 @@ def test_a_cycles_reconstruction_is_not_scored_as_a_translation(run):
 def test_a_translation_knows_nothing_of_the_target(run, monkeypatch):
     splits, translator = read_splits(run), Translator(run)
     prepared = Prepared(run / "prepared")
-    given = splits, splits["test"][0], "pet2ct", translator
-    first = translate_patient(prepared, *given, **DRAWN)
+    values = splits, splits["test"][0], "pet2ct", translator
+    first = translate_patient(prepared, *values, **DRAWN)
     load = cases.load_case
 
     def other_target(*arguments):
@@ -131,7 +131,7 @@ def test_a_translation_knows_nothing_of_the_target(run, monkeypatch):
         return replace(case, real=noise, masks={name: np.zeros_like(mask) for name, mask in case.masks.items()})
 
     monkeypatch.setattr(cases, "load_case", other_target)
-    second = translate_patient(prepared, *given, **DRAWN)
+    second = translate_patient(prepared, *values, **DRAWN)
     assert {"cyclegan", "regression", "pix2pix", "sample", "mean", "unpaired_mean"} < set(first.images)
     for method, image in first.images.items():
         assert np.array_equal(image, second.images[method]), method
@@ -140,13 +140,13 @@ def test_a_translation_knows_nothing_of_the_target(run, monkeypatch):
 def test_the_range_is_the_same_for_every_patient():
     rng = np.random.default_rng(0)
     body = np.ones((8, 32, 32), bool)
-    found = []
+    result = []
     for brightest in (300.0, 1500.0):  # a patient without and one with dense bone, the same error of 50 HU
         real = rng.uniform(-900, 0, body.shape)
         real[2, 3:6, 3:6] = brightest
         case = Case("p", None, real, {"body": body}, {"body": "HU threshold"}, {"m": real + 50})
-        found += [r["value"] for r in score_case(case, "pet2ct", Intensity()) if r["metric"] == "psnr"]
-    assert found == pytest.approx([20 * np.log10(4024 / 50)] * 2)
+        result += [r["value"] for r in score_case(case, "pet2ct", Intensity()) if r["metric"] == "psnr"]
+    assert result == pytest.approx([20 * np.log10(4024 / 50)] * 2)
     for score in (voxelwise.psnr, structure.ssim):
         with pytest.raises(TypeError, match="data_range"):
             score(real, real + 50)

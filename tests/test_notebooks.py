@@ -84,11 +84,11 @@ def test_pictures_have_text_alternatives(name):
 @pytest.mark.parametrize("name", BOOKS)
 def test_exercises_are_checked_and_their_solutions_hidden_but_run(name):
     cells = code_cells(name)
-    asked = [c for c in cells if re.search(r"^\w[\w, ]*= (None|None, None)  #", source(c), re.M)]
-    asked = [c for c in asked if "parameters" not in c["metadata"].get("tags", [])]
+    request = [c for c in cells if re.search(r"^\w[\w, ]*= (None|None, None)  #", source(c), re.M)]
+    request = [c for c in request if "parameters" not in c["metadata"].get("tags", [])]
     solved = [c for c in cells if "solution" in c["metadata"].get("tags", [])]
-    assert 2 <= len(asked) == len(solved) <= 4
-    for ask, solution in zip(asked, solved, strict=True):
+    assert 2 <= len(request) == len(solved) <= 4
+    for ask, solution in zip(request, solved, strict=True):
         [check] = set(re.findall(r"check_\w+", source(ask)))
         assert hasattr(exercises, check)
         assert f"assert {check}(" in source(solution), "the solution must pass its own check"

@@ -117,8 +117,8 @@ def check(raw: bytes, uids: set[str], what: str) -> None:
     for text in FORBIDDEN:
         for encoding in ("utf-8", "utf-16-le"):
             assert text.encode(encoding) not in raw, f"{text} is in {what}"
-    found = set(re.findall(rb"[0-9]+(?:\.[0-9]+){4,}", raw)) & {uid.encode() for uid in uids}
-    assert not found, f"a UID of the input is in {what}"
+    result = set(re.findall(rb"[0-9]+(?:\.[0-9]+){4,}", raw)) & {uid.encode() for uid in uids}
+    assert not result, f"a UID of the input is in {what}"
 
 
 def test_the_search_finds_what_it_looks_for(marked):
@@ -145,9 +145,9 @@ def test_nothing_of_the_patients_is_in_what_a_run_prints(marked, run):
 
 
 def test_the_reasons_are_told_all_the_same(run):
-    told = json.dumps(read_json(run[0] / "prepared" / "index.json")["left_out"])
+    words = json.dumps(read_json(run[0] / "prepared" / "index.json")["left_out"])
     for reason in ("unreadable file", r"image \d+ of 38", "PROPCNTS"):
-        assert re.search(reason, told)
+        assert re.search(reason, words)
 
 
 def test_a_patient_is_found_by_the_salt_of_the_run(run):

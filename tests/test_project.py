@@ -44,8 +44,8 @@ def test_everything_that_pyproject_needs_is_pinned_in_environment_yml_and_nothin
     [pins] = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
     assert environment["dependencies"][0] == "python=3.11"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    needed = [Requirement(text) for text in asked if not text.startswith("petct-lib[")]
+    request = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    needed = [Requirement(text) for text in request if not text.startswith("petct-lib[")]
     pinned = {name: version for name, version in (pin.split("==") for pin in pins)}
     assert {requirement.name for requirement in needed} == set(pinned)
     for requirement in needed:
@@ -88,13 +88,20 @@ def test_no_modules_import_each_other_in_a_circle():
     assert not left
 
 
+def test_no_variable_has_a_name_that_says_nothing():
+    for path in chain(LIBRARY.rglob("*.py"), (ROOT / "tests").rglob("*.py"), (ROOT / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.arg if isinstance(node, ast.arg) else getattr(node, "id", None)
+            assert name not in {"of", "told", "made", "given", "found", "asked"}, f"{path}:{node.lineno} {name}"
+
+
 def test_help_names_every_package_and_every_module_once():
     packages = re.findall(r"^    (\w+)  ", petct_lib.__doc__, re.MULTILINE)
     assert packages == [*MAY_IMPORT, "cli"]
     for package in MAY_IMPORT:
         doc = importlib.import_module(f"petct_lib.{package}").__doc__
         named = re.findall(r"^(\w+)  +\S", doc, re.MULTILINE)
-        assert sorted(named) == sorted(name for of, name in MODULES if of == package), package
+        assert sorted(named) == sorted(name for one, name in MODULES if one == package), package
 
 
 def test_every_module_has_a_test_file_in_the_folder_of_its_package():
@@ -155,8 +162,8 @@ def test_files_and_names_of_the_contributors_page_exist():
 
 def test_commands_of_the_contributors_page_exist(capsys):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    asked = set(re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`+[^`]+`+", PAGE))))
-    assert {"lint", "test", "notebooks", "ablation"} <= asked <= targets
+    request = set(re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`+[^`]+`+", PAGE))))
+    assert {"lint", "test", "notebooks", "ablation"} <= request <= targets
     for command in set(re.findall(r"-m petct_lib (\w+)", PAGE)):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])

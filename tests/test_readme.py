@@ -33,8 +33,8 @@ ELSEWHERE = {
     "make figures": "copies of a run's pictures",
     ".venv/bin/python benchmarks/": "minutes to an hour",
     ".venv/bin/python -m petct_lib download path": "needs a network; tests/data/test_download.py against a stand-in",
-    ".venv/bin/torchrun": "tests/training/test_stage1.py, two processes",
-    "srun": "tests/training/test_stage1.py, two processes, no cluster",
+    ".venv/bin/torchrun": "tests/training/test_train_cyclegan.py, two processes",
+    "srun": "tests/training/test_train_cyclegan.py, two processes, no cluster",
     ".venv/bin/tensorboard": "a server; tests/training/test_loggers.py reads what it reads",
     ".venv/bin/python -m petct_lib ingest ../shared": "real patients: tests/experiments/test_pipeline.py",
     "make run DATA=../shared": "real patients, where they are: tests/experiments/test_pipeline.py",
@@ -43,18 +43,18 @@ ELSEWHERE = {
 
 def commands():
     """All command lines of code blocks and between back-ticks, without comments, variables of the shell put in."""
-    found, variables = [], {}
+    result, variables = [], {}
     for language, block in BLOCKS:
         for line in block.replace("\\\n", " ").splitlines() if not language else ():
             line = line.split(" #")[0].strip()
-            if given := re.fullmatch(r'(\w+)="(.*)"', line):
-                variables[given[1]] = given[2]
+            if values := re.fullmatch(r'(\w+)="(.*)"', line):
+                variables[values[1]] = values[2]
             for name, value in variables.items():
                 line = re.sub(rf"\${name}\b", value, line)
             if re.match(r"make |\.venv/bin/|srun ", line):
-                found.append(line)
+                result.append(line)
     plain = re.sub(r"^```.*?^```", "", TEXT, flags=re.S | re.M)
-    return [*found, *re.findall(r"`((?:make|\.venv/bin)[^`]+)`", plain)]
+    return [*result, *re.findall(r"`((?:make|\.venv/bin)[^`]+)`", plain)]
 
 
 COMMANDS = sorted(set(commands()))
@@ -126,9 +126,9 @@ LIBRARY = [c for c in COMMANDS if not where(c) and c != "make help" and not c.st
 @pytest.mark.parametrize("command", LIBRARY)
 def test_commands_of_the_library_run(command, folders, tiny_run):
     arguments = of_library(command)
-    asked = _parser().parse_args(arguments)  # SystemExit for what it does not know
+    request = _parser().parse_args(arguments)  # SystemExit for what it does not know
     if arguments[0] == "run":
-        assert load_params(asked.profile, asked.set)
+        assert load_params(request.profile, request.set)
         arguments = ["run", "--profile", TINY, "--out", str(tiny_run)]  # finished: it is shown again
     if arguments[0] == "phantom":
         arguments = [*arguments[:2], "--patients", "1", *arguments[4:], "--ct-size", "128"]
@@ -163,7 +163,7 @@ def test_snippets_run(phantom_dir, tmp_path):
     assert len(snippets) == 2
     study = studies.load_pair(studies.find_pairs(phantom_dir).pairs[0])
     real = study.ct.array[:4]
-    given = {"real": real, "synthetic": real + 50, "body": volume.body_mask(study.ct).array[:4] | True}
+    values = {"real": real, "synthetic": real + 50, "body": volume.body_mask(study.ct).array[:4] | True}
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as hosts:
@@ -173,7 +173,7 @@ def test_snippets_run(phantom_dir, tmp_path):
                 ("shared/prepared", tmp_path / "prepared"), ('"folder"', f'"{phantom_dir}"'), ("size=256", "size=32"),
             ):  # fmt: skip
                 snippet = snippet.replace(name, str(value))
-            exec(snippet, given)
+            exec(snippet, values)
     assert (tmp_path / "prepared" / "index.json").exists()
-    assert len(given["found"].pairs) >= 4
-    assert np.ptp(given["study"].ct.array) > 1000
+    assert len(values["found"].pairs) >= 4
+    assert np.ptp(values["study"].ct.array) > 1000

@@ -61,7 +61,7 @@ def die_saving(path, where):
             die()
 
     def then_die(function):
-        return lambda *given: (function(*given), die())
+        return lambda *values: (function(*values), die())
 
     if where == "half":
         torch.save = half

@@ -65,8 +65,8 @@ def answering(settings: RegressionSettings, seed: int = 1) -> Regression:
 class Share(Updates):
     """The updates of process `rank` of `processes`, alone; `seen`: the batch of each optimiser's last update."""
 
-    def __init__(self, stage: object, rank: int = 0, processes: int = 1, **given: object) -> None:
-        super().__init__(stage.optimisers, **given)
+    def __init__(self, stage: object, rank: int = 0, processes: int = 1, **values: object) -> None:
+        super().__init__(stage.optimisers, **values)
         self.rank, self.processes, self.seen = rank, processes, {}
 
     def own(self, whole):
@@ -95,15 +95,15 @@ def score(stage) -> dict[str, float]:
     return {"validation_score": float(np.sin(1e5 * weight))}
 
 
-def train(path: Path, kind: str = "gan", steps: int = 16, every: int = 3, **given: object) -> list[dict]:
+def train(path: Path, kind: str = "gan", steps: int = 16, every: int = 3, **values: object) -> list[dict]:
     """A training that saves every 3 steps; `prepare(stage)` may set a trap in it; the rest goes to `fit`."""
-    stage, batches = given.pop("pair", None) or stage_of(kind)
-    prepare: Callable = given.pop("prepare", lambda stage: None)
+    stage, batches = values.pop("pair", None) or stage_of(kind)
+    prepare: Callable = values.pop("prepare", lambda stage: None)
     prepare(stage)
     names = ("log_every", "mixed_precision", "channels_last", "keep", "preview_every")
-    settings = {"log_every": 2} | {name: given.pop(name) for name in names if name in given}
-    given = {"fingerprint": "f", "seed": 3, "validate": score, **given}
-    return fit(stage, batches, FitSettings(steps, checkpoint_every=every, **settings), checkpoint=path, **given)
+    settings = {"log_every": 2} | {name: values.pop(name) for name in names if name in values}
+    values = {"fingerprint": "f", "seed": 3, "validate": score, **values}
+    return fit(stage, batches, FitSettings(steps, checkpoint_every=every, **settings), checkpoint=path, **values)
 
 
 def before_step(stage: object, step: int, act: Callable[[], None]) -> None:
@@ -148,9 +148,11 @@ def differences(a: object, b: object, place: str = "") -> list[str]:
     if isinstance(a, dict):
         if list(a) != list(b):
             return [place]
-        return [found for key in a for found in differences(a[key], b[key], f"{place}/{key}")]
+        return [result for key in a for result in differences(a[key], b[key], f"{place}/{key}")]
     if isinstance(a, list | tuple):
         if len(a) != len(b):
             return [place]
-        return [found for k, pair in enumerate(zip(a, b, strict=True)) for found in differences(*pair, f"{place}/{k}")]
+        return [
+            result for k, pair in enumerate(zip(a, b, strict=True)) for result in differences(*pair, f"{place}/{k}")
+        ]
     return [] if a == b else [place]

@@ -20,8 +20,8 @@ from petct_lib.imaging.slices import center_slice, neighbour_indices
 from petct_lib.metrics import distribution
 from petct_lib.models.checkpoints import load_cyclegan, load_flow, load_regression
 from petct_lib.models.cyclegan import CycleGAN
-from petct_lib.models.diffusion import DEFAULT_SAMPLER
 from petct_lib.models.residual_flow import ResidualFlow
+from petct_lib.models.samplers import DEFAULT_SAMPLER
 
 BATCH = 16  # slices at a time: bounds the memory
 MODES = ("mean", "sample")

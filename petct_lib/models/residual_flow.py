@@ -1,7 +1,7 @@
 """Residual flow: what the regression could not know, drawn by diffusion (stage 2, second part).
 
 With x the source, c the coarse image, m = m(x, c) the regression's and y the real target, all (B, 1, H, W): the flow
-of `diffusion.py` learns the residual y − m given x, c and m (CorrDiff, Mardani et al. 2023). It is whitened first: r is
+of `samplers.py` learns the residual y − m given x, c and m (CorrDiff, Mardani et al. 2023). It is whitened first: r is
 the residual with each spatial frequency divided by its standard deviation s, so that noise drowns coarse and fine
 structures at the same times (EqualSNR, Falck et al. 2025). Else the coarse ones would be drawn in the first of the few
 steps and the fine ones in the last. A sample is m + s·r: one image that may be the real one. The mean of several has
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from petct_lib import InputError
 from petct_lib.imaging.slices import center_slice
 from petct_lib.imaging.spectrum import filter_bands
-from petct_lib.models.diffusion import DEFAULT_SAMPLER, SAMPLERS, draw_times, straight_path, time_grid
 from petct_lib.models.networks import UNet, ema_model, tile
 from petct_lib.models.regression import Regression, Stage2Settings, drop_coarse
+from petct_lib.models.samplers import DEFAULT_SAMPLER, SAMPLERS, draw_times, straight_path, time_grid
 from petct_lib.models.stage import Update
 
 PREVIEW_STEPS = 4

@@ -8,7 +8,7 @@ anatomy           soft organs, and all shapes of a patient painted together
 lesions           lesions in lung, hilum, mediastinum, pleura and bone, and how they change
 benign_uptake     FDG uptake that is no tumour
 person            one person: what the studies have in common
-materials         labels to HU and SUV before imaging
+voxel_values      labels to HU and SUV before imaging
 scanner           noise-free HU and SUV to a CT and a PET as measured
 vendor_headers    series with the headers that the vendors' scanners write
 truth             truth beside the DICOM: volumes as NIfTI, masks as SEG

@@ -1,8 +1,9 @@
 """The thorax phantom: seeded CT and PET of one patient after another, with the truth, written as DICOM.
 
-A person's shapes (`person`, `anatomy`, `skeleton`, `trees`, `lesions`, `benign`) are painted as labels on the CT grid
-at the moment of the breath that the CT shows; labels become HU and SUV (`tissues`, `materials`); a CT and a PET scanner
-image these (`scanner`), and what they measured is written as three vendors' scanners write it (`vendors`).
+A person's shapes (`person`, `anatomy`, `skeleton`, `vessels`, `lesions`, `benign_uptake`) are painted as labels on the
+CT grid at the moment of the breath that the CT shows; labels become HU and SUV (`tissues`, `voxel_values`); a CT and a
+PET scanner image these (`scanner`), and the images are written as three vendors' scanners write them
+(`vendor_headers`).
 """
 
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from petct_lib.dicom.writer import Subject, Tracer, make_uid
 from petct_lib.imaging.nifti import read_nifti
 from petct_lib.imaging.volume import Volume, axial_affine, resample
 from petct_lib.phantom import benign_uptake, lesions
-from petct_lib.phantom.materials import draw_values, paint_values
 from petct_lib.phantom.person import Person, draw_person
 from petct_lib.phantom.reference_values import organ_means
 from petct_lib.phantom.scanner import CtScanner, PetScanner, image_ct, image_pet
@@ -29,6 +29,7 @@ from petct_lib.phantom.shapes import Canvas, smooth_step
 from petct_lib.phantom.tissues import FIRST_LESION, LABEL, LUNG
 from petct_lib.phantom.truth import write_nifti, write_seg
 from petct_lib.phantom.vendor_headers import VARIANTS, format_time, write_study_ct, write_study_pet
+from petct_lib.phantom.voxel_values import draw_values, paint_values
 
 SCAN_TIME_S = 11 * 3600  # PET at 11:00; the CT is two minutes earlier
 DIFFICULTIES = ("easy", "realistic")

@@ -1,12 +1,12 @@
 """The training loop, and the stages that it trains.
 
-loop        one training from its first step to its last: devices, schedule, log, pictures, stop
-update      one optimiser step: precision, averaging over processes
-saver       its checkpoint: what it was made with, exact resume
-guard       losses and weights that are not finite end it
-interrupt   finish the step, save, then stop on Ctrl-C or SIGTERM
-loggers     TensorBoard's files, and a plot that lives while a training runs
-validation  scores of a stage under training
-stage1      stage 1 of a run folder: CycleGAN
-stage2      stage 2 of a run folder: pairs, regression, pix2pix, flow
+loop            one training from its first step to its last: devices, schedule, log, pictures, stop
+update          one optimiser step: precision, averaging over processes
+saver           its checkpoint: what it was made with, exact resume
+guard           losses and weights that are not finite end it
+interrupt       finish the step, save, then stop on Ctrl-C or SIGTERM
+loggers         TensorBoard's files, and a plot that lives while a training runs
+validation      scores of a stage under training
+train_cyclegan  stage 1 of a run folder: CycleGAN
+train_refiner   stage 2 of a run folder: pairs, regression, pix2pix, flow
 """

@@ -101,7 +101,7 @@ class Validation:
 class RefinerValidation:
     """Scores of a regression, pix2pix or flow of one direction, on a few slices; lower `validation_score` is better.
 
-    The patients must be neither trained on, as pairs, nor tested: see `stage2.validation_patients`.
+    The patients must be neither trained on, as pairs, nor tested: see `train_refiner.validation_patients`.
     """
 
     def __init__(

@@ -64,8 +64,8 @@ def _reached(server: subprocess.Popen, root: Path, private: Path) -> Lab:
     while time.monotonic() < deadline and server.poll() is None:
         for path in (private / "jupyter_runtime_dir").glob("jpserver-*.json"):
             if text := path.read_text():
-                told = json.loads(text)
-                return Lab(root, told["url"], told["token"])
+                words = json.loads(text)
+                return Lab(root, words["url"], words["token"])
         time.sleep(0.2)
     raise RuntimeError(f"JupyterLab did not start:\n{(private / 'server.log').read_text()[-3000:]}")
 

@@ -66,11 +66,11 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     """Chromium of the system, without a window; as root it has no sandbox."""
-    found = shutil.which(os.environ.get("CHROMIUM", "chromium"))
-    assert found, "no Chromium: `make test-browser` installs it, CHROMIUM= names another"
+    result = shutil.which(os.environ.get("CHROMIUM", "chromium"))
+    assert result, "no Chromium: `make test-browser` installs it, CHROMIUM= names another"
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-        started = playwright.chromium.launch(executable_path=found, args=arguments)
+        started = playwright.chromium.launch(executable_path=result, args=arguments)
         yield started
         started.close()
 

@@ -78,8 +78,8 @@ def test_names_are_those_of_the_slices_drawn(prepared):
     assert [name.split(":")[0] for name in names] == ["pet"] * 4 + ["ct"] * 4
     for image, name in zip(torch.cat([batch["pet"], batch["ct"]]), names, strict=True):
         kind, study, k = name.replace(": study ", "|").replace(", slice ", "|").split("|")
-        of = batches.slices[kind]
-        assert torch.equal(image, of[of.places.index((study, int(k)))][kind])
+        each_one = batches.slices[kind]
+        assert torch.equal(image, each_one[each_one.places.index((study, int(k)))][kind])
 
 
 def test_what_changes_the_batches_is_described(prepared):
@@ -130,8 +130,8 @@ def test_paired_batches_have_the_neighbours_of_the_source_alone(prepared):
 def test_a_training_knows_its_window_and_its_coarse_images(prepared):
     slices = [Slices(prepared, prepared.patients[:1], ("pet", "ct"), w) for w in (Intensity(), Intensity(suv_cap=9))]
     zeros = np.zeros((len(slices[0]), 1, 32, 32), np.float32)
-    given = ((slices[0], zeros), (slices[1], zeros), (slices[0], zeros + 1))
-    first, other, recoarsed = (PairedBatches(s, c, "pet2ct", 2).describe() for s, c in given)
+    values = ((slices[0], zeros), (slices[1], zeros), (slices[0], zeros + 1))
+    first, other, recoarsed = (PairedBatches(s, c, "pet2ct", 2).describe() for s, c in values)
     assert first != other
     assert first != recoarsed
 

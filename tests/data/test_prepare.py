@@ -50,9 +50,9 @@ def test_a_broken_series_costs_its_patient_only_and_nothing_half_written_stays(p
     shutil.copytree(phantom_dir, copy)
     victim = sorted((copy / "PHANTOM-0001" / "CT").iterdir())[3]
     victim.write_bytes(victim.read_bytes()[:-2000])
-    made = prepare(copy, tmp_path / "prepared", SETTINGS)
-    assert len(made.patients) == 4
-    assert any("image 4 of" in item["reason"] for item in made.index["left_out"])
+    output = prepare(copy, tmp_path / "prepared", SETTINGS)
+    assert len(output.patients) == 4
+    assert any("image 4 of" in item["reason"] for item in output.index["left_out"])
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 

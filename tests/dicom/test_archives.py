@@ -82,9 +82,9 @@ def test_folder_zip_folder_of_zips_and_zip_of_zips_are_the_same(tmp_path):
         zipped(tmp_path / "folder" / name, zips / f"{name}.ZIP")
     nested = pack(tmp_path / "nested.zip", {f"deep/{p.name}": p.read_bytes() for p in zips.iterdir()})
     for path in (whole, zips, nested):
-        found = arrays(path)
-        assert len(found) == 4
-        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        result = arrays(path)
+        assert len(result) == 4
+        assert all(np.array_equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
 def test_three_levels_are_refused_with_the_reason(tmp_path):
@@ -255,10 +255,10 @@ def test_encrypted_broken_and_empty_zips_are_left_out_with_a_reason(tmp_path):
     locked.write_bytes(raw)
     report = ingest(tmp_path, jobs=1)
     assert len(report["studies"]) == 1
-    told = {item["what"]: item["reason"] for item in report["left_out"]}
-    assert "cannot be opened (BadZipFile)" in told["a file (fake.zip)"]
-    assert "an empty zip" in told["a file (empty.zip)"]
-    assert "cannot be read" in told["a file (locked.zip:x.dcm)"]
+    text = {item["what"]: item["reason"] for item in report["left_out"]}
+    assert "cannot be opened (BadZipFile)" in text["a file (fake.zip)"]
+    assert "an empty zip" in text["a file (empty.zip)"]
+    assert "cannot be read" in text["a file (locked.zip:x.dcm)"]
 
 
 def test_a_broken_member_costs_its_series_alone(tmp_path):

@@ -51,8 +51,8 @@ def expected(slices, tmp_path) -> Study:
     return study_of(tmp_path / "classic")
 
 
-def check_same(found: Study, expected: Study) -> None:
-    for got, truth in ((found.ct, expected.ct), (found.pet, expected.pet)):
+def check_same(result: Study, expected: Study) -> None:
+    for got, truth in ((result.ct, expected.ct), (result.pet, expected.pet)):
         assert got.array == pytest.approx(truth.array, rel=1e-6)
         assert got.affine == pytest.approx(truth.affine)
         assert got.unit == truth.unit
@@ -63,11 +63,11 @@ def check_same(found: Study, expected: Study) -> None:
 
 def test_enhanced_files_come_back_as_the_classic_ones(tmp_path, slices, expected):
     root = write_both(tmp_path / "in", slices["CT"], slices["PT"])
-    found = study_of(root)
-    check_same(found, expected)
-    assert found.suv.factor == pytest.approx(SUV_PER_BQ_ML)
-    assert found.suv.rule == "BQML: dose decayed to the decay correction time (0018,9701)"
-    assert found.units == "BQML"
+    result = study_of(root)
+    check_same(result, expected)
+    assert result.suv.factor == pytest.approx(SUV_PER_BQ_ML)
+    assert result.suv.rule == "BQML: dose decayed to the decay correction time (0018,9701)"
+    assert result.units == "BQML"
     report = ingest(root)
     assert report["left_out"] == []
     assert report["studies"][0]["pet"]["spacing_mm"] == [4, 4, 5]
@@ -78,9 +78,9 @@ def test_a_pet_that_is_mapped_to_suv_needs_no_dose(tmp_path, slices, expected):
     ds = pydicom.dcmread(root / "pet.dcm")
     del ds.RadiopharmaceuticalInformationSequence
     ds.save_as(root / "pet.dcm")
-    found = study_of(root)
-    check_same(found, expected)
-    assert (found.suv.factor, found.suv.rule) == (1.0, "GML: stored as body-weight SUV")
+    result = study_of(root)
+    check_same(result, expected)
+    assert (result.suv.factor, result.suv.rule) == (1.0, "GML: stored as body-weight SUV")
 
 
 @pytest.mark.parametrize("code", UNITS)
@@ -265,10 +265,10 @@ def test_legacy_converted_files_of_highdicom(tmp_path, slices, expected):
     (tmp_path / "in").mkdir()
     for part, frames in slices.items():
         convert(random.Random(4).sample(frames, len(frames)), tmp_path / "in" / f"{part}.dcm")
-    found = study_of(tmp_path / "in")
-    check_same(found, expected)
-    assert found.suv.factor == pytest.approx(SUV_PER_BQ_ML)
-    assert found.suv.rule == expected.suv.rule
+    result = study_of(tmp_path / "in")
+    check_same(result, expected)
+    assert result.suv.factor == pytest.approx(SUV_PER_BQ_ML)
+    assert result.suv.rule == expected.suv.rule
     assert ingest(tmp_path / "in")["left_out"] == []
 
 
@@ -282,9 +282,9 @@ def test_a_legacy_converted_pet_keeps_what_its_maker_added(tmp_path, slices, sha
         block.add_new(0x0D, "DT", "20190307100000.00" if shared or k else "20190307100000.0")
     for part, frames in slices.items():
         convert(frames, tmp_path / "in" / f"{part}.dcm")
-    found = study_of(tmp_path / "in")
-    assert found.suv.rule == "BQML: dose decayed to the GE private scan time"
-    assert found.suv.factor == pytest.approx(SUV_PER_BQ_ML)
+    result = study_of(tmp_path / "in")
+    assert result.suv.rule == "BQML: dose decayed to the GE private scan time"
+    assert result.suv.factor == pytest.approx(SUV_PER_BQ_ML)
 
 
 def test_an_enhanced_ct_of_dicom3tools(tmp_path, slices, expected):

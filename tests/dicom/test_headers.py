@@ -29,8 +29,8 @@ def test_a_header_that_breaks_the_parser_costs_its_series_alone(tmp_path):
     path = write_series("CT", tmp_path / "in") / "0001.dcm"
     deflated(path)
     path.write_bytes(path.read_bytes()[:700])
-    found, left_out = read_series(list_files(tmp_path))
-    assert found == []
+    result, left_out = read_series(list_files(tmp_path))
+    assert result == []
     assert left_out[0].reason == "cannot be read as DICOM (error)"  # zlib's own name for it
 
 
@@ -40,8 +40,8 @@ def test_files_and_volumes_that_are_too_large_are_refused(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="the limit is"):
         array_of(folder)
     monkeypatch.setattr("petct_lib.dicom.archives.MAX_MEMBER_BYTES", 1000)
-    found, left_out = read_series(list_files(folder))
-    assert found == []
+    result, left_out = read_series(list_files(folder))
+    assert result == []
     assert "the file is larger than" in left_out[0].reason
 
 

@@ -114,8 +114,8 @@ def test_structures_are_known_by_their_names(tmp_path):
     contours = [square(20, z) for z in (0, 3, 6)]
     names = ("GTV_Mass_PET", "Lung_L", "GTV_Edema", "Heart", "PTV", "Tumor 1")
     ref = structure_set(tmp_path / "rs.dcm", {**dict.fromkeys(names, contours), "Lesion empty": []})
-    found = read_structures(ref, FRAME, 3.0)
-    assert {name: len(masks) for name, masks in found.items()} == {"lesion": 2, "lung": 1}
+    result = read_structures(ref, FRAME, 3.0)
+    assert {name: len(masks) for name, masks in result.items()} == {"lesion": 2, "lung": 1}
     points = structure_set(tmp_path / "points.dcm", {"GTV": contours}, kind="POINT")
     assert read_structures(points, FRAME, 3.0) == {}
     short = structure_set(tmp_path / "short.dcm", {"GTV": [square(20)[:2], *contours]})

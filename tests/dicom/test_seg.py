@@ -50,9 +50,9 @@ def test_segments_lie_where_they_were_written(tmp_path, kind, turn, edit):
         dataset = pydicom.dcmread(path)
         edit(dataset)
         dataset.save_as(path)
-    found = read(path)
-    assert [len(found[name]) for name in ("lung", "lesion")] == [2, 1]
-    for mask, written in zip([*found["lung"], *found["lesion"]], [right, left, tumour], strict=True):
+    result = read(path)
+    assert [len(result[name]) for name in ("lung", "lesion")] == [2, 1]
+    for mask, written in zip([*result["lung"], *result["lesion"]], [right, left, tumour], strict=True):
         assert mask.array.dtype == bool
         assert mask.array.size < written.array.size / 2  # cut to its box
         np.testing.assert_array_equal(on(mask, written), written.array)

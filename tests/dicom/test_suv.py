@@ -84,9 +84,9 @@ def header(changes: dict | None = None) -> Dataset:
     ],
 )
 def test_known_factors(changes, factor, rule):
-    found = suv_factor([header(changes)])
-    assert found.factor == pytest.approx(factor, rel=1e-6)
-    assert rule in found.rule
+    result = suv_factor([header(changes)])
+    assert result.factor == pytest.approx(factor, rel=1e-6)
+    assert rule in result.rule
 
 
 def test_the_earliest_slice_decides_what_the_series_time_is():
@@ -157,10 +157,10 @@ def test_james_up_to_its_top():
 
 @pytest.mark.parametrize(("kind", "sex", "size"), [row for row in SIZES if row[0] in KINDS])
 def test_each_kind_from_activity(kind, sex, size):
-    found = suv_factor([header({**MAN, "PatientSex": sex})], kind)
-    assert found.factor == pytest.approx(size / 2e8, rel=1e-6)
-    assert found.rule.startswith("BQML: dose decayed to the series time")
-    assert ("converted to" in found.rule) == (kind != "bw")
+    result = suv_factor([header({**MAN, "PatientSex": sex})], kind)
+    assert result.factor == pytest.approx(size / 2e8, rel=1e-6)
+    assert result.rule.startswith("BQML: dose decayed to the series time")
+    assert ("converted to" in result.rule) == (kind != "bw")
 
 
 def test_kinds_have_units_and_body_weight_is_the_default():
@@ -208,9 +208,9 @@ GML, CM2ML = {"Units": "GML", "sequence": False}, {"Units": "CM2ML", "sequence":
     ],
 )
 def test_stored_kind_to_asked_kind(changes, kind, factor, rule):
-    found = suv_factor([header(changes)], kind)
-    assert found.factor == pytest.approx(factor, rel=1e-6)
-    assert rule in found.rule
+    result = suv_factor([header(changes)], kind)
+    assert result.factor == pytest.approx(factor, rel=1e-6)
+    assert rule in result.rule
 
 
 NIGHT = {"SeriesDate": "20190308", "SeriesTime": "003000", "AcquisitionDate": "20190308", "AcquisitionTime": "003130"}
@@ -256,9 +256,9 @@ BEFORE = "; injection taken to be the day before"
     ],
 )
 def test_past_midnight(changes, factor, rule):
-    found = suv_factor([header(changes)])
-    assert found.factor == pytest.approx(factor, rel=1e-6)
-    assert found.rule == f"BQML: dose decayed to {rule}"
+    result = suv_factor([header(changes)])
+    assert result.factor == pytest.approx(factor, rel=1e-6)
+    assert result.rule == f"BQML: dose decayed to {rule}"
 
 
 def test_past_midnight_refusals():
@@ -282,9 +282,9 @@ DECAY_TIME = {**LATE, "DecayCorrectionDateTime": "20190307101500"}
     ],
 )
 def test_decay_correction_time_beats_the_others(changes):
-    found = suv_factor([header(changes)])
-    assert found.factor == pytest.approx(FACTOR, rel=1e-6)
-    assert found.rule == "BQML: dose decayed to the decay correction time (0018,9701)"
+    result = suv_factor([header(changes)])
+    assert result.factor == pytest.approx(FACTOR, rel=1e-6)
+    assert result.rule == "BQML: dose decayed to the decay correction time (0018,9701)"
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
@@ -301,8 +301,8 @@ def test_decay_correction_time_beats_the_others(changes):
     ],
 )
 def test_time_zones(start, zone):
-    found = suv_factor([header({"RadiopharmaceuticalStartDateTime": start, "TimezoneOffsetFromUTC": zone})])
-    assert found.factor == pytest.approx(FACTOR, rel=1e-6)
+    result = suv_factor([header({"RadiopharmaceuticalStartDateTime": start, "TimezoneOffsetFromUTC": zone})])
+    assert result.factor == pytest.approx(FACTOR, rel=1e-6)
 
 
 START, NOT_FINITE = "RadiopharmaceuticalStart", [math.nan, math.inf, "-inf"]

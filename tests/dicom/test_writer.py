@@ -76,9 +76,9 @@ def test_hu_below_air_are_stored_as_air(tmp_path):
 
 def test_activity_comes_back_as_suv(tmp_path):
     paths = write("pet", tmp_path)
-    found = suv_factor(headers(paths))
-    assert found.factor == pytest.approx(FACTOR, rel=1e-9)
-    back, source = read_back(tmp_path, found.factor, "SUV"), volume("Bq/ml", 0, 40000)
+    result = suv_factor(headers(paths))
+    assert result.factor == pytest.approx(FACTOR, rel=1e-9)
+    back, source = read_back(tmp_path, result.factor, "SUV"), volume("Bq/ml", 0, 40000)
     steps = np.array([float(h.RescaleSlope) for h in headers(paths)])
     assert len(set(steps)) == 5, "every slice has its own slope"
     assert np.all(np.abs(back.array - source.array * FACTOR) <= 0.51 * FACTOR * steps[:, None, None])

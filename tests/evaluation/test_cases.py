@@ -16,9 +16,9 @@ def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
     body[:, 4:12, 4:12] = True
     lung[20:30, 6:9, 6:9] = lung[35:, 6:9, 6:9] = True  # two studies, the second from slice 32 on
     real = np.where(body, 40.0 + np.arange(40)[:, None, None], -1000.0)
-    given = Case("p", None, real, {"body": body, "lung": lung}, {"body": "HU threshold", "lung": "SEG"}, {},
+    values = Case("p", None, real, {"body": body, "lung": lung}, {"body": "HU threshold", "lung": "SEG"}, {},
                  lengths=(32, 8), voxel_mm=(10.0, 5.0, 5.0))  # fmt: skip
-    case = add_regions(given)
+    case = add_regions(values)
     near = np.flatnonzero(case.masks["diaphragm"].any(axis=(1, 2)))
     assert near.tolist() == [*range(17, 24), *range(32, 39)], "30 mm on both sides of 20 and 35, within a study"
     assert case.masks["image"].all()
@@ -30,9 +30,9 @@ def test_a_region_around_the_diaphragm_and_one_with_air_and_couch():
     assert value(rows, "off", "psnr", "image") > value(rows, "off", "psnr") + 3
     recess = lung.copy()
     recess[15:20, 6, 6:9] = True  # it goes further down behind, and that is not the dome
-    deep = add_regions(replace(given, masks={"body": body, "lung": recess}))
+    deep = add_regions(replace(values, masks={"body": body, "lung": recess}))
     assert np.array_equal(deep.masks["diaphragm"], case.masks["diaphragm"])
-    no_lung = add_regions(replace(given, masks={**given.masks, "lung": np.zeros_like(body)}))
+    no_lung = add_regions(replace(values, masks={**values.masks, "lung": np.zeros_like(body)}))
     assert "diaphragm" not in no_lung.masks
 
 
@@ -57,11 +57,11 @@ def test_studies_of_a_patient_are_scored_apart():
     chest[lung] = -850.0
     twice = {"body": np.concatenate([body, body])}
     real = np.concatenate([chest, chest])
-    found = {}
+    result = {}
     for name, parts in (("first", (chest, solid)), ("second", (solid, chest))):
         case = Case("p", None, real, twice, {"body": "HU threshold"}, {"m": np.concatenate(parts)},
                     lengths=(12, 12), voxel_mm=(10.0, 10.0, 10.0))  # fmt: skip
         rows = score_case(case, "pet2ct", Intensity())
-        found[name] = value(rows, "m", "dice", "lung")
+        result[name] = value(rows, "m", "dice", "lung")
         assert [r["mask"] for r in rows if r["metric"] == "dice"] == ["HU threshold"]
-    assert found["first"] == found["second"] == pytest.approx(0.5)
+    assert result["first"] == result["second"] == pytest.approx(0.5)

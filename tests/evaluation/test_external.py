@@ -48,11 +48,11 @@ def test_a_shift_is_its_mae_in_nifti_and_in_dicom(tmp_path, capsys):
     for k, pred in enumerate((nifti(shifted, tmp_path / "pred.nii.gz"), series(shifted, tmp_path / "pred"))):
         out = tmp_path / f"out{k}"
         assert main(["score", str(pred), str(ref), "--out", str(out)]) == 0
-        found = values(out)
-        inside = found["lung", "mae"], found["soft_tissue", "mae"]
+        result = values(out)
+        inside = result["lung", "mae"], result["soft_tissue", "mae"]
         assert inside == pytest.approx((30, 30), abs=0.6)  # DICOM stores whole HU
-        assert found["body", "me"] == pytest.approx(found["body", "mae"])
-        assert {"ssim", "ms_ssim", "spectrum", "psnr"} <= {metric for _, metric in found}
+        assert result["body", "me"] == pytest.approx(result["body", "mae"])
+        assert {"ssim", "ms_ssim", "spectrum", "psnr"} <= {metric for _, metric in result}
         assert "1 of 1 patients" in capsys.readouterr().out
         assert {r["direction"] for r in read_scores(out / "scores.csv")} == {"ct"}
 
@@ -84,7 +84,7 @@ def test_a_mask_of_the_body_alone_is_enough_for_all_scores_but_those_of_regions(
 
 
 def test_slices_from_the_head_downwards_have_the_same_scores(tmp_path):
-    found = []
+    result = []
     for name in ("up", "down"):
         paths = []
         for k, volume in enumerate((chest(), chest(20))):
@@ -97,9 +97,9 @@ def test_slices_from_the_head_downwards_have_the_same_scores(tmp_path):
                 affine[:3, 2] *= -1
                 nibabel.save(nibabel.Nifti1Image(flipped, affine), paths[k])
         assert main(["score", str(paths[1]), str(paths[0]), "--out", str(tmp_path / name)]) == 0
-        found.append(values(tmp_path / name))
-    assert found[0]["diaphragm", "mae"] > found[0]["body", "mae"]
-    assert found[0] == pytest.approx(found[1])
+        result.append(values(tmp_path / name))
+    assert result[0]["diaphragm", "mae"] > result[0]["body", "mae"]
+    assert result[0] == pytest.approx(result[1])
 
 
 def test_what_part_of_the_body_was_scored_is_told(tmp_path, capsys):
@@ -118,10 +118,10 @@ def test_synthrads_protocol(tmp_path):
     mask = nifti(Volume((chest().array > -950).astype(np.uint8), AFFINE, "1"), tmp_path / "mask.nii")
     arguments = ["score", str(pred), str(ref), "--mask", str(mask), "--protocol", "synthrad2025"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
-    found = values(tmp_path / "out")
-    assert set(found) == {("body", "mae"), ("body", "psnr"), ("body", "ms_ssim"), ("body", "coverage")}
-    assert found["body", "mae"] == pytest.approx(30, abs=1e-3)
-    assert found["body", "psnr"] == pytest.approx(20 * np.log10(4095 / 30), abs=1e-3)
+    result = values(tmp_path / "out")
+    assert set(result) == {("body", "mae"), ("body", "psnr"), ("body", "ms_ssim"), ("body", "coverage")}
+    assert result["body", "mae"] == pytest.approx(30, abs=1e-3)
+    assert result["body", "psnr"] == pytest.approx(20 * np.log10(4095 / 30), abs=1e-3)
     assert {r["mask"] for r in read_scores(tmp_path / "out" / "scores.csv")} == {"mask file"}
     assert json.loads((tmp_path / "out" / "protocol.json").read_text())["protocol"] == "synthrad2025"
 
@@ -136,9 +136,9 @@ def test_a_pet_is_scored_within_the_body_of_its_ct(tmp_path, capsys):
     assert main(arguments) == 2
     assert "--ct" in capsys.readouterr().err
     assert main([*arguments, "--ct", str(ct)]) == 0
-    found = values(tmp_path / "out")
-    assert found["lung", "mae"] == pytest.approx(0.5)
-    assert found["lesion", "invented"] == 0
+    result = values(tmp_path / "out")
+    assert result["lung", "mae"] == pytest.approx(0.5)
+    assert result["lesion", "invented"] == 0
     constant = nifti(Volume(np.ones_like(suv), AFFINE, "SUV"), tmp_path / "constant.nii")
     bad = ["score", str(pred), str(constant), "--kind", "pet", "--ct", str(ct), "--out", str(tmp_path / "bad")]
     assert main(bad) == 2

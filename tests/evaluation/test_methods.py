@@ -67,7 +67,7 @@ def test_samples_are_kept_beside_their_mean(case):
 def test_each_patient_has_noise_of_his_own(prepared, run, atlas, monkeypatch):
     seeds = []
 
-    def samples(self, x, c, *, samples, seed, **given):
+    def samples(self, x, c, *, samples, seed, **values):
         seeds.append(seed)
         return c.expand(samples, *c.shape)
 
@@ -75,8 +75,8 @@ def test_each_patient_has_noise_of_his_own(prepared, run, atlas, monkeypatch):
     splits, translator = read_splits(run), Translator(run)
     for seed in (0, 1):
         for patient in splits["test"]:
-            given = {**SAMPLED, "seed": seed, "atlas": atlas, "methods": ("mean",)}
-            translate_patient(prepared, splits, patient, "pet2ct", translator, **given)
+            values = {**SAMPLED, "seed": seed, "atlas": atlas, "methods": ("mean",)}
+            translate_patient(prepared, splits, patient, "pet2ct", translator, **values)
     assert len(splits["test"]) > 1
     assert len(set(seeds)) == len(seeds) == 2 * len(splits["test"])
 

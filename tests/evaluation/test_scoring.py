@@ -132,12 +132,12 @@ def test_a_summary_has_the_spread_and_the_ranks_in_place_of_the_samples(case):
 
 
 def test_patients_are_scored_one_a_core_as_in_a_row(prepared, run, atlas):
-    given = {**SAMPLED, "methods": ("cyclegan", "mean")}
-    rows, cases = score_test_patients(run, "pet2ct", **given)
+    values = {**SAMPLED, "methods": ("cyclegan", "mean")}
+    rows, cases = score_test_patients(run, "pet2ct", **values)
     assert [case.patient for case in cases] == read_splits(run)["test"]
     assert {row["method"] for row in rows} == {"cyclegan", "mean"}
     assert all(case.samples == {} and case.spread is not None for case in cases)
-    case = translated(prepared, run, atlas, methods=given["methods"])
+    case = translated(prepared, run, atlas, methods=values["methods"])
     first = [row for row in rows if row["patient"] == case.patient]
     assert first == score_case(case, "pet2ct", Intensity())
 
@@ -186,11 +186,11 @@ def test_a_lesion_does_not_go_on_in_the_next_study():
     real = np.ones((4, 16, 16), np.float32)
     real[1:3, 2:4, 2:4] = 8  # the end of one study and the beginning of the next
     body, lesion = np.ones(real.shape, bool), real > 4
-    given = Case("p", None, real, {"body": body, "lesion": lesion}, {"body": "SEG", "lesion": "SEG"}, {"same": real},
+    values = Case("p", None, real, {"body": body, "lesion": lesion}, {"body": "SEG", "lesion": "SEG"}, {"same": real},
                  lengths=(2, 2), voxel_mm=(5.0, 5.0, 5.0))  # fmt: skip
     counts = [
         value(score_case(case, "ct2pet", Intensity()), "same", "lesions", "lesion")
-        for case in (given, replace(given, lengths=(4,)))
+        for case in (values, replace(values, lengths=(4,)))
     ]
     assert counts == [2, 1]
 
@@ -230,9 +230,9 @@ def test_what_goes_to_another_process_is_small():
 def test_attenuation_is_scored_by_the_tube_voltage_of_the_real_ct_alone(prepared):
     case = load_case(prepared, prepared.patients[0], "pet2ct")
     assert case.kvp == 140, "the first patient's scanner"
-    found = {}
+    result = {}
     for kvp in (140.0, 120.0, 135.0, None):  # Carney 2006 has no 135
         rows = score_case(replace(case, kvp=kvp, images={"bone": case.real + 500}), "pet2ct", Intensity())
-        found[kvp] = [row["value"] for row in rows if row["metric"] == "mu_bias"]
-    assert found[140.0][0] > found[120.0][0] > 0, "the line above the break is steeper"
-    assert found[135.0] == found[None] == []
+        result[kvp] = [row["value"] for row in rows if row["metric"] == "mu_bias"]
+    assert result[140.0][0] > result[120.0][0] > 0, "the line above the break is steeper"
+    assert result[135.0] == result[None] == []

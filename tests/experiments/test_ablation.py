@@ -25,12 +25,12 @@ from petct_lib.imaging.directions import DIRECTIONS
 
 def rows_of(method, value, patients=("a", "b"), direction="pet2ct"):
     where = {"direction": direction, "region": "body", "mask": "HU threshold", "method": method}
-    found = []
+    result = []
     for k, patient in enumerate(patients):
-        found.append({**where, "patient": patient, "metric": "mae", "value": value + k, "unit": "HU"})
-        found.append({**where, "patient": patient, "metric": "spectrum", "value": 0.5 + k, "unit": "1"})
-    found.append({**where, "patient": "all", "metric": "two_sample_accuracy", "value": 0.75, "unit": "1"})
-    return found
+        result.append({**where, "patient": patient, "metric": "mae", "value": value + k, "unit": "HU"})
+        result.append({**where, "patient": patient, "metric": "spectrum", "value": 0.5 + k, "unit": "1"})
+    result.append({**where, "patient": "all", "metric": "two_sample_accuracy", "value": 0.75, "unit": "1"})
+    return result
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def test_a_variant_is_a_fork_of_the_first_run_and_trains_only_what_it_changes(ou
     assert fork["parameters"][SCORING]["steps"] == 1
     assert list(fork["seconds"]) == [SCORING]
     assert {p.name: p.stat().st_mtime_ns for p in (out / "steps1" / "checkpoints").iterdir()} == before
-    found = tables.read_scores(out / "steps1" / "scores.csv")
-    assert {row["method"] for row in found} == {"sample", "mean"}
+    result = tables.read_scores(out / "steps1" / "scores.csv")
+    assert {row["method"] for row in result} == {"sample", "mean"}
     first = tables.read_scores(out / "seed0" / "scores.csv")
     key = {"direction": "pet2ct", "method": "mean", "metric": "mae", "region": "body"}
-    of = [[r["value"] for r in rows if key.items() <= r.items()] for rows in (found, first)]
-    assert of[0] != of[1]
+    one = [[r["value"] for r in rows if key.items() <= r.items()] for rows in (result, first)]
+    assert one[0] != one[1]
 
 
 def test_a_fork_that_trains_has_the_cyclegan_and_no_network_of_stage_2(out):
@@ -70,11 +70,11 @@ def test_a_fork_that_trains_has_the_cyclegan_and_no_network_of_stage_2(out):
 
 
 def test_the_runs_of_other_seeds_have_the_slices_of_the_first_and_nothing_else(out, monkeypatch):
-    asked = []
-    monkeypatch.setattr(ablation, "run_all", lambda *given, **more: asked.append((given, more)))
+    request = []
+    monkeypatch.setattr(ablation, "run_all", lambda *values, **more: request.append((values, more)))
     seeded = _with_seed([], 1)
     _run_seed(TINY, "phantom", out, (1, seeded))
-    assert asked == [((TINY, "phantom", out / "seed1"), {"overrides": seeded, "resume": True})]
+    assert request == [((TINY, "phantom", out / "seed1"), {"overrides": seeded, "resume": True})]
     assert (out / "seed1" / "prepared" / "index.json").samefile(out / "seed0" / "prepared" / "index.json")
     assert not list((out / "seed1" / "checkpoints").iterdir())
     manifest = read_json(out / "seed1" / "manifest.json")
@@ -85,7 +85,7 @@ def test_the_runs_of_other_seeds_have_the_slices_of_the_first_and_nothing_else(o
 def test_seeds_and_forks_are_run_after_their_first_run_and_as_many_at_a_time_as_asked(tmp_path, monkeypatch):
     """The runs themselves are stood in for; each kind of work comes when what it forks is there."""
     seen = []
-    monkeypatch.setattr(ablation, "run_all", lambda *given, **more: seen.append(("first", more["until"])))
+    monkeypatch.setattr(ablation, "run_all", lambda *values, **more: seen.append(("first", more["until"])))
     for name in ("_run_seed", "_run_variant"):
         monkeypatch.setattr(ablation, name, lambda *args, name=name: seen.append((name, args[-1])))
     monkeypatch.setattr(ablation, "_longer_steps", lambda *args: 7)
@@ -98,8 +98,8 @@ def test_seeds_and_forks_are_run_after_their_first_run_and_as_many_at_a_time_as_
     with pytest.raises(FileNotFoundError, match="seed0"):  # its scores, which nobody has made
         run_ablation(TINY, "phantom", tmp_path, seeds=2, only="steps8|steps1", jobs=2)
     assert seen[0] == ("first", "01_data_exploration")
-    assert [(name, of[0]) for name, of in seen[1:3]] == [("_run_seed", 0), ("_run_seed", 1)]
-    assert [(name, of[0].name, of[1]) for name, of in seen[3:]] == [
+    assert [(name, one[0]) for name, one in seen[1:3]] == [("_run_seed", 0), ("_run_seed", 1)]
+    assert [(name, one[0].name, one[1]) for name, one in seen[3:]] == [
         ("_run_variant", "steps1", 0), ("_run_variant", "steps8", 0), ("_run_variant", "steps8", 1),
     ]  # fmt: skip
 
@@ -121,24 +121,24 @@ def test_the_table_has_a_line_a_method_and_means_over_patients():
 
 
 def test_seeds_are_averaged_with_their_range(tmp_path):
-    made = [Variant("longer", (), ("mean",), every_seed=True), Variant("steps1", (), ("mean",), trained=False)]
+    output = [Variant("longer", (), ("mean",), every_seed=True), Variant("steps1", (), ("mean",), trained=False)]
     for seed, value in enumerate((10.0, 12.0)):
         for name, more in ((f"seed{seed}", 0), (f"longer_seed{seed}" if seed else "longer", 20)):
             (tmp_path / name).mkdir()
             rows = [*rows_of("mean", value + more), *rows_of("mean", 1.0, direction="ct2pet")]
             tables.write_scores(rows, tmp_path / name / "scores.csv")
-    first, _ = _seeds_tables(tmp_path, 2, made)
+    first, _ = _seeds_tables(tmp_path, 2, output)
     assert "mean of 2 seeds" in first
     assert "11.5 [10.5, 12.5]" in first
     assert re.search(r"longer/mean +31.5 \[30.5, 32.5\]", first)
     assert "steps1" not in first, "it is a fork of the first seed alone"
-    assert _seeds_tables(tmp_path, 1, made) == []
+    assert _seeds_tables(tmp_path, 1, output) == []
 
 
 def test_planes_and_curves_are_drawn_of_what_is_there(tmp_path):
-    made = [("cyclegan", 50.0), ("mean", 9.0), ("sample", 12.0), ("regression", 10.0), ("pairs1/mean", 20.0),
+    output = [("cyclegan", 50.0), ("mean", 9.0), ("sample", 12.0), ("regression", 10.0), ("pairs1/mean", 20.0),
             ("pairs2/mean", 15.0)]  # fmt: skip
-    save_charts([row for d in DIRECTIONS for m, v in made for row in rows_of(m, v, direction=d)], 5, tmp_path)
+    save_charts([row for d in DIRECTIONS for m, v in output for row in rows_of(m, v, direction=d)], 5, tmp_path)
     names = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert names == {f"ablation_{kind}_{d}" for kind in ("plane", "paired") for d in DIRECTIONS}
 

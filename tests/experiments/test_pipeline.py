@@ -46,8 +46,8 @@ def test_scores_hold_every_method_and_metric_for_every_test_patient(tiny_run):
     rows, splits = read_scores(tiny_run / "scores.csv"), read_json(tiny_run / "splits.json")
     assert {r["patient"] for r in rows} == {*splits["test"], "all"}
     for direction in ("pet2ct", "ct2pet"):
-        found = {(r["method"], r["metric"]) for r in rows if r["direction"] == direction}
-        assert {(method, metric) for method in METHODS for metric in METRICS} <= found
+        result = {(r["method"], r["metric"]) for r in rows if r["direction"] == direction}
+        assert {(method, metric) for method in METHODS for metric in METRICS} <= result
     assert all(math.isfinite(r["value"]) for r in rows)
     assert {r["unit"] for r in rows if r["metric"] == "mae"} == {"HU", "SUV"}
     assert {(r["region"], r["mask"]) for r in rows} >= {
@@ -184,8 +184,8 @@ SMALL_GPU = (  # the gpu profile's path, with sizes that a CPU can do
 @pytest.mark.slow
 def test_the_gpu_profile_runs_to_its_end(tmp_path):
     out = tmp_path / "gpu"
-    given = [part for setting in SMALL_GPU for part in ("--set", setting)]
-    done = petct("run", "--profile", "gpu", *given, "--out", str(out))
+    values = [part for setting in SMALL_GPU for part in ("--set", setting)]
+    done = petct("run", "--profile", "gpu", *values, "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
     assert {r["method"] for r in read_scores(out / "scores.csv")} >= METHODS
     manifest = read_json(out / "manifest.json")
@@ -214,16 +214,16 @@ def test_a_notebook_opened_alone_has_the_earlier_ones_run_first(tmp_path, monkey
 
 
 def test_other_data_under_the_same_name_is_not_taken_for_the_finished_run(tmp_path):
-    def asked(text):
+    def request(text):
         (tmp_path / "dicom" / "slice").write_text(text)
         return {"profile": "p", "data_source": "dicom", "data_key": input_key(tmp_path / "dicom"), "parameters": {}}
 
     (tmp_path / "dicom").mkdir()
-    first = asked("first")
+    first = request("first")
     write_json({**first, "finished": True}, tmp_path / "out" / "manifest.json")
     assert _open_run(tmp_path / "out", first, False, False)["finished"]
     with pytest.raises(InputError, match="other data_key"):
-        _open_run(tmp_path / "out", asked("second, and longer"), False, False)
+        _open_run(tmp_path / "out", request("second, and longer"), False, False)
 
 
 def test_provenance_without_git(monkeypatch, tmp_path):

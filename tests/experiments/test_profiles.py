@@ -34,8 +34,8 @@ def test_every_parameter_of_the_profiles_exists(profile):
 
 
 def test_overrides_win_over_the_profile_and_are_read_as_yaml():
-    given = ("02_cyclegan_training.steps=2", "02_cyclegan_training.lr=1e-3", "02_cyclegan_training.epochs=null")
-    gan = load_params("smoke", (*given, "03_diffusion_refinement.multipliers=[1, 2]"))
+    inputs = ("02_cyclegan_training.steps=2", "02_cyclegan_training.lr=1e-3", "02_cyclegan_training.epochs=null")
+    gan = load_params("smoke", (*inputs, "03_diffusion_refinement.multipliers=[1, 2]"))
     assert gan["02_cyclegan_training"] == {
         **load_params("smoke")["02_cyclegan_training"], "steps": 2, "lr": 1e-3, "epochs": None,
     }  # fmt: skip
@@ -53,10 +53,10 @@ def test_overrides_win_over_the_profile_and_are_read_as_yaml():
         ("02_cyclegan_training.steps=[2", "is not YAML"),
     ],
 )
-def test_wrong_overrides_are_errors(given, message, tmp_path):
+def test_wrong_overrides_are_errors(inputs, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        load_params("smoke", [given])
-    done = petct("run", "--profile", TINY, "--set", given, "--out", str(tmp_path / "out"))
+        load_params("smoke", [inputs])
+    done = petct("run", "--profile", TINY, "--set", inputs, "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

@@ -72,7 +72,7 @@ def test_the_cards_have_the_runs_own_numbers(tiny_run, written):
 def test_findings_say_who_is_worse_and_how_few_patients_there_are(tiny_run):
     manifest, rows = read_json(tiny_run / "manifest.json"), read_scores(tiny_run / "scores.csv")
     said = findings(manifest, rows)
-    means = {m: of["body"]["mae"]["mean"] for m, of in aggregate(rows)["pet2ct"].items()}
+    means = {m: one["body"]["mae"]["mean"] for m, one in aggregate(rows)["pet2ct"].items()}
     for other in ("cyclegan", "regression", "pix2pix"):
         [line] = [s for s in said if s.startswith("pet2ct: body MAE of `mean`") and f" `{other}`'s" in s]
         assert ("below" if means["mean"] < means[other] else "above") in line

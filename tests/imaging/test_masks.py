@@ -48,11 +48,11 @@ def chest(seed: int = 0) -> tuple[Volume, dict[str, np.ndarray]]:
 def test_lung_bone_and_soft_tissue_by_threshold():
     ct, parts = chest()
     body = body_mask(ct)
-    found = find_regions(ct, body, {})
-    assert list(found) == ["body", "lung", "soft_tissue", "bone"]
-    assert {region.source for region in found.values()} == {"HU threshold"}
-    assert found["body"].mask is body
-    masks = {name: on(region.mask, ct) for name, region in found.items()}
+    result = find_regions(ct, body, {})
+    assert list(result) == ["body", "lung", "soft_tissue", "bone"]
+    assert {region.source for region in result.values()} == {"HU threshold"}
+    assert result["body"].mask is body
+    masks = {name: on(region.mask, ct) for name, region in result.items()}
     assert dice(masks["lung"], parts["lung"]) > 0.95
     for name in ("trachea", "bowel gas", "air under the couch"):
         outside = parts[name] & ~parts["lung"]
@@ -67,12 +67,12 @@ def test_lung_bone_and_soft_tissue_by_threshold():
 
 def test_regions_of_the_phantom():
     patient = make_patient(0, 1, PhantomSettings(ct_pixel_mm=4.0, ct_size=104, ct_slice_mm=8.0, pet_slice_mm=8.0))
-    found = find_regions(patient.ct, body_mask(patient.ct), {})
-    hu = {name: np.median(patient.ct.array[on(region.mask, patient.ct)]) for name, region in found.items()}
+    result = find_regions(patient.ct, body_mask(patient.ct), {})
+    hu = {name: np.median(patient.ct.array[on(region.mask, patient.ct)]) for name, region in result.items()}
     assert -870 < hu["lung"] < -800
     assert -100 < hu["soft_tissue"] < 60
     assert 200 < hu["bone"] < 600
-    lung_ml = found["lung"].mask.array.sum() * np.prod(found["lung"].mask.spacing_mm) / 1000
+    lung_ml = result["lung"].mask.array.sum() * np.prod(result["lung"].mask.spacing_mm) / 1000
     assert 2000 < lung_ml < 6000
 
 
@@ -82,10 +82,10 @@ def test_a_thigh_has_no_lung():
     for x in (-90, 90):
         ct.array[distance(size, affine, (x, 0, 80), (80, 80, 1e6)) < 1] = 40
         ct.array[distance(size, affine, (x, 0, 80), (15, 15, 1e6)) < 1] = 800
-    found = find_regions(ct, body_mask(ct), {})
-    assert not found["lung"].mask.array.any()
-    assert found["lung"].source == "HU threshold"
-    assert found["bone"].mask.array.any()
+    result = find_regions(ct, body_mask(ct), {})
+    assert not result["lung"].mask.array.any()
+    assert result["lung"].source == "HU threshold"
+    assert result["bone"].mask.array.any()
 
 
 def test_bowel_gas_alone_is_no_lung():
@@ -97,26 +97,26 @@ def test_bowel_gas_alone_is_no_lung():
 
 def test_an_empty_body_has_empty_regions():
     ct = Volume(np.full((20, 40, 40), -1000, np.float32), axial_affine((3.0, 3.0, 4.0), np.zeros(3)), "HU")
-    found = find_regions(ct, body_mask(ct), {})
-    assert not any(region.mask.array.any() for region in found.values())
+    result = find_regions(ct, body_mask(ct), {})
+    assert not any(region.mask.array.any() for region in result.values())
 
 
 # Both.
 
 
 def of_seg(**masks):
-    return {name: [Region(mask, "SEG") for mask in of] for name, of in masks.items()}
+    return {name: [Region(mask, "SEG") for mask in each_one] for name, each_one in masks.items()}
 
 
 def test_segments_come_before_thresholds():
     ct, parts = chest()
     right = Volume(parts["lung"] & (np.arange(130) < 65), ct.affine, "1")
     left = Volume(parts["lung"] & (np.arange(130) >= 65), ct.affine, "1")
-    found = find_regions(ct, body_mask(ct), of_seg(lung=[right, left]))
-    assert found["lung"].source == "SEG"
-    assert found["bone"].source == found["soft_tissue"].source == "HU threshold"
-    assert "lesion" not in found
-    assert dice(on(found["lung"].mask, ct), parts["lung"]) > 0.97
+    result = find_regions(ct, body_mask(ct), of_seg(lung=[right, left]))
+    assert result["lung"].source == "SEG"
+    assert result["bone"].source == result["soft_tissue"].source == "HU threshold"
+    assert "lesion" not in result
+    assert dice(on(result["lung"].mask, ct), parts["lung"]) > 0.97
     assert find_regions(ct, body_mask(ct), of_seg(lung=[right]))["lung"].mask.array.sum() > 0
     assert not np.any(on(find_regions(ct, body_mask(ct), of_seg(lung=[right]))["lung"].mask, ct) & left.array)
 
@@ -139,10 +139,10 @@ def test_segments_of_another_place_do_not_count():
     ct, _ = chest()
     away = ball(20)
     away.affine[:3, 3] += 5000
-    found = find_regions(ct, body_mask(ct), of_seg(lung=[away], lesion=[away]))
-    assert found["lung"].source == "HU threshold"
-    assert found["lung"].mask.array.any()
-    assert "lesion" not in found
+    result = find_regions(ct, body_mask(ct), of_seg(lung=[away], lesion=[away]))
+    assert result["lung"].source == "HU threshold"
+    assert result["lung"].mask.array.any()
+    assert "lesion" not in result
 
 
 def test_lesions_that_would_fill_the_memory_are_refused():

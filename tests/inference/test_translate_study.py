@@ -32,8 +32,8 @@ def source(prepared):
 @pytest.mark.parametrize(("direction", "modality", "unit"), [("pet2ct", "CT", "HU"), ("ct2pet", "PT", "GML")])
 def test_translate_command_writes_derived_series(run, phantom_dir, tmp_path, capsys, direction, modality, unit):
     study, out = phantom_dir / "PHANTOM-0001", tmp_path / "out"
-    asked = {"--run": run, "--direction": direction, "--out": out, "--samples": 2, "--steps": 1}
-    assert main(["translate", str(study), *(str(part) for pair in asked.items() for part in pair)]) == 0
+    request = {"--run": run, "--direction": direction, "--out": out, "--samples": 2, "--steps": 1}
+    assert main(["translate", str(study), *(str(part) for pair in request.items() for part in pair)]) == 0
     assert WARNING in capsys.readouterr().out
     original = find_pairs(study)[0][0].pet
     for part in ("image", "spread"):

@@ -94,8 +94,8 @@ def test_a_sample_depends_neither_on_how_many_there_are_nor_on_the_batch(transla
 
 
 def test_bf16_changes_a_sample_by_rounding_alone(translator, source, stack):
-    given = {"samples": 4, "steps": 2, "seed": 0}
-    rounded = translator.samples(*translator.start(source, "pet2ct"), "pet2ct", **given, bf16=True)
+    values = {"samples": 4, "steps": 2, "seed": 0}
+    rounded = translator.samples(*translator.start(source, "pet2ct"), "pet2ct", **values, bf16=True)
     assert rounded.dtype == np.float32
     assert not np.array_equal(rounded, stack)
     assert np.abs(rounded - stack).mean() < 0.02 * np.abs(stack[0] - stack[1]).mean()
@@ -147,12 +147,12 @@ def test_without_the_coarse_image_stage_2_sees_zeros_and_stage_1_stays(translato
 
 
 def test_what_cannot_be_drawn_is_refused(translator, source):
-    for asked, message in (
+    for request, message in (
         ({"mode": "median"}, "mode 'median': it must be mean or sample"), ({"samples": 0}, "samples 0, steps 4"),
         ({"steps": 0}, "samples 8, steps 0: at least 1 of each"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            translator(source, "pet2ct", **asked)
+            translator(source, "pet2ct", **request)
     x, coarse = translator.start(source[:1], "pet2ct")
     with pytest.raises(InputError, match="sampler 'ddim'"):
         list(translator.refiners["pet2ct"].samples(x, coarse, samples=1, steps=1, seed=0, sampler="ddim"))

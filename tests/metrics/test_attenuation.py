@@ -57,8 +57,8 @@ def test_dice_of_equal_shifted_and_missing_lungs():
     assert expected == pytest.approx(compute_dice(*masks).item())
     wide = [np.pad(a, ((2, 0), (9, 3), (0, 11)), constant_values=fill) for a, fill in ((real, -900.0), (shifted, 50.0))]
     outline = np.pad(body, ((2, 0), (9, 3), (0, 11)))
-    found = lung_dice(*wide, outline, VOXEL_MM)
-    assert found == lung_dice(real, shifted, body, VOXEL_MM), "what is not body is nothing"
+    result = lung_dice(*wide, outline, VOXEL_MM)
+    assert result == lung_dice(real, shifted, body, VOXEL_MM), "what is not body is nothing"
     solid = np.where(body, 40.0, -1000.0)
     assert lung_dice(real, solid, body, VOXEL_MM) == 0
     assert lung_dice(solid, solid, body, VOXEL_MM) is None

@@ -207,9 +207,9 @@ def masks():
 def by_name(rows):
     assert all(set(row) == {"region", "metric", "value", "unit", "mask"} for row in rows)
     assert all(type(row["value"]) is float and row["mask"] == SOURCES[row["region"]] for row in rows)
-    found = {(row["region"], row["metric"]): row["value"] for row in rows}
-    assert len(found) == len(rows)
-    return found
+    result = {(row["region"], row["metric"]): row["value"] for row in rows}
+    assert len(result) == len(rows)
+    return result
 
 
 def test_rows_of_samples(rng, masks):
@@ -280,7 +280,7 @@ def test_halves_have_one_of_each_pair():
 def test_rows_of_an_error_map_by_hand(masks):
     real, image, scale = np.zeros(SHAPE), np.full(SHAPE, 2.0), np.ones(SHAPE)
     scale[1] = 3.0
-    found = by_name(score_error_map(real, image, scale, masks, unit="SUV", sources=SOURCES))
+    result = by_name(score_error_map(real, image, scale, masks, unit="SUV", sources=SOURCES))
 
     def two_slices(score, scale_of):
         return (score(2.0, scale_of(1), 0.0) + score(2.0, scale_of(3), 0.0)) / 2
@@ -298,7 +298,7 @@ def test_rows_of_an_error_map_by_hand(masks):
         ("lung", "crps_mean"): crps_normal(2.0, math.sqrt(2 / 21), 0.0),
         ("lung", "crps_mean_dependent"): crps_laplace(2.0, 1.0, 0.0),
     }
-    assert found == pytest.approx(expected)  # no rank correlation: the error is constant
+    assert result == pytest.approx(expected)  # no rank correlation: the error is constant
 
 
 def test_both_give_the_same_scores_of_the_same_distribution(rng):
@@ -341,8 +341,8 @@ def test_errors_that_go_together_show_in_blocks(rng):
 
 def test_few_samples_have_no_coverage(rng, masks):
     real, samples = rng.normal(size=SHAPE), rng.normal(size=(8, *SHAPE))
-    given = {"masks": masks, "unit": "HU", "sources": SOURCES}
-    of_8, of_7 = ({row["metric"] for row in score_samples(real, samples[:n], **given)} for n in (8, 7))
+    inputs = {"masks": masks, "unit": "HU", "sources": SOURCES}
+    of_8, of_7 = ({row["metric"] for row in score_samples(real, samples[:n], **inputs)} for n in (8, 7))
     assert of_8 - of_7 == {"coverage_80"}
 
 

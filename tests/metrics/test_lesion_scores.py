@@ -196,7 +196,7 @@ def test_studies_are_pooled_lesion_by_lesion_and_one_without_a_mask_counts_inven
     one = np.zeros(SHAPE, bool)
     one[FIRST] = True
     gone = background()
-    found = score_lesions([(real, real, lesion, BODY), (real, gone, one, BODY)], VOXEL_MM)
-    assert (found["lesions"], found["missed"]) == (3, 1)
-    assert found["suvmax_error"] == pytest.approx(9 / 3), "of three lesions, not of two studies"
+    result = score_lesions([(real, real, lesion, BODY), (real, gone, one, BODY)], VOXEL_MM)
+    assert (result["lesions"], result["missed"]) == (3, 1)
+    assert result["suvmax_error"] == pytest.approx(9 / 3), "of three lesions, not of two studies"
     assert score_lesions([(gone, real, None, BODY)], VOXEL_MM) == {"invented": 2}

@@ -42,11 +42,11 @@ def test_a_checkerboard_is_told():
 
 def test_slices_larger_than_a_square_are_covered_and_the_background_around_them_is_not_seen():
     real, synthetic = ([np.tile(stack, (1, 3, 3)) for stack in textures(s, slices=4)] for s in (0, 1))
-    given = {"seed": 0, "epochs": 2}
-    accuracy = two_sample_accuracy(real, synthetic, **given)
-    padded = [[np.pad(stack, ((0, 0), (9, 20), (30, 5)), constant_values=-1) for stack in of]
-              for of in (real, synthetic)]  # fmt: skip
-    assert two_sample_accuracy(*padded, **given) == accuracy
+    values = {"seed": 0, "epochs": 2}
+    accuracy = two_sample_accuracy(real, synthetic, **values)
+    padded = [[np.pad(stack, ((0, 0), (9, 20), (30, 5)), constant_values=-1) for stack in one]
+              for one in (real, synthetic)]  # fmt: skip
+    assert two_sample_accuracy(*padded, **values) == accuracy
 
 
 def test_one_seed_one_answer_and_the_global_state_is_left():

@@ -75,9 +75,9 @@ def test_rank_biserial_by_hand():
 
 
 def test_agreement_by_hand():
-    found = statistics.agreement([1.0, 2.0], [2.0, 5.0])  # differences 1 and 3, standard deviation √2
-    assert (found.bias, found.n) == (2.0, 2)
-    assert (found.low, found.high) == pytest.approx((2 - 1.96 * math.sqrt(2), 2 + 1.96 * math.sqrt(2)))
+    result = statistics.agreement([1.0, 2.0], [2.0, 5.0])  # differences 1 and 3, standard deviation √2
+    assert (result.bias, result.n) == (2.0, 2)
+    assert (result.low, result.high) == pytest.approx((2 - 1.96 * math.sqrt(2), 2 + 1.96 * math.sqrt(2)))
     for real, synthetic in (([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, math.nan], [1.0, 2.0])):
         with pytest.raises(ValueError, match="2 patients"):
             statistics.agreement(real, synthetic)

@@ -77,11 +77,11 @@ def test_mae_and_psnr_by_the_protocol(pair):
     real, synthetic, mask = pair
     synthetic = np.where(mask, real + 50, 9999.0)
     real[8, 20, 18], synthetic[8, 20, 18] = 4000.0, 3500.0  # metal, beyond the range: MAE counts it, PSNR does not
-    found = score_synthrad(real, synthetic, mask)
+    results_found = score_synthrad(real, synthetic, mask)
     n = mask.sum()
-    assert found["mae"] == pytest.approx((50 * (n - 1) + 500) / n)
-    assert found["psnr"] == pytest.approx(10 * np.log10(4095**2 / (2500 * (n - 1) / n)))
-    assert found["mae"] == voxelwise.mae(real, synthetic, mask)
+    assert results_found["mae"] == pytest.approx((50 * (n - 1) + 500) / n)
+    assert results_found["psnr"] == pytest.approx(10 * np.log10(4095**2 / (2500 * (n - 1) / n)))
+    assert results_found["mae"] == voxelwise.mae(real, synthetic, mask)
 
 
 def test_identical_volumes_and_what_is_outside_the_mask(pair):

@@ -14,8 +14,8 @@ from petct_lib.imaging.directions import DIRECTIONS, SOURCE, TARGET
 from petct_lib.models.checkpoints import load_cyclegan
 from petct_lib.models.cycle_pairs import BACK, Perturbation, make_cycle_pair, perturb
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
-from petct_lib.training import stage2
-from petct_lib.training.stage2 import VARIANTS, load_cycle_pairs
+from petct_lib.training import train_refiner
+from petct_lib.training.train_refiner import VARIANTS, load_cycle_pairs
 
 NONE = Perturbation(noise=0.0, blur=False)
 
@@ -57,8 +57,8 @@ def test_without_perturbation_a_pair_is_exactly_the_cycle(direction):
 def test_with_perturbation_the_source_is_the_same_and_what_is_made_of_it_is_not():
     stage, y = cyclegan(), images()
     plain, first, again, other = (
-        make_cycle_pair(stage, y, "pet2ct", *given)
-        for given in ((NONE, rng()), (Perturbation(), rng()), (Perturbation(), rng()), (Perturbation(), rng(1)))
+        make_cycle_pair(stage, y, "pet2ct", *values)
+        for values in ((NONE, rng()), (Perturbation(), rng()), (Perturbation(), rng()), (Perturbation(), rng(1)))
     )
     assert torch.equal(first[0], plain[0]), "F(y) itself is what stage 2 sees as the source"
     assert not torch.allclose(first[1], plain[1], atol=1e-3)
@@ -140,7 +140,7 @@ def test_pairs_of_a_run_are_made_without_any_source_image(run):
         ("source", "coarse", "target"), (4, 1, 32, 32)
     )
     with pytest.raises(FileNotFoundError, match=r"pet\.npy"):
-        stage2.load_real_pairs(run, "pet2ct")
+        train_refiner.load_real_pairs(run, "pet2ct")
 
 
 def test_a_runs_pairs_are_the_cycles_of_its_own_slices_in_four_variants(run):
@@ -172,4 +172,4 @@ def test_pairs_are_of_those_who_train_the_refiner(run):
 
 
 def pairs_studies(run, patients):
-    return stage2.Prepared(run / "prepared").studies(patients)
+    return train_refiner.Prepared(run / "prepared").studies(patients)

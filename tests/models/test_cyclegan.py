@@ -23,10 +23,10 @@ def batch(seed=0, channels=1):
     return {kind: torch.rand(2, channels, 32, 32, generator=g) * 2 - 1 for kind in ("pet", "ct")}
 
 
-def step(stage, number=0, given=None):
+def step(stage, number=0, inputs=None):
     """Training step `number`, seeded by it."""
-    given = batch(number) if given is None else given
-    return stage.step(given, number, np.random.default_rng(number), Updates(stage.optimisers))
+    inputs = batch(number) if inputs is None else inputs
+    return stage.step(inputs, number, np.random.default_rng(number), Updates(stage.optimisers))
 
 
 def flat(net):
@@ -146,50 +146,50 @@ def test_identity_and_cycle_off_leave_out_their_passes_and_nothing_else():
 
 
 def test_identity_on_every_third_step():
-    found = [calls_and_log(number, identity_every=3) for number in range(4)]
-    assert [calls for calls, _ in found] == [3, 2, 2, 3]
-    assert ["identity" in logged for _, logged in found] == [True, False, False, True]
-    assert found[0][1]["identity"] == pytest.approx(3 * calls_and_log()[1]["identity"])
+    result = [calls_and_log(number, identity_every=3) for number in range(4)]
+    assert [calls for calls, _ in result] == [3, 2, 2, 3]
+    assert ["identity" in logged for _, logged in result] == [True, False, False, True]
+    assert result[0][1]["identity"] == pytest.approx(3 * calls_and_log()[1]["identity"])
 
 
 def judged(pool_size, steps):
     """A stage after some steps, and the fakes that its generators made and that its discriminators got."""
-    stage, made, got = CycleGAN(replace(TINY, pool_size=pool_size)), [], []
+    stage, output, got = CycleGAN(replace(TINY, pool_size=pool_size)), [], []
     generators, discriminators = stage.generator_losses, stage.discriminator_losses
 
     def watched(images, identity):
         losses, fakes = generators(images, identity)
-        made.append(fakes["fake_ct"].detach())
+        output.append(fakes["fake_ct"].detach())
         return losses, fakes
 
     stage.generator_losses = watched
     stage.discriminator_losses = lambda images: got.append(images["fake_ct"]) or discriminators(images)
     for k in range(steps):
         step(stage, k)
-    return stage, made, got
+    return stage, output, got
 
 
 def test_pool_off_gives_the_discriminators_the_newest_fakes():
-    stage, made, got = judged(0, 4)
-    assert all(torch.equal(a, b) for a, b in zip(made, got, strict=True))
+    stage, output, got = judged(0, 4)
+    assert all(torch.equal(a, b) for a, b in zip(output, got, strict=True))
     assert stage.pools["ct"].images == stage.pools["pet"].images == []
     filling, _, _ = judged(50, 4)  # a pool that is not full hands everything on
     assert all(torch.equal(flat(stage.nets[n]), flat(filling.nets[n])) for n in stage.nets)
-    _, made, got = judged(2, 4)
-    assert not all(torch.equal(a, b) for a, b in zip(made, got, strict=True))
+    _, output, got = judged(2, 4)
+    assert not all(torch.equal(a, b) for a, b in zip(output, got, strict=True))
 
 
 @pytest.mark.parametrize("neighbours", [1, 3, 5])
 def test_neighbouring_slices_go_in_and_out_and_the_middle_one_is_shown(neighbours):
-    stage, given = CycleGAN(replace(TINY, neighbours=neighbours)), batch(0, neighbours)
-    step(stage, 0, given)
-    made = stage.generator("pet2ct")(given["pet"])
-    assert made.shape == given["pet"].shape
-    picture = stage.preview(given)
+    stage, inputs = CycleGAN(replace(TINY, neighbours=neighbours)), batch(0, neighbours)
+    step(stage, 0, inputs)
+    output = stage.generator("pet2ct")(inputs["pet"])
+    assert output.shape == inputs["pet"].shape
+    picture = stage.preview(inputs)
     assert picture.shape == (1, 4 * 32, 2 * 32)
     k = neighbours // 2
-    assert torch.allclose(picture[0, :32, :32], (given["pet"][0, k] + 1) / 2)
-    assert torch.allclose(picture[0, 32:64, 32:], (made[1, k].detach() + 1) / 2)
+    assert torch.allclose(picture[0, :32, :32], (inputs["pet"][0, k] + 1) / 2)
+    assert torch.allclose(picture[0, 32:64, 32:], (output[1, k].detach() + 1) / 2)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -197,29 +197,29 @@ def test_a_translation_is_the_averaged_generators_middle_slice(direction):
     for neighbours in (1, 3):
         stage, x = CycleGAN(replace(TINY, neighbours=neighbours)), batch(0, neighbours)["pet"]
         nn.init.normal_(stage.nets[f"G_{direction}"].leave[-2].weight)  # what is trained is not what translates
-        made = stage.translate(x, direction)
-        assert torch.equal(made, center_slice(stage.ema[f"G_{direction}"].module(x)))
-        assert not made.requires_grad
+        output = stage.translate(x, direction)
+        assert torch.equal(output, center_slice(stage.ema[f"G_{direction}"].module(x)))
+        assert not output.requires_grad
 
 
 def test_on_a_coarse_grid_everything_is_computed_there_and_translations_have_the_slices_size():
-    stage, given, sizes = CycleGAN(replace(TINY, coarse_size=16)), batch(), set()
+    stage, inputs, sizes = CycleGAN(replace(TINY, coarse_size=16)), batch(), set()
     for net in (*stage.nets.values(), *(ema.module for ema in stage.ema.values())):
         net.register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[-2:])))
-    step(stage, 0, given)
-    made = stage.translate(given["pet"], "pet2ct")
-    assert stage.preview(given).shape == (1, 4 * 32, 2 * 32)
+    step(stage, 0, inputs)
+    output = stage.translate(inputs["pet"], "pet2ct")
+    assert stage.preview(inputs).shape == (1, 4 * 32, 2 * 32)
     assert sizes == {(16, 16)}
     assert {tuple(image.shape) for pool in stage.pools.values() for image in pool.images} == {(1, 16, 16)}
-    small = F.avg_pool2d(given["pet"], 2)
+    small = F.avg_pool2d(inputs["pet"], 2)
     expected = stage.generator("pet2ct")(small)
-    assert torch.equal(made, F.interpolate(expected, size=(32, 32), mode="bilinear", align_corners=False))
+    assert torch.equal(output, F.interpolate(expected, size=(32, 32), mode="bilinear", align_corners=False))
 
 
 def test_a_training_on_the_coarse_grid_is_that_of_the_shrunken_slices():
-    given, ends = batch(), []
-    shrunken = {kind: F.avg_pool2d(images, 2) for kind, images in given.items()}
-    for settings, images in ((replace(TINY, coarse_size=16), given), (TINY, shrunken)):
+    inputs, ends = batch(), []
+    shrunken = {kind: F.avg_pool2d(images, 2) for kind, images in inputs.items()}
+    for settings, images in ((replace(TINY, coarse_size=16), inputs), (TINY, shrunken)):
         stage = CycleGAN(settings)
         step(stage, 0, images)
         ends.append(flat(stage.nets["G_pet2ct"]))

@@ -19,9 +19,9 @@ PIX2PIX = replace(tiny.PIX2PIX, patch=1, lambda_l1=10.0, lambda_adversarial=2.0)
 LAPLACE = replace(PLAIN, laplace=True)
 
 
-def step(stage, batch, number, **given):
+def step(stage, batch, number, **inputs):
     """Training step number `number` of a stage, seeded by it; the batches that its updates saw."""
-    update = Share(stage, **given)
+    update = Share(stage, **inputs)
     return stage.step(batch, number, np.random.default_rng(number), update), update.seen
 
 
@@ -99,11 +99,11 @@ def test_no_scale_is_given_by_a_regression_without():
 def test_pix2pix_by_hand():
     stage, batch = Regression(PIX2PIX), batch_of()
     assert list(step(stage, batch, 0)[0]) == ["l1", "adversarial", "D_patch", "accuracy_patch"]
-    losses, made = stage.losses(batch)
-    real, fake = (stage.nets["D"](torch.cat([batch["source"], i], 1)) for i in (batch["target"], made["image"]))
-    assert losses["l1"].item() == pytest.approx(10 * (made["image"] - batch["target"]).abs().mean().item())
+    losses, output = stage.losses(batch)
+    real, fake = (stage.nets["D"](torch.cat([batch["source"], i], 1)) for i in (batch["target"], output["image"]))
+    assert losses["l1"].item() == pytest.approx(10 * (output["image"] - batch["target"]).abs().mean().item())
     assert torch.allclose(losses["adversarial"], 2 * adversarial_loss(fake))
-    judged, accuracy = stage.discriminator_losses({**batch, **made})
+    judged, accuracy = stage.discriminator_losses({**batch, **output})
     assert torch.allclose(judged["D_patch"], discriminator_loss(real, fake))
     assert accuracy["accuracy_patch"] == discriminator_accuracy(real, fake)
 
@@ -113,7 +113,9 @@ def test_the_discriminator_is_frozen_in_the_generators_update_and_learns_in_its_
 
     def watched(name, make):
         def losses(images):
-            seen[name] = {net: all(p.requires_grad for p in of.parameters()) for net, of in stage.nets.items()}
+            seen[name] = {
+                net: all(p.requires_grad for p in each_one.parameters()) for net, each_one in stage.nets.items()
+            }
             return make(images)
 
         return losses
@@ -137,7 +139,7 @@ def test_each_update_changes_its_own_network_alone(moves):
 
 def test_without_a_weight_there_is_no_discriminator_and_its_momentum_is_a_gans():
     assert set(Regression(PLAIN).nets) == {"unet"}
-    betas = {name: of.param_groups[0]["betas"] for name, of in Regression(PIX2PIX).optimisers.items()}
+    betas = {name: each_one.param_groups[0]["betas"] for name, each_one in Regression(PIX2PIX).optimisers.items()}
     assert betas == {"unet": (0.9, 0.999), "D": (0.5, 0.999)}
 
 
@@ -221,7 +223,7 @@ def trained(settings, batch, steps=4):
 def test_what_a_control_does_not_see_changes_nothing_in_training_or_after(unseen, key):
     batch, settings = batch_of(), replace(PLAIN, **unseen)
     other = {**batch, key: batch[key].flip(0)}
-    one, same = (trained(settings, of) for of in (batch, other))
+    one, same = (trained(settings, each_one) for each_one in (batch, other))
     assert torch.equal(weights(one.nets["unet"]), weights(same.nets["unet"]))
     assert torch.equal(one.predict(batch["source"], batch["coarse"]), one.predict(other["source"], other["coarse"]))
 

@@ -13,16 +13,16 @@ from torch import nn
 
 from petct_lib import InputError
 from petct_lib.imaging.spectrum import spectrum
-from petct_lib.models.diffusion import EVALUATIONS, SAMPLERS, draw_times, straight_path, time_grid
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
+from petct_lib.models.samplers import EVALUATIONS, SAMPLERS, draw_times, straight_path, time_grid
 
 REGRESSION = replace(tiny.REGRESSION, patch=1)
 FLOW = replace(tiny.FLOW, patch=1, lr=3e-3, ema_decay=0.5)
 
 
-def step(stage, batch, number, **given):
+def step(stage, batch, number, **values):
     """Training step number `number` of a stage, seeded by it; the batch that its update saw."""
-    update = Share(stage, **given)
+    update = Share(stage, **values)
     logged = stage.step(batch, number, np.random.default_rng(number), update)
     return logged, update.seen["velocity"]
 
@@ -67,11 +67,11 @@ def test_the_true_velocity_has_no_loss_and_that_of_another_scale_has():
     _, seen = step(stage, batch, 0)
     knowing(stage, batch["target"], 0.3)
     assert stage.losses(seen)[0]["mse"].item() == pytest.approx(0, abs=1e-8)
-    given = batch["source"], batch["coarse"], batch["target"]
-    assert stage.loss_on(*given, torch.Generator().manual_seed(0)) == pytest.approx(0, abs=1e-8)
+    values = batch["source"], batch["coarse"], batch["target"]
+    assert stage.loss_on(*values, torch.Generator().manual_seed(0)) == pytest.approx(0, abs=1e-8)
     knowing(stage, batch["target"], 0.6)
     assert stage.losses(seen)[0]["mse"] > 0.1
-    assert stage.loss_on(*given, torch.Generator().manual_seed(0)) > 0.1
+    assert stage.loss_on(*values, torch.Generator().manual_seed(0)) > 0.1
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -117,7 +117,7 @@ def test_the_network_sees_the_paths_state_source_coarse_mean_and_time(monkeypatc
     stage, batch, inputs = flow(), batch_of(), []
     net = stage.nets["velocity"]
     forward = net.forward
-    monkeypatch.setattr(net, "forward", lambda *given: inputs.append(given) or forward(*given))
+    monkeypatch.setattr(net, "forward", lambda *values: inputs.append(values) or forward(*values))
     _, seen = step(stage, batch, 0)
     [(channels, t)] = inputs
     z = straight_path((batch["target"] - mean_of(stage, seen)) / 0.3, seen["noise"], seen["t"][:, None, None, None])
@@ -128,7 +128,7 @@ def test_the_network_sees_the_paths_state_source_coarse_mean_and_time(monkeypatc
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 12), (0.5, None), (1.0, 0)])
 def test_a_dropped_coarse_image_is_dropped_for_regression_and_flow_alike(share, kept):
     stage, batch, inputs = flow(coarse_dropout=share), batch_of(12), []
-    stage.nets["velocity"].register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach()))
+    stage.nets["velocity"].register_forward_pre_hook(lambda _, values: inputs.append(values[0].detach()))
     _, seen = step(stage, batch, 0)
     there = seen["coarse"].flatten(1).any(1)
     assert there.sum().item() == kept if kept is not None else 0 < there.sum() < 12
@@ -192,10 +192,10 @@ def test_a_flow_that_never_saw_a_coarse_image_does_not_look_at_one():
 @pytest.mark.parametrize("part", range(4))
 def test_a_sample_depends_on_source_coarse_mean_and_noise(part):
     stage = answering_flow()
-    given = list(given_of(batch_of(), stage))
-    image = stage.sample(*given, steps=2)[-1]
-    given[part] = given[part].flip(0)
-    assert not torch.allclose(stage.sample(*given, steps=2)[-1], image, atol=1e-3)
+    values = list(given_of(batch_of(), stage))
+    image = stage.sample(*values, steps=2)[-1]
+    values[part] = values[part].flip(0)
+    assert not torch.allclose(stage.sample(*values, steps=2)[-1], image, atol=1e-3)
 
 
 def test_it_looks_at_as_many_neighbours_as_it_was_made_for():
@@ -217,39 +217,39 @@ def test_it_looks_at_as_many_neighbours_as_it_was_made_for():
 def test_the_same_noise_gives_the_same_images_and_its_network_is_evaluated_as_often_as_said(sampler):
     stage, calls = answering_flow(), []
     stage.ema["velocity"].module.register_forward_hook(lambda *_: calls.append(1))
-    given = given_of(batch_of(), stage)
-    first = stage.sample(*given, steps=4, sampler=sampler)
+    values = given_of(batch_of(), stage)
+    first = stage.sample(*values, steps=4, sampler=sampler)
     assert len(calls) == EVALUATIONS[sampler](4)
     torch.manual_seed(99)
-    again = stage.sample(*given, steps=4, sampler=sampler)
+    again = stage.sample(*values, steps=4, sampler=sampler)
     assert len(first) == 4
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_the_samplers_differ_and_midpoint_is_the_default():
     stage = answering_flow()
-    given = given_of(batch_of(), stage)
-    made = {sampler: stage.sample(*given, steps=4, sampler=sampler)[-1] for sampler in SAMPLERS}
-    for one, other in combinations(made.values(), 2):
+    values = given_of(batch_of(), stage)
+    output = {sampler: stage.sample(*values, steps=4, sampler=sampler)[-1] for sampler in SAMPLERS}
+    for one, other in combinations(output.values(), 2):
         assert not torch.allclose(one, other, atol=1e-4)
-    assert torch.equal(stage.sample(*given, steps=4)[-1], made["midpoint"])
+    assert torch.equal(stage.sample(*values, steps=4)[-1], output["midpoint"])
 
 
 def test_a_slices_sample_does_not_depend_on_its_batch():
     stage = answering_flow()
-    given = given_of(batch_of(), stage)
-    together = stage.sample(*given, steps=2)[-1]
-    alone = torch.cat([stage.sample(*(image[k : k + 1] for image in given), steps=2)[-1] for k in range(4)])
+    values = given_of(batch_of(), stage)
+    together = stage.sample(*values, steps=2)[-1]
+    alone = torch.cat([stage.sample(*(image[k : k + 1] for image in values), steps=2)[-1] for k in range(4)])
     assert torch.allclose(alone, together, atol=1e-5)
 
 
 def test_an_unknown_sampler_and_no_steps_are_refused():
     stage = flow()
-    given = given_of(batch_of(), stage)
+    values = given_of(batch_of(), stage)
     with pytest.raises(InputError, match="sampler 'ddim': it must be one of euler, heun, midpoint"):
-        stage.sample(*given, steps=2, sampler="ddim")
+        stage.sample(*values, steps=2, sampler="ddim")
     with pytest.raises(ValueError, match="steps must be at least 1"):
-        stage.sample(*given, steps=0)
+        stage.sample(*values, steps=0)
 
 
 @pytest.mark.parametrize(
@@ -275,15 +275,15 @@ def test_a_flow_overfits_one_batch():
     batch["target"] = batch["target"].sign() * 0.6
     losses = [step(stage, batch, k)[0]["mse"].item() for k in range(250)]
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
-    given = given_of(batch, stage)
-    sample = stage.sample(*given, steps=4)[-1]
-    assert (sample - batch["target"]).abs().mean() < 0.6 * (given[2] - batch["target"]).abs().mean()
+    values = given_of(batch, stage)
+    sample = stage.sample(*values, steps=4)[-1]
+    assert (sample - batch["target"]).abs().mean() < 0.6 * (values[2] - batch["target"]).abs().mean()
 
 
 def test_the_loss_on_slices_is_the_averaged_networks_and_of_its_generator_alone():
     stage, batch = answering_flow(), batch_of()
-    given = batch["source"], batch["coarse"], batch["target"]
-    one, same, other = (stage.loss_on(*given, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    values = batch["source"], batch["coarse"], batch["target"]
+    one, same, other = (stage.loss_on(*values, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert one == same != other
     g = torch.Generator().manual_seed(0)
     t, noise = draw_times(4, torch.rand((), generator=g).item()), torch.randn(4, 1, 16, 16, generator=g)
@@ -293,9 +293,9 @@ def test_the_loss_on_slices_is_the_averaged_networks_and_of_its_generator_alone(
 
 def test_sampling_takes_its_inputs_to_the_networks_device():
     stage = flow()
-    given = given_of(batch_of(), stage)
+    values = given_of(batch_of(), stage)
     stage.ema["velocity"].to("meta")
-    assert stage.sample(*given, steps=2)[-1].device.type == "meta"
+    assert stage.sample(*values, steps=2)[-1].device.type == "meta"
 
 
 def test_preview_shows_source_coarse_regression_sample_and_target():

@@ -68,7 +68,7 @@ def _forget():
     drawn.cache_clear()
 
 
-def of(c: Canvas, *names: str) -> np.ndarray:
+def label_mask(c: Canvas, *names: str) -> np.ndarray:
     return label_table(*names)[c.labels]
 
 
@@ -97,7 +97,7 @@ def touched(mask: np.ndarray, c: Canvas) -> set[str]:
 
 def test_every_organ_is_there_in_an_adults_size(patient):
     a, c = patient
-    volumes = {"lungs": ml(of(c, *LUNG))} | {name: ml(of(c, name)) for name in TISSUES}
+    volumes = {"lungs": ml(label_mask(c, *LUNG))} | {name: ml(label_mask(c, name)) for name in TISSUES}
     wrong = {name: round(volumes[name]) for name, (low, high) in VOLUMES_ML.items() if not low < volumes[name] < high}
     assert not wrong
     present = {name for name in TISSUES if volumes[name]}
@@ -108,7 +108,7 @@ def test_every_organ_is_there_in_an_adults_size(patient):
 
 def test_the_heart_is_an_adults_and_lies_mostly_left(patient):
     a, c = patient
-    heart = (c.fine(a.fields["heart"]) < 0) & of(c, "blood", "myocardium")
+    heart = (c.fine(a.fields["heart"]) < 0) & label_mask(c, "blood", "myocardium")
     assert 330 < ml(heart) < 1100
     assert 0.5 < left_share(c, heart) < 0.8
     middle = [axis[index].mean() for axis, index in zip(c.axes[::-1], np.nonzero(heart), strict=True)]
@@ -118,34 +118,34 @@ def test_the_heart_is_an_adults_and_lies_mostly_left(patient):
 
 def test_organs_lie_on_their_side(patient):
     _, c = patient
-    assert left_share(c, of(c, "liver")) < 0.25
-    assert left_share(c, of(c, "spleen")) > 0.95
-    assert left_share(c, of(c, "stomach")) > 0.8
-    assert left_share(c, of(c, "myocardium")) > 0.8
+    assert left_share(c, label_mask(c, "liver")) < 0.25
+    assert left_share(c, label_mask(c, "spleen")) > 0.95
+    assert left_share(c, label_mask(c, "stomach")) > 0.8
+    assert left_share(c, label_mask(c, "myocardium")) > 0.8
     for name in LOBES:
-        assert of(c, name)[:, :, c.axes[0] >= 0].any() == name.startswith("left")
-        assert of(c, name)[:, :, c.axes[0] < 0].any() == name.startswith("right")
+        assert label_mask(c, name)[:, :, c.axes[0] >= 0].any() == name.startswith("left")
+        assert label_mask(c, name)[:, :, c.axes[0] < 0].any() == name.startswith("right")
 
 
 def test_gas_rises_to_the_front_of_stomach_and_bowel(patient):
     _, c = patient
-    gas = of(c, "gas")
+    gas = label_mask(c, "gas")
     assert ml(gas) > 5
-    y = {name: c.axes[1][np.nonzero(of(c, name))[1]].mean() for name in ("gas", "stomach")}
+    y = {name: c.axes[1][np.nonzero(label_mask(c, name))[1]].mean() for name in ("gas", "stomach")}
     assert y["gas"] < y["stomach"]
     assert touched(gas, c) <= {"stomach", "bowel"} | {"liver", "abdominal fat", "diaphragm", "spleen"}
 
 
 def test_lungs_are_about_alike_and_have_five_lobes_of_one_piece(patient):
     _, c = patient
-    share = left_share(c, of(c, *LUNG))
+    share = left_share(c, label_mask(c, *LUNG))
     assert 0.42 < share < 0.52
-    total = ml(of(c, *LUNG))
+    total = ml(label_mask(c, *LUNG))
     for name in LOBES:
-        lobe = of(c, name)
+        lobe = label_mask(c, name)
         assert largest(lobe) > 0.97
         assert 0.03 < ml(lobe) / total < 0.40
-    fissure = of(c, "fissure")
+    fissure = label_mask(c, "fissure")
     assert 0.003 < ml(fissure) / total < 0.03
     assert touched(fissure, c) >= {"right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe"}
 
@@ -155,7 +155,10 @@ def test_lungs_are_about_alike_and_have_five_lobes_of_one_piece(patient):
 
 def test_upper_lobes_lie_above_and_before_lower_ones(patient):
     _, c = patient
-    middle = {name: [a[i].mean() for a, i in zip(c.axes[::-1], np.nonzero(of(c, name)), strict=True)] for name in LOBES}
+    middle = {
+        name: [a[i].mean() for a, i in zip(c.axes[::-1], np.nonzero(label_mask(c, name)), strict=True)]
+        for name in LOBES
+    }
     for side in ("right", "left"):
         assert middle[f"{side} upper lobe"][0] > middle[f"{side} lower lobe"][0] + 30
         assert middle[f"{side} upper lobe"][1] < middle[f"{side} lower lobe"][1]
@@ -165,12 +168,12 @@ def test_upper_lobes_lie_above_and_before_lower_ones(patient):
 
 def test_no_lung_touches_skin_fat_or_the_air_around(patient):
     _, c = patient
-    assert not touched(of(c, *LUNG), c) & {"air", "skin", "fat", "gas"}
+    assert not touched(label_mask(c, *LUNG), c) & {"air", "skin", "fat", "gas"}
 
 
 def test_the_trachea_is_one_tube_from_the_top_to_the_carina_and_splits_in_two(patient):
     _, c = patient
-    air, z = of(c, "airway"), c.axes[2]
+    air, z = label_mask(c, "airway"), c.axes[2]
     assert largest(air, corners=True) > 0.97
     for k in np.flatnonzero(z > 40):
         pieces, count = ndimage.label(air[k])
@@ -193,20 +196,20 @@ def near_midline(c: Canvas, mask: np.ndarray, height: float) -> bool:
 
 def test_the_airway_is_lined_by_its_wall(patient):
     _, c = patient
-    air = of(c, "airway")
+    air = label_mask(c, "airway")
     beside = ndimage.binary_dilation(air) & ~air
-    lined = of(c, "airway wall")[beside].mean()
+    lined = label_mask(c, "airway wall")[beside].mean()
     assert lined > 0.4  # a wall of 1-2 mm at voxels of 3
     assert "skin" not in touched(air, c)
 
 
 def test_the_left_ventricle_is_a_shell_around_its_pool(patient):
     a, c = patient
-    pool = (c.fine(a.fields["pool"]) < 0) & of(c, "blood")
+    pool = (c.fine(a.fields["pool"]) < 0) & label_mask(c, "blood")
     assert 40 < ml(pool) < 180  # 50 ml at the end of systole, 150 ml of diastole
     assert touched(pool, c) <= {"myocardium", "blood"}  # blood: the valves' planes
     beside = ndimage.binary_dilation(pool) & ~pool
-    assert of(c, "myocardium")[beside].mean() > 0.75
+    assert label_mask(c, "myocardium")[beside].mean() > 0.75
 
 
 def test_the_body_is_one_piece_without_holes(patient):
@@ -225,7 +228,7 @@ def test_the_body_is_wrapped_in_skin(patient):
     outside = np.zeros(256, bool)
     outside[[LABEL[n] for n in ("muscle", "liver", *LUNG, "marrow", "airway")]] = True
     assert outside[c.labels[rim]].mean() < 0.02
-    assert of(c, "skin")[rim].mean() > 0.3  # 1.8 mm at voxels of 3; the rest is the fat under it
+    assert label_mask(c, "skin")[rim].mean() > 0.3  # 1.8 mm at voxels of 3; the rest is the fat under it
 
 
 def test_the_trunk_has_an_adults_girth(patient):
@@ -239,7 +242,7 @@ def test_the_trunk_has_an_adults_girth(patient):
 
 def test_breasts_are_womens(patient):
     a, c = patient
-    gland = of(c, "breast gland")
+    gland = label_mask(c, "breast gland")
     if a.build.sex == "M":
         assert not gland.any()
         return
@@ -251,7 +254,7 @@ def test_breasts_are_womens(patient):
 
 def test_the_humerus_is_beside_the_chest_only_when_the_arms_are_down(patient):
     a, c = patient
-    beside = (np.abs(c.axes[0]) > 170)[None, None, :] & of(c, "marrow")
+    beside = (np.abs(c.axes[0]) > 170)[None, None, :] & label_mask(c, "marrow")
     at_chest, above = (beside[np.argmin(np.abs(c.axes[2] - h))] for h in (0, 170))
     down = not a.build.arms_up
     assert at_chest.any() == down
@@ -265,7 +268,7 @@ def test_the_aorta_runs_beside_the_spine(patient):
     _, c = patient
     k = np.argmin(np.abs(c.axes[2] + 20))
     x, y = c.axes[:2]
-    behind = of(c, "blood")[k] & ((y > 8) & (y < 48))[:, None] & ((x > 5) & (x < 60))[None]
+    behind = label_mask(c, "blood")[k] & ((y > 8) & (y < 48))[:, None] & ((x > 5) & (x < 60))[None]
     pieces, _ = ndimage.label(behind)
     area = np.bincount(pieces.ravel())[1:].max() * 9
     assert 200 < area < 900  # 18-32 mm wide with atrium or oesophagus apart
@@ -295,7 +298,7 @@ def test_more_fat_and_muscle_make_more_of_them():
     def volumes(fat_mm: float, muscle: float) -> list[float]:
         a, c = anatomy.grow_anatomy(np.random.default_rng(1), Build("M", fat_mm, muscle, True)), blank()
         anatomy.paint_anatomy(a, c)
-        return [ml(of(c, name)) for name in ("fat", "muscle")]
+        return [ml(label_mask(c, name)) for name in ("fat", "muscle")]
 
     fat, muscle = volumes(12, 1.0)
     assert volumes(28, 1.0)[0] > 1.4 * fat
@@ -303,7 +306,7 @@ def test_more_fat_and_muscle_make_more_of_them():
 
 
 def test_the_right_lung_is_the_larger_one_on_average():
-    shares = [left_share(drawn(*b)[1], of(drawn(*b)[1], *LUNG)) for b in BUILDS if b[1]]
+    shares = [left_share(drawn(*b)[1], label_mask(drawn(*b)[1], *LUNG)) for b in BUILDS if b[1]]
     assert np.mean(shares) < 0.5
 
 
@@ -315,11 +318,11 @@ def test_breathing_moves_the_liver_and_leaves_bones_and_skin():
     )
     for c in (still, moved):
         anatomy.paint_anatomy(a, c)
-    top, higher = (c.axes[2][np.nonzero(of(c, "liver"))[0].max()] for c in (still, moved))
+    top, higher = (c.axes[2][np.nonzero(label_mask(c, "liver"))[0].max()] for c in (still, moved))
     assert higher - top == pytest.approx(10, abs=1.5)
-    assert of(moved, *LUNG).sum() < of(still, *LUNG).sum()
+    assert label_mask(moved, *LUNG).sum() < label_mask(still, *LUNG).sum()
     for name in ("skin", "cortex", "marrow", "endplate", "disc", "cartilage", "cord", "air"):
-        assert np.array_equal(of(still, name), of(moved, name)), name
+        assert np.array_equal(label_mask(still, name), label_mask(moved, name)), name
     outside = still.fine(a.fields["wall"], inner=False) > 1  # muscle, fat and arms stay too
     assert outside.any()
     assert np.array_equal(still.labels[outside], moved.labels[outside])
@@ -329,13 +332,13 @@ def test_breathing_leaves_the_apex():
     a, still, moved = drawn("M", True, 1)[0], blank(z_mm=(80, 160)), blank(z_mm=(80, 160), way_mm=-10.0)
     for c in (still, moved):
         anatomy.paint_anatomy(a, c)
-    assert of(still, *LUNG).any()
+    assert label_mask(still, *LUNG).any()
     assert np.array_equal(still.labels, moved.labels)
 
 
 def test_the_lungs_are_two(patient):
     c = patient[1]
-    pieces, _ = ndimage.label(of(c, *LUNG))
+    pieces, _ = ndimage.label(label_mask(c, *LUNG))
     sizes = np.sort(np.bincount(pieces.ravel())[1:])[::-1]
     assert sizes[1] > 0.6 * sizes[0]
     assert sizes[2:].sum() < 0.02 * sizes.sum()

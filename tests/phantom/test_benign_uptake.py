@@ -53,17 +53,17 @@ def test_frequencies_and_uptake_are_as_said(patients, monkeypatch):
     for what in SHAPES:  # the shapes cost most of the time and none of the luck that is counted
         monkeypatch.setitem(SHAPES, what, lambda rng, a: np.zeros(1))
     rng, draws = np.random.default_rng(0), 6000
-    found: Counter = Counter()
+    result: Counter = Counter()
     suvs, together = defaultdict(list), []
     for _ in range(draws):
         plan = benign_uptake.draw_benign_plan(rng, patients[0][0])
         together.append(len(plan))
         assert len({u.what for u in plan}) == len(plan)
         for u in plan:
-            found[u.what] += 1
+            result[u.what] += 1
             suvs[u.what].append(u.suv)
     for what, (share, (low, high)) in FREQUENCY.items():
-        assert found[what] / draws == pytest.approx(share, abs=0.02)  # four standard deviations
+        assert result[what] / draws == pytest.approx(share, abs=0.02)  # four standard deviations
         assert low - 0.01 <= min(suvs[what]) < 1.05 * low
         assert 0.95 * high < max(suvs[what]) <= high + 0.01
         assert np.median(suvs[what]) == pytest.approx(np.sqrt(low * high), rel=0.08)  # log-uniform
@@ -122,7 +122,7 @@ def test_brown_fat_and_nodes_are_on_both_sides_and_the_rest_on_one(patients):
             else:
                 assert left in (0, 1)
                 sides[what].add(left)
-    assert all(found == {0, 1} for found in sides.values())
+    assert all(result == {0, 1} for result in sides.values())
     assert len(sides) == 3
 
 

@@ -141,9 +141,12 @@ def test_lungs_are_as_large_and_as_dense_as_in_people_and_denser_at_the_back(coh
     front, back = [], []
     for p in cohort:
         y = np.nonzero(p.labels.array == LABEL["right lower lobe"])[1]
-        for part, found in ((slice(0, int(np.quantile(y, 0.3))), front), (slice(int(np.quantile(y, 0.7)), None), back)):
+        for part, result in (
+            (slice(0, int(np.quantile(y, 0.3))), front),
+            (slice(int(np.quantile(y, 0.7)), None), back),
+        ):
             inside = p.labels.array[:, part] == LABEL["right lower lobe"]
-            found.append(np.median(p.hu.array[:, part][inside]))
+            result.append(np.median(p.hu.array[:, part][inside]))
     assert np.mean(back) - np.mean(front) > 25
 
 
@@ -325,10 +328,10 @@ def test_a_share_of_patients_has_follow_ups():
 
 
 def test_every_suv_rule_is_exercised(written):
-    found = find_pairs(written)
+    result = find_pairs(written)
     rules = {}
     truth = json.loads((written / "truth.json").read_text())["patients"]
-    for pair in found.pairs:
+    for pair in result.pairs:
         rules[pair.suv.rule] = pair.suv.factor
     assert len(rules) == len(VARIANTS) == 8
     assert {one["headers"] for one in truth.values()} == set(VARIANTS)

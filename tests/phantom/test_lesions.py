@@ -108,21 +108,21 @@ def test_limits_are_ordered_and_physical(site, name):
 
 
 def test_counts_are_drawn_as_often_as_said(plans, easy):
-    for found, difficulty in ((plans, "realistic"), (easy, "easy")):
-        counts = Counter(len(plan) for plan in found)
+    for result, difficulty in ((plans, "realistic"), (easy, "easy")):
+        counts = Counter(len(plan) for plan in result)
         assert set(counts) == set(range(len(COUNTS[difficulty])))  # none to the most
         # Four standard deviations; a crowded patient may lose one lesion.
         assert counts[0] / PATIENTS == pytest.approx(COUNTS[difficulty][0], abs=0.11)
         mean = np.average(range(len(COUNTS[difficulty])), weights=COUNTS[difficulty])
-        assert np.mean([len(plan) for plan in found]) == pytest.approx(mean, abs=0.45)
+        assert np.mean([len(plan) for plan in result]) == pytest.approx(mean, abs=0.45)
 
 
 def test_every_site_and_kind_occurs_about_as_often_as_said(plans):
-    found = Counter((one.site, one.kind) for plan in plans for one in plan)
-    assert set(found) == {(site, name) for site, kinds in KINDS.items() for name in kinds}
-    total = sum(found.values())
+    result = Counter((one.site, one.kind) for plan in plans for one in plan)
+    assert set(result) == {(site, name) for site, kinds in KINDS.items() for name in kinds}
+    total = sum(result.values())
     for site, share in SITES["realistic"].items():
-        assert sum(n for (s, _), n in found.items() if s == site) / total == pytest.approx(share, abs=0.09)
+        assert sum(n for (s, _), n in result.items() if s == site) / total == pytest.approx(share, abs=0.09)
 
 
 def test_some_lesions_are_seen_by_one_scanner_only(plans):
@@ -165,13 +165,13 @@ def test_sizes_and_uptake_are_spread_over_their_limits(plans):
 
 
 def test_easy_lesions_are_solid_hot_and_large(easy):
-    found = [one for plan in easy for one in plan]
-    assert found
-    assert {one.kind for one in found} == {"solid"}
-    assert {one.site for one in found} == set(SITES["easy"])
-    assert min(one.radius_mm for one in found) >= 8
-    assert min(one.suv for one in found) >= 4
-    assert {one.seen_on for one in found} == {("CT", "PT")}
+    result = [one for plan in easy for one in plan]
+    assert result
+    assert {one.kind for one in result} == {"solid"}
+    assert {one.site for one in result} == set(SITES["easy"])
+    assert min(one.radius_mm for one in result) >= 8
+    assert min(one.suv for one in result) >= 4
+    assert {one.seen_on for one in result} == {("CT", "PT")}
 
 
 def test_no_two_lesions_come_close(plans, easy):
@@ -193,13 +193,13 @@ def test_labels_are_two_a_lesion_from_the_first_on(plans):
 def test_lung_lesions_lie_in_the_lung_and_bone_ones_in_the_spine(patients):
     for n, a in enumerate(patients):
         rng = np.random.default_rng(n)
-        found = [one for _ in range(60) for one in draw_lesion_plan(rng, a, SCALE, "realistic")]
-        lung = np.array([one.centre for one in found if one.site == "lung"])
+        result = [one for _ in range(60) for one in draw_lesion_plan(rng, a, SCALE, "realistic")]
+        lung = np.array([one.centre for one in result if one.site == "lung"])
         assert (sample(a.fields["lung"], lung) < 1).all()
-        bone = np.array([one.centre for one in found if one.site == "bone"])
+        bone = np.array([one.centre for one in result if one.site == "bone"])
         assert np.abs(bone[:, 0]).max() < 15
         assert ((bone[:, 1] > 20) & (bone[:, 1] < 55)).all()
-        pleura = np.array([one.centre for one in found if one.site == "pleura"])
+        pleura = np.array([one.centre for one in result if one.site == "pleura"])
         assert np.abs(sample(a.fields["wall"], pleura) + 3).max() < 7
 
 

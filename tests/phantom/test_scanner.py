@@ -79,10 +79,10 @@ def cylinder(diameter_mm, size=128, slices=12):
 
 def ct_noise(hu, axes, **settings):
     """What noise adds; air is lifted so that nothing is clipped."""
-    made = [
+    output = [
         image_ct(hu, axes, np.random.default_rng(0), CtScanner(**s)) for s in (settings, {**settings, "noise_hu": 0})
     ]
-    return made[0] - made[1]
+    return output[0] - output[1]
 
 
 def middle(image, half=8):

@@ -33,7 +33,7 @@ def drawn(grown) -> tuple[Bones, Canvas]:
     return grown[0], c
 
 
-def of(c: Canvas, *names: str) -> np.ndarray:
+def label_mask(c: Canvas, *names: str) -> np.ndarray:
     return label_table(*names)[c.labels]
 
 
@@ -79,7 +79,9 @@ def test_spine_at_follows_the_curve_and_the_scoliosis():
 def test_nine_to_twelve_ribs_cross_the_mid_axillary_line(drawn):
     _, c = drawn
     x, y, z = c.axes
-    side = of(c, "cortex", "marrow")[:, nearest(y, 0)] & ((z < 75)[:, None])  # above are shoulder and first ribs
+    side = (
+        label_mask(c, "cortex", "marrow")[:, nearest(y, 0)] & ((z < 75)[:, None])
+    )  # above are shoulder and first ribs
     for sign in (-1, 1):
         pieces, count = ndimage.label(side & (sign * x > 60)[None])
         assert 9 <= count <= 12
@@ -92,7 +94,7 @@ def test_nine_to_twelve_ribs_cross_the_mid_axillary_line(drawn):
 def test_a_ribs_section_is_that_of_a_rib(drawn):
     _, c = drawn
     x, y, z = c.axes
-    side = of(c, "cortex", "marrow")[:, nearest(y, 0)]
+    side = label_mask(c, "cortex", "marrow")[:, nearest(y, 0)]
     window = ((z > -150) & (z < 0))[:, None]
     for sign in (-1, 1):
         pieces, count = ndimage.label(side & window & (sign * x > 60)[None])
@@ -109,7 +111,9 @@ def test_a_rib_is_lower_in_front_than_at_the_back(drawn):
     _, c = drawn
     x, y, z = c.axes
     spine = ((y > 0)[:, None] & (np.abs(x) < 46)[None])[None]
-    ribs = of(c, "cortex", "marrow") & ~spine & (np.abs(x) < 165) & (z < -30)[:, None, None]  # the scapula is above
+    ribs = (
+        label_mask(c, "cortex", "marrow") & ~spine & (np.abs(x) < 165) & (z < -30)[:, None, None]
+    )  # the scapula is above
     pieces, _ = ndimage.label(ribs)
     falls = []
     for n, box in enumerate(ndimage.find_objects(pieces), 1):
@@ -125,13 +129,13 @@ def test_a_rib_is_lower_in_front_than_at_the_back(drawn):
 def test_cartilage_is_in_front_and_rises_to_the_sternum(drawn):
     _, c = drawn
     x, y, z = c.axes
-    cartilage = of(c, "cartilage")
+    cartilage = label_mask(c, "cartilage")
     k, j, i = np.nonzero(cartilage)
     assert np.quantile(y[j], 0.95) < 0
     window = (z[k] > -60) & (z[k] < 20)
     assert np.abs(x[i][window]).max() < 130
     touching = ndimage.binary_dilation(cartilage)
-    assert (touching & of(c, "cortex") & (np.abs(x) < 30)).any()  # it reaches the sternum
+    assert (touching & label_mask(c, "cortex") & (np.abs(x) < 30)).any()  # it reaches the sternum
 
 
 # Spine.
@@ -142,7 +146,7 @@ def test_the_canal_is_ringed_by_bone_in_the_middle_of_each_vertebra(drawn):
     slices = mid_vertebrae(b, c)
     assert len(slices) >= 11
     for k in slices:
-        canal = of(c, "cord", "fat")[k]
+        canal = label_mask(c, "cord", "fat")[k]
         assert ndimage.label(canal)[1] == 1
         assert 150 < canal.sum() * 2.25 < 350  # 15-20 mm wide
         assert BONE[c.labels[k][ndimage.binary_dilation(canal) & ~canal]].all()
@@ -150,7 +154,7 @@ def test_the_canal_is_ringed_by_bone_in_the_middle_of_each_vertebra(drawn):
 
 def test_the_cord_runs_through_without_a_break_behind_the_bodies(drawn):
     b, c = drawn
-    cord = of(c, "cord")
+    cord = label_mask(c, "cord")
     assert cord.any(axis=(1, 2)).all()
     assert ndimage.label(cord)[1] == 1
     assert set(np.unique(c.labels[ndimage.binary_dilation(cord) & ~cord])) == {LABEL["fat"]}
@@ -198,13 +202,13 @@ def test_a_body_is_as_wide_as_a_thoracic_one(drawn):
 def test_the_sternum_is_in_front_in_the_midline(drawn):
     _, c = drawn
     x, y, z = c.axes
-    column = of(c, "cortex", "marrow")[:, :, nearest(x, 0)]
+    column = label_mask(c, "cortex", "marrow")[:, :, nearest(x, 0)]
     for height in (-40, -10, 15, 45, 60):
         k = nearest(z, height)
         front = np.flatnonzero(column[k] & (y < 0))
         assert y[front].max() < -55
         assert 6 < 1.5 * len(front) < 16  # mm thick
-        row = of(c, "cortex", "marrow")[k, front[len(front) // 2]] & (np.abs(x) < 50)
+        row = label_mask(c, "cortex", "marrow")[k, front[len(front) // 2]] & (np.abs(x) < 50)
         assert 18 < 1.5 * row.sum() < 75  # mm wide, the manubrium 50-60
         assert abs(x[row].mean()) < 2
     gap = column[nearest(z, 34)] & (y < 0)
@@ -217,7 +221,7 @@ def test_arms_are_bone_above_or_beside_the_chest():
         c = muscle((-240, -60, -100), (240, 80, 180), (3, 3, 4))
         skeleton.paint_skeleton(skeleton.grow_skeleton(np.random.default_rng(0), up), c, a.fields["wall"])
         x, _, z = c.axes
-        bone = of(c, "cortex", "marrow") & (np.abs(x) > 162)
+        bone = label_mask(c, "cortex", "marrow") & (np.abs(x) > 162)
         for sign in (-1, 1):
             side = bone[:, :, sign * x > 0]
             assert side[nearest(z, 165)].any() == up
@@ -229,9 +233,9 @@ def test_arms_are_bone_above_or_beside_the_chest():
 
 def bare(c: Canvas, where: np.ndarray) -> float:
     """The share of the marrow in a place that touches muscle."""
-    marrow = of(c, "marrow") & where
+    marrow = label_mask(c, "marrow") & where
     assert marrow.sum() > 200
-    return float((ndimage.binary_dilation(of(c, "muscle")) & marrow).sum() / marrow.sum())
+    return float((ndimage.binary_dilation(label_mask(c, "muscle")) & marrow).sum() / marrow.sum())
 
 
 def test_cortex_surrounds_marrow(grown):

@@ -107,9 +107,9 @@ def test_other_units_are_refused(tmp_path):
 def test_segments_are_read_as_a_hospitals_are(tmp_path, affine):
     source = labels(affine)
     path = write_seg(source, SEGMENTS, ct_files(tmp_path), tmp_path / "truth" / "seg.dcm", "seed")
-    found = read_segments([FileRef(path, path.name)])
-    assert {name: len(masks) for name, masks in found.items()} == {"lesion": 2, "lung": 1}
-    for mask, values in zip([*found["lesion"], *found["lung"]], [(7,), (9,), (3, 7)], strict=True):
+    result = read_segments([FileRef(path, path.name)])
+    assert {name: len(masks) for name, masks in result.items()} == {"lesion": 2, "lung": 1}
+    for mask, values in zip([*result["lesion"], *result["lung"]], [(7,), (9,), (3, 7)], strict=True):
         np.testing.assert_array_equal(on(mask, source), np.isin(source.array, values))
 
 

@@ -48,9 +48,9 @@ def test_a_check_knows_right_from_wrong_and_gives_nothing_away(name, capsys):
     assert capsys.readouterr().out == "Right.\n"
     for answer in wrong:
         assert not check(answer, *data), answer
-        told = capsys.readouterr().out
-        assert told.startswith("Not yet. "), told
-        assert str(right) not in told
+        text = capsys.readouterr().out
+        assert text.startswith("Not yet. "), text
+        assert str(right) not in text
     assert not check(None, *data)
     assert capsys.readouterr().out == exercises.NO_ANSWER + "\n"
     for nonsense in ("nonsense", 3 + 4j, object()):

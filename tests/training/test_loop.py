@@ -50,7 +50,7 @@ def test_bad_settings_are_refused(bad, message):
 def test_the_rate_decays_with_the_steps(tmp_path):
     stage, batches = tiny.stage_of("regression")
     rates, make = [], stage.step
-    stage.step = lambda *given: rates.append(stage.optimisers["unet"].param_groups[0]["lr"]) or make(*given)
+    stage.step = lambda *values: rates.append(stage.optimisers["unet"].param_groups[0]["lr"]) or make(*values)
     tiny.train(tmp_path / "c.pt", steps=4, pair=(stage, batches))
     assert rates == pytest.approx([4e-4, 4e-4, 4e-4, 2e-4])
 
@@ -251,18 +251,18 @@ def test_ahead_gives_a_plain_loops_batches_from_a_thread():
 
 
 def test_ahead_draws_one_in_advance_and_passes_an_exception_on():
-    asked = []
+    request = []
 
     def draw(step):
-        asked.append(step)
+        request.append(step)
         return 1 // (2 - step)
 
     drawn = prefetch(draw, range(5))
     assert [next(drawn), next(drawn)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(drawn)
-    assert asked[:3] == [0, 1, 2]
-    assert 4 not in asked
+    assert request[:3] == [0, 1, 2]
+    assert 4 not in request
 
 
 class Told:
@@ -286,14 +286,14 @@ class Told:
 
 
 def test_watchers_are_told_in_order_also_after_an_exception(tmp_path):
-    given = {"steps": 6, "preview_every": 2, "preview": tiny.stage_of("gan")[1](np.random.default_rng(0)), "name": "x"}
+    values = {"steps": 6, "preview_every": 2, "preview": tiny.stage_of("gan")[1](np.random.default_rng(0)), "name": "x"}
     cut, rest = Told(), Told()
     with pytest.raises(KeyboardInterrupt):
-        tiny.train(tmp_path / "c.pt", watchers=[cut], prepare=interrupted_at(4), **given)
+        tiny.train(tmp_path / "c.pt", watchers=[cut], prepare=interrupted_at(4), **values)
     assert cut.told == [
         ("start", "x", 6, []), ("row", 0), ("picture", 2), ("row", 2), ("picture", 4), ("close",),
     ]  # fmt: skip
-    tiny.train(tmp_path / "c.pt", watchers=[rest], **given)
+    tiny.train(tmp_path / "c.pt", watchers=[rest], **values)
     assert rest.told == [
         ("start", "x", 6, [0, 2]), ("picture", 4), ("row", 4), ("row", 5), ("picture", 6), ("close",),
     ]  # fmt: skip

@@ -26,24 +26,24 @@ WINDOW = Intensity()
 STAGE = SimpleNamespace(settings=SimpleNamespace(neighbours=1))
 
 
-def answer(monkeypatch, given):
+def answer(monkeypatch, values):
     """`translate_coarse` gives `given(source, direction)`."""
     monkeypatch.setattr(
-        validation, "translate_coarse", lambda stage, source, direction, window: given(source, direction)
+        validation, "translate_coarse", lambda stage, source, direction, window: values(source, direction)
     )
 
 
 def truth_of(one):
     """What a perfect network does: finds the slices, or the study, that it is shown, and gives the other modality."""
 
-    def given(source, direction):
+    def values(source, direction):
         source_kind, target_kind = direction.split("2")
         for p in one.patients:
             if np.array_equal(p.real[source_kind], source):
                 return p.real[target_kind]
         raise AssertionError("the slices are none of the validation's")
 
-    return given
+    return values
 
 
 @pytest.fixture
@@ -140,11 +140,11 @@ def test_a_2_5_d_generator_sees_the_whole_study(monkeypatch, prepared):
     one = Validation(prepared, [patient], WINDOW, slices=3)
     seen = []
 
-    def given(source, direction):
+    def values(source, direction):
         seen.append((len(source), direction))
         return np.array(prepared.array(study, direction.split("2")[1]))
 
-    answer(monkeypatch, given)
+    answer(monkeypatch, values)
     scores = one(SimpleNamespace(settings=SimpleNamespace(neighbours=3)))
     n = prepared.row(study)["slices"]
     assert seen == [(n, "pet2ct"), (n, "ct2pet")]
@@ -164,11 +164,11 @@ def test_the_error_is_the_mean_over_patients_and_not_over_voxels(monkeypatch, pr
     perfect = truth_of(two)
     first = two.patients[0]
 
-    def given(source, direction):
+    def values(source, direction):
         off = 100.0 if source is first.real[direction.split("2")[0]] else 0.0
         return perfect(source, direction) + off
 
-    answer(monkeypatch, given)
+    answer(monkeypatch, values)
     assert two(STAGE)["validation_mae_hu"] == pytest.approx(50, rel=1e-4)
     assert voxelwise.mae(first.real["ct"], first.real["ct"] + 100, first.body) == pytest.approx(100, rel=1e-4)
 
@@ -249,7 +249,7 @@ def test_stage_2_is_shown_what_it_is_shown_in_translation(run):
 
 def test_a_generator_with_neighbours_makes_the_coarse_images_from_them(run):
     gan = CycleGAN(CycleGANSettings(width=4, blocks=1, patch_layers=2, neighbours=3))
-    parts = {part: {k: of.state_dict() for k, of in getattr(gan, part).items()} for part in ("nets", "ema")}
+    parts = {part: {k: each_one.state_dict() for k, each_one in getattr(gan, part).items()} for part in ("nets", "ema")}
     save_checkpoint({"step": 1, **parts, **gan.extra_state()}, run / "checkpoints" / "cyclegan.pt")
     [(x, c, _, _)] = RefinerValidation(run, Prepared(run / "prepared").patients[:1], "pet2ct", slices=4).patients
     assert x.shape == (4, 3, 32, 32)
@@ -292,7 +292,7 @@ def test_stage_2_is_scored_by_the_mean_over_patients_and_not_over_voxels(run):
     stage = Regression(tiny.REGRESSION)
     scores, apart = both(stage), [one(stage) for one in each]
     for key, value in scores.items():
-        assert value == pytest.approx(np.mean([of[key] for of in apart]))
+        assert value == pytest.approx(np.mean([each_one[key] for each_one in apart]))
 
 
 def test_a_pix2pix_is_scored_without_the_coarse_image_that_it_never_saw(run):

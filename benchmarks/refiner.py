@@ -1,6 +1,6 @@
 """Settings of stage 2 by what they reach in equal time: crops, batch, width, rate, averaging, precision, compile.
 
-    .venv/bin/python benchmarks/stage2.py --run runs/quick --seconds 60
+    .venv/bin/python benchmarks/refiner.py --run runs/quick --seconds 60
 
 Each setting trains a regression, and a flow on the run's own regression, for as many steps as fit into the seconds,
 with the schedule of that many steps. Scored on the `validation_patients` patients, whom stage 2 has not learned from.
@@ -39,11 +39,11 @@ from petct_lib.imaging.slices import evenly_spaced
 from petct_lib.imaging.spectrum import filter_bands, spectrum
 from petct_lib.inference.translator import Refiner, Translator, decode_images, encode_slices, map_batches
 from petct_lib.metrics import distribution, structure, voxelwise
-from petct_lib.models.diffusion import DEFAULT_SAMPLER
 from petct_lib.models.regression import Regression
 from petct_lib.models.residual_flow import ResidualFlow
+from petct_lib.models.samplers import DEFAULT_SAMPLER
 from petct_lib.training.loop import fit
-from petct_lib.training.stage2 import (
+from petct_lib.training.train_refiner import (
     Pairs,
     Stage2Plan,
     _batches,
@@ -76,22 +76,22 @@ TAKEN = (  # parameters of notebook 03
 def plans_of(profile: str, size: int, changes: dict) -> dict[str, Stage2Plan]:
     """The plans of notebook 03 with some settings changed; a learning rate is a factor on the profile's."""
     p = notebook_parameters("03_diffusion_refinement", profile)
-    given = {name: p[name] for name in TAKEN} | {"multipliers": tuple(p["multipliers"]), "checkpoint_every": 10**6}
-    given |= {**changes, "lr": p["lr"] * changes.get("lr", 1.0), "channels_last": True}
-    return make_plans(size, **{**given, "mixed_precision": choose_precision(given["mixed_precision"])})
+    values = {name: p[name] for name in TAKEN} | {"multipliers": tuple(p["multipliers"]), "checkpoint_every": 10**6}
+    values |= {**changes, "lr": p["lr"] * changes.get("lr", 1.0), "channels_last": True}
+    return make_plans(size, **{**values, "mixed_precision": choose_precision(values["mixed_precision"])})
 
 
 def trained(make: Callable, plan: Stage2Plan, pairs: list, seconds: float, folder: Path) -> tuple[object, int]:
     """A stage trained for about so many seconds, and its steps."""
     batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
-    given = {"fingerprint": "", "seed": 0, "resume": False}
+    values = {"fingerprint": "", "seed": 0, "resume": False}
     start = time.perf_counter()
-    fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **given)
+    fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **values)
     if plan.fit.compile:  # the first steps compile
         start = time.perf_counter()
-        fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **given)
+        fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **values)
     steps, stage = round(seconds / ((time.perf_counter() - start) / TIMED)), make()
-    fit(stage, batches, replace(plan.fit, steps=max(steps, 1)), checkpoint=folder / "stage.pt", **given)
+    fit(stage, batches, replace(plan.fit, steps=max(steps, 1)), checkpoint=folder / "stage.pt", **values)
     return stage, steps
 
 
@@ -143,7 +143,9 @@ class Validation:
         self.direction, self.kind = direction, TARGET[direction]
         self.translator, self.cases = Translator(run), []
         for patient in validation_patients(splits, direction):
-            source, real, body = (prepared.patient_stack(patient, of) for of in (SOURCE[direction], self.kind, "body"))
+            source, real, body = (
+                prepared.patient_stack(patient, each_one) for each_one in (SOURCE[direction], self.kind, "body")
+            )
             chosen = evenly_spaced(len(source), SLICES, ends=True)
             self.cases.append((*self.translator.start(source[chosen], direction), real[chosen], body[chosen]))
         self.low = min(float(real.min()) for _, _, real, _ in self.cases)
@@ -154,11 +156,11 @@ class Validation:
 
     def scored(self, images: list[np.ndarray]) -> tuple[float, float]:
         """Body MAE and spectrum distance, means over the patients."""
-        found = []
+        result = []
         for image, (_, _, real, body) in zip(images, self.cases, strict=True):
-            both = (structure.mask_slices(of, body, self.low) for of in (real, image))
-            found.append((voxelwise.mae(real, image, body), structure.spectrum_distance(*both)))
-        return tuple(np.mean(found, axis=0))
+            both = (structure.mask_slices(each_one, body, self.low) for each_one in (real, image))
+            result.append((voxelwise.mae(real, image, body), structure.spectrum_distance(*both)))
+        return tuple(np.mean(result, axis=0))
 
     def regression(self, stage: Regression) -> tuple[float, float]:
         """Of a regression's images."""
@@ -183,17 +185,19 @@ class Validation:
 
     def flow(self, stage: ResidualFlow, sampler: str = DEFAULT_SAMPLER, steps: int = STEPS) -> dict[str, float]:
         """Loss; MAE, spectrum and two-sample accuracy of a sample; MAE of the mean; spread/skill and CRPS."""
-        given = {"samples": SAMPLES, "steps": steps, "seed": 0, "sampler": sampler}
+        values = {"samples": SAMPLES, "steps": steps, "seed": 0, "sampler": sampler}
         stacks, losses, skills, crps = [], [], [], []
         for x, c, real, body in self.cases:
-            stacks.append(self.decode(torch.stack(list(Refiner(stage).samples(x, c, **given)))))
+            stacks.append(self.decode(torch.stack(list(Refiner(stage).samples(x, c, **values)))))
             y = encode_slices(real, self.kind, self.translator.window)
             losses.append(stage.loss_on(x, c, y, torch.Generator().manual_seed(0)))
             for half in distribution.independent_halves(stacks[-1]):
                 skills.append(distribution.spread_skill(half[:, body], real[body]))
                 crps.append(distribution.crps(half[:, body], real[body]).mean())
         one = [stack[0] for stack in stacks]
-        (sample, distance), (mean, _) = (self.scored(of) for of in (one, [stack.mean(0) for stack in stacks]))
+        (sample, distance), (mean, _) = (
+            self.scored(each_one) for each_one in (one, [stack.mean(0) for stack in stacks])
+        )
         return {
             "loss": np.mean(losses), "sample": sample, "spec.": distance, "two-sample": self.two_sample(one),
             "mean": mean, "sp/sk": np.mean(skills), "CRPS": np.mean(crps),
@@ -212,7 +216,7 @@ def main() -> None:
     args = parser.parse_args()
     validation, pairs = Validation(args.run, args.direction), load_pairs(args.run, args.direction, "real", seed=0)
     own, size = validation.translator.refiners[args.direction].regression, validation.translator.grid["size"]
-    found = {}
+    result = {}
     bands, flows = measure_residual_spectrum(own, _batches(pairs, 8), 0), {}
     s = filter_bands(torch.randn(64, 1, 64, 64, generator=torch.Generator().manual_seed(0)), bands).std().item()
     for name in dict.fromkeys(("profile", *args.only)):
@@ -224,7 +228,7 @@ def main() -> None:
                 of_regression = plan["regression"]
                 regression, steps = train(partial(Regression, of_regression.stage), of_regression, pairs=pairs)
                 mae, spectrum = validation.regression(regression)
-                found[name] = {"steps": steps, "MAE": mae, "spec": spectrum}
+                result[name] = {"steps": steps, "MAE": mae, "spec": spectrum}
                 flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"], pairs=pairs)
             elif name in DRAWN:
                 flow, flow_steps = flows["profile"]
@@ -235,20 +239,20 @@ def main() -> None:
                 stage = replace(stage, residual_spectrum=(s,))
                 flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"], pairs=pairs)
             else:
-                of, mine = noisy(own, s / 2), pairs
+                each_one, mine = noisy(own, s / 2), pairs
                 if name == "out of fold":
-                    of, mine = out_of_fold(args.run, args.direction, train, plan["regression"])
-                stage = replace(stage, residual_spectrum=measure_residual_spectrum(of, _batches(mine, 8), 0))
-                flow, flow_steps = train(partial(ResidualFlow, stage, of), plan["flow"], pairs=mine)
+                    each_one, mine = out_of_fold(args.run, args.direction, train, plan["regression"])
+                stage = replace(stage, residual_spectrum=measure_residual_spectrum(each_one, _batches(mine, 8), 0))
+                flow, flow_steps = train(partial(ResidualFlow, stage, each_one), plan["flow"], pairs=mine)
         flow.regression, flows[name] = own, (flow, flow_steps)
-        found[name] = found.get(name, {}) | {"steps of flow": flow_steps}
-        found[name] |= validation.flow(flow, **DRAWN.get(name, {}))
-        print(name, {key: round(float(value), 3) for key, value in found[name].items()}, flush=True)
-    profile, unit = found.pop("profile"), {"ct": "HU", "pet": "SUV"}[TARGET[args.direction]]
+        result[name] = result.get(name, {}) | {"steps of flow": flow_steps}
+        result[name] |= validation.flow(flow, **DRAWN.get(name, {}))
+        print(name, {key: round(float(value), 3) for key, value in result[name].items()}, flush=True)
+    profile, unit = result.pop("profile"), {"ct": "HU", "pet": "SUV"}[TARGET[args.direction]]
     show_and_save([
-        row(f"stage2_{name.replace(' ', '_')}_{key}", profile[key], of[key], f"{name}, {args.seconds:g} s",
+        row(f"stage2_{name.replace(' ', '_')}_{key}", profile[key], each_one[key], f"{name}, {args.seconds:g} s",
             "1" if key == "two-sample" else unit)
-        for name, of in found.items() for key in ("MAE", "mean", "two-sample") if key in of
+        for name, each_one in result.items() for key in ("MAE", "mean", "two-sample") if key in each_one
     ])  # fmt: skip
 
 

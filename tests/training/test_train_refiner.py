@@ -20,9 +20,9 @@ from petct_lib.models.checkpoints import load_checkpoint, load_cyclegan, load_fl
 from petct_lib.models.cycle_pairs import Perturbation
 from petct_lib.models.regression import Regression
 from petct_lib.models.residual_flow import ResidualFlow
-from petct_lib.training import stage2
+from petct_lib.training import train_refiner
 from petct_lib.training.loop import FitSettings
-from petct_lib.training.stage2 import (
+from petct_lib.training.train_refiner import (
     Stage2Plan,
     load_pairs,
     make_plans,
@@ -49,33 +49,38 @@ def pairs(run):
 
 
 def test_plans_by_name_each_with_its_steps_and_what_it_builds_on():
-    made = make_plans(256, seed=3, batch_size=8, **STEPS, **SMALL)
-    assert {name: (of.fit.steps, of.start, of.regression) for name, of in made.items()} == {
+    output = make_plans(256, seed=3, batch_size=8, **STEPS, **SMALL)
+    assert {name: (each_one.fit.steps, each_one.start, each_one.regression) for name, each_one in output.items()} == {
         "regression": (5, None, None), "pix2pix": (4, "regression", None), "flow": (6, None, "regression"),
     }  # fmt: skip
-    assert {(of.batch_size, of.seed, of.crop) for of in made.values()} == {(8, 3, None)}
-    assert made["regression"].draws == 3
-    assert made["pix2pix"].draws == made["flow"].draws == 4, "other batches than those that its regression saw"
+    assert {(each_one.batch_size, each_one.seed, each_one.crop) for each_one in output.values()} == {(8, 3, None)}
+    assert output["regression"].draws == 3
+    assert output["pix2pix"].draws == output["flow"].draws == 4, "other batches than those that its regression saw"
     prefixed = make_plans(256, seed=3, batch_size=8, prefix="unpaired_", **{**STEPS, "pix2pix_steps": 0})
-    assert {name: of.regression for name, of in prefixed.items()} == {
+    assert {name: each_one.regression for name, each_one in prefixed.items()} == {
         "unpaired_regression": None, "unpaired_flow": "unpaired_regression",
     }  # fmt: skip
 
 
 def test_without_the_source_there_is_no_pix2pix():
-    made = make_plans(256, seed=3, batch_size=8, sees_source=False, **{**SMALL, "coarse_dropout": 0.0}, **STEPS)
-    assert list(made) == ["regression", "flow"]
+    output = make_plans(256, seed=3, batch_size=8, sees_source=False, **{**SMALL, "coarse_dropout": 0.0}, **STEPS)
+    assert list(output) == ["regression", "flow"]
 
 
 def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
-    given = {"neighbours": 3, "lr": 1e-3, "laplace": True, "lambda_adversarial": 0.5, "coarse_dropout": 0.25}
+    values = {"neighbours": 3, "lr": 1e-3, "laplace": True, "lambda_adversarial": 0.5, "coarse_dropout": 0.25}
     of_data = {"scale": 0.1, "shift": 2, "crop": 32, "checkpoint_every": 7}
-    made = make_plans(256, seed=0, batch_size=8, **STEPS, **SMALL, **given, **of_data)
-    for of in made.values():
-        assert (of.stage.width, of.stage.multipliers, of.stage.neighbours, of.stage.lr) == (8, (1, 2), 3, 1e-3)
-        assert of.augmentation == Augmentation(shift=2, scale=0.1)
-        assert (of.fit.checkpoint_every, of.crop) == (7, 32)
-    regression, pix2pix, flow = (of.stage for of in made.values())
+    output = make_plans(256, seed=0, batch_size=8, **STEPS, **SMALL, **values, **of_data)
+    for each_one in output.values():
+        assert (each_one.stage.width, each_one.stage.multipliers, each_one.stage.neighbours, each_one.stage.lr) == (
+            8,
+            (1, 2),
+            3,
+            1e-3,
+        )
+        assert each_one.augmentation == Augmentation(shift=2, scale=0.1)
+        assert (each_one.fit.checkpoint_every, each_one.crop) == (7, 32)
+    regression, pix2pix, flow = (each_one.stage for each_one in output.values())
     assert (regression.lambda_adversarial, pix2pix.lambda_adversarial) == (0.0, 0.5)
     assert (regression.laplace, pix2pix.laplace) == (True, False)
     assert (regression.coarse_dropout, pix2pix.coarse_dropout, flow.coarse_dropout) == (0.25, 1.0, 0.25)
@@ -89,8 +94,8 @@ def test_an_unknown_setting_is_refused(unknown):
 
 @pytest.mark.parametrize(("size", "patch"), [(32, 1), (64, 1), (96, 1), (128, 2), (192, 3), (256, 4), (512, 8)])
 def test_the_space_to_depth_grid_has_64_pixels_or_a_little_more(size, patch):
-    for of in make_plans(size, seed=0, batch_size=8, **STEPS, **SMALL).values():
-        assert of.stage.patch == patch
+    for each_one in make_plans(size, seed=0, batch_size=8, **STEPS, **SMALL).values():
+        assert each_one.stage.patch == patch
     unet = Regression(make_plans(size, seed=0, batch_size=8, **STEPS, **SMALL)["regression"].stage).nets["unet"]
     assert unet(torch.zeros(1, 2, size, size), torch.zeros(1)).shape == (1, 1, size, size)
 
@@ -114,15 +119,15 @@ def test_nobody_validates_what_they_trained_and_nobody_of_the_test_does_either(r
 def test_pairs_of_each_kind_are_of_the_refiners_patients(run, direction):
     prepared, splits = Prepared(run / "prepared"), read_splits(run)
     expected = prepared.studies(refiner_patients(splits, direction))
-    found = {kind: load_pairs(run, direction, kind, seed=0) for kind in stage2.KINDS}
-    assert {kind: len(parts) for kind, parts in found.items()} == {"real": 1, "cycle": 1, "both": 2}
-    for part in (part for parts in found.values() for part in parts):
+    result = {kind: load_pairs(run, direction, kind, seed=0) for kind in train_refiner.KINDS}
+    assert {kind: len(parts) for kind, parts in result.items()} == {"real": 1, "cycle": 1, "both": 2}
+    for part in (part for parts in result.values() for part in parts):
         assert part.slices.studies == expected
         assert part.direction == direction
         assert len(part.coarse) == len(part.slices)
-    assert [part.sources is None for part in found["both"]] == [True, False]
-    assert found["real"][0].slices.kinds == ("pet", "ct")
-    assert found["cycle"][0].slices.kinds == (direction.split("2")[1],)
+    assert [part.sources is None for part in result["both"]] == [True, False]
+    assert result["real"][0].slices.kinds == ("pet", "ct")
+    assert result["cycle"][0].slices.kinds == (direction.split("2")[1],)
 
 
 def test_real_pairs_may_be_of_a_few_patients_and_cycle_pairs_are_of_all(run):
@@ -169,21 +174,21 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
         (run / "checkpoints" / name).unlink()
     pairs = load_pairs(run, "pet2ct", "both", seed=0)
     plan = make_plans(32, seed=0, batch_size=2, crop=16, lambda_adversarial=0.1, shift=1, scale=0.05, **STEPS, **SMALL)
-    rows = {name: train_stage(run, name, pairs, of, resume=False) for name, of in plan.items()}
-    assert {name: set(of[-1]) - {"step"} for name, of in rows.items()} == {
+    rows = {name: train_stage(run, name, pairs, each_one, resume=False) for name, each_one in plan.items()}
+    assert {name: set(each_one[-1]) - {"step"} for name, each_one in rows.items()} == {
         name: {*losses, "validation_mae_hu", "validation_score", "validation_spectrum"}
         for name, losses in (
             ("regression", {"l1"}), ("pix2pix", {"l1", "adversarial", "D_patch", "accuracy_patch"}), ("flow", {"mse"}),
         )
     }  # fmt: skip
     states = {name: load_checkpoint(run / "checkpoints" / f"{name}_pet2ct.pt") for name in plan}
-    assert {name: (of["step"], of["origin"]["seed"]) for name, of in states.items()} == {
+    assert {name: (each_one["step"], each_one["origin"]["seed"]) for name, each_one in states.items()} == {
         "regression": (5, 0), "pix2pix": (4, 1), "flow": (6, 1),
     }  # fmt: skip
     assert all(list((run / "logs" / f"{name}_pet2ct").glob("events*")) for name in plan)
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
     flow = load_flow(run / "checkpoints" / "flow_pet2ct.pt", regression)
-    batches = stage2._batches(pairs, 2, plan["flow"].augmentation, 16)
+    batches = train_refiner._batches(pairs, 2, plan["flow"].augmentation, 16)
     assert flow.settings.residual_spectrum == measure_residual_spectrum(regression, batches, 0)
     assert len(set(flow.settings.residual_spectrum)) > 1
 
@@ -230,14 +235,14 @@ def test_what_it_builds_on_must_be_there(run, pairs):
 
 def validated(run, pairs, monkeypatch):
     """The patients that a training is validated on."""
-    asked = []
+    request = []
 
     def watched(run_dir, patients, direction, neighbours):
-        asked.append((patients, direction, neighbours))
+        request.append((patients, direction, neighbours))
 
-    monkeypatch.setattr(stage2, "RefinerValidation", watched)
+    monkeypatch.setattr(train_refiner, "RefinerValidation", watched)
     train_stage(run, "watched", pairs, replace(PLAN, fit=FitSettings(1)), resume=False)
-    return asked
+    return request
 
 
 def test_it_is_validated_on_the_patients_held_out(run, monkeypatch):
@@ -249,7 +254,7 @@ def test_it_is_validated_on_the_patients_held_out(run, monkeypatch):
 
 def test_it_is_not_validated_on_anyone_it_learns_from(run, monkeypatch):
     splits = read_splits(run)
-    everyone = stage2.load_real_pairs(run, "pet2ct", splits["refine"] + splits["train_pet"])
+    everyone = train_refiner.load_real_pairs(run, "pet2ct", splits["refine"] + splits["train_pet"])
     assert validated(run, [everyone], monkeypatch) == []
 
 
@@ -261,7 +266,7 @@ def test_a_batch_that_kinds_of_pairs_cannot_share_is_refused(run):
 
 def test_kinds_of_pairs_share_each_batch_equally(run):
     real, cycle = load_pairs(run, "pet2ct", "both", seed=0)
-    batch = stage2._batches([real, cycle], 4)(np.random.default_rng(0))
+    batch = train_refiner._batches([real, cycle], 4)(np.random.default_rng(0))
     for images, part in ((batch["source"][:2], real), (batch["source"][2:], cycle)):
         own = [part.slices[i]["pet"] for i in range(len(part.slices))] if part is real else list(part.sources)
         assert all(any(np.array_equal(image, one) for one in own) for image in images)
@@ -293,13 +298,15 @@ def test_the_residuals_spectrum_is_that_of_what_is_left():
     # A constant of which √((0.3² + 0.5²) / 2) = 0.41231 is left is one coefficient, the first, of 8 · 0.41231.
     assert bands[0] == 3.3, "to three digits"
     assert set(bands[1:]) - {bands[1]} == {0.0033}, "no band is nothing"
-    assert len(batches.sizes) == stage2.MEASURED
+    assert len(batches.sizes) == train_refiner.MEASURED
 
 
 def test_a_flow_learns_residuals_of_unit_size_at_every_frequency(run, pairs):
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
-    batches = stage2._batches(pairs, 8)
-    stage = stage2._stage(RunFolder(run), "pet2ct", replace(PLAN, stage=tiny.FLOW, regression="regression"), batches)
+    batches = train_refiner._batches(pairs, 8)
+    stage = train_refiner._stage(
+        RunFolder(run), "pet2ct", replace(PLAN, stage=tiny.FLOW, regression="regression"), batches
+    )
     assert isinstance(stage, ResidualFlow)
     residuals = []
     for k in range(20):

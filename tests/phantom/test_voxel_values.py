@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from petct_lib.phantom import materials
+from petct_lib.phantom import voxel_values
 from petct_lib.phantom.benign_uptake import Uptake
 from petct_lib.phantom.lesions import Lesion
 from petct_lib.phantom.person import Person, draw_person
@@ -24,8 +24,8 @@ def canvas(person: Person) -> Canvas:
 
 @pytest.fixture(scope="module")
 def painted(person) -> tuple:
-    c, values = canvas(person), materials.draw_values(np.random.default_rng(1), person, person.lesions, [])
-    return c, values, *materials.paint_values(np.random.default_rng(2), person, c, values, person.lesions, [], True)
+    c, values = canvas(person), voxel_values.draw_values(np.random.default_rng(1), person, person.lesions, [])
+    return c, values, *voxel_values.paint_values(np.random.default_rng(2), person, c, values, person.lesions, [], True)
 
 
 def test_every_tissue_has_its_value_with_its_texture(painted):
@@ -78,15 +78,15 @@ def test_the_couch_lies_under_the_back(painted):
 
 def test_without_a_couch_there_is_none(person):
     bare = canvas(person)
-    values = materials.draw_values(np.random.default_rng(1), person, [], [])
-    materials.paint_values(np.random.default_rng(2), person, bare, values, [], [], False)
+    values = voxel_values.draw_values(np.random.default_rng(1), person, [], [])
+    voxel_values.paint_values(np.random.default_rng(2), person, bare, values, [], [], False)
     assert not label_table("couch shell", "couch foam")[bare.labels].any()
 
 
 def test_values_of_lesions_and_of_benign_uptake(person):
     core = {"radius_mm": 5.0, "hu": 11.0, "suv": 0.9}
     lesion = Lesion(FIRST_LESION, "lung", "necrotic", ("CT", "PT"), (0, 0, 0), 10.0, 44.0, 8.5, core, 1)
-    hu, suv = materials.draw_values(np.random.default_rng(0), person, [lesion], [Uptake("oesophagus", 3.3, None)])
+    hu, suv = voxel_values.draw_values(np.random.default_rng(0), person, [lesion], [Uptake("oesophagus", 3.3, None)])
     assert (hu[FIRST_LESION], suv[FIRST_LESION]) == (44.0, 8.5)
     assert (hu[FIRST_LESION + 1], suv[FIRST_LESION + 1]) == pytest.approx((11.0, 0.9))
     assert suv[LABEL["oesophagus"]] == pytest.approx(3.3)
@@ -94,7 +94,7 @@ def test_values_of_lesions_and_of_benign_uptake(person):
 
 def test_uptake_of_the_heart_depends_on_fasting(person):
     hearts = np.array([
-        materials.draw_values(np.random.default_rng(i), person, [], [])[1][LABEL["myocardium"]] for i in range(300)
+        voxel_values.draw_values(np.random.default_rng(i), person, [], [])[1][LABEL["myocardium"]] for i in range(300)
     ])  # fmt: skip
     assert 0.35 < np.mean(hearts < 2.6) < 0.55
     assert hearts.min() >= 1.5
@@ -102,6 +102,6 @@ def test_uptake_of_the_heart_depends_on_fasting(person):
 
 
 def test_uptake_varies_between_patients_as_stated(person):
-    liver = [materials.draw_values(np.random.default_rng(i), person, [], [])[1][LABEL["liver"]] for i in range(300)]
+    liver = [voxel_values.draw_values(np.random.default_rng(i), person, [], [])[1][LABEL["liver"]] for i in range(300)]
     assert np.median(liver) == pytest.approx(TISSUES["liver"].suv, rel=0.04)
     assert np.std(np.log(liver)) == pytest.approx(TISSUES["liver"].suv_spread, rel=0.2)

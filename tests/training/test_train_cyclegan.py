@@ -18,7 +18,7 @@ from petct_lib.data.splits import split_patients
 from petct_lib.experiments.profiles import notebook_parameters
 from petct_lib.imaging.intensity import Intensity
 from petct_lib.models.checkpoints import load_checkpoint
-from petct_lib.training.stage1 import leave_group, make_plan, train_cyclegan, unpaired_slices
+from petct_lib.training.train_cyclegan import leave_group, make_plan, train_cyclegan, unpaired_slices
 
 TINY = {
     "steps": 3, "batch_size": 2, "width": 4, "blocks": 1, "patch_layers": 2, "checkpoint_every": 2,
@@ -71,10 +71,10 @@ def difference(one, other):
 
 
 def test_every_parameter_of_notebook_02_is_a_setting(run_dir):
-    made = plan(run_dir, rotate_deg=3.0, neighbours=3, lambda_cycle=5.0, coarse_size=16)
-    assert (made.augmentation.rotate_deg, made.gan.neighbours) == (3.0, 3)
-    assert (made.gan.coarse_size, plan(run_dir, coarse_size=None).gan.coarse_size) == (16, None)
-    assert (made.gan.lambda_cycle, made.fit.steps, made.batch_size) == (5.0, 3, 2)
+    output = plan(run_dir, rotate_deg=3.0, neighbours=3, lambda_cycle=5.0, coarse_size=16)
+    assert (output.augmentation.rotate_deg, output.gan.neighbours) == (3.0, 3)
+    assert (output.gan.coarse_size, plan(run_dir, coarse_size=None).gan.coarse_size) == (16, None)
+    assert (output.gan.lambda_cycle, output.fit.steps, output.batch_size) == (5.0, 3, 2)
     with pytest.raises(InputError, match="stage 1 has no setting widht; it has beta1"):
         plan(run_dir, widht=3)
 
@@ -96,7 +96,9 @@ def test_one_process_leaves_checkpoints_validation_and_logs(run_dir):
 
 def test_it_is_validated_on_patients_that_are_neither_trained_on_nor_tested(run_dir, monkeypatch):
     seen = []
-    monkeypatch.setattr("petct_lib.training.stage1.Validation", lambda p, patients, w: seen.extend(patients) or None)
+    monkeypatch.setattr(
+        "petct_lib.training.train_cyclegan.Validation", lambda p, patients, w: seen.extend(patients) or None
+    )
     train_cyclegan(run_dir, plan(run_dir, steps=1), resume=False)
     assert seen == json.loads((run_dir / "splits.json").read_text())["refine"]
 
@@ -117,7 +119,7 @@ def test_the_notebooks_launcher_takes_the_same_step(run_dir, tmp_path):
     train_cyclegan(run_dir, plan(run_dir, steps=1), resume=False)
     code = (
         "import sys; sys.path[:0] = ['tests', 'tests/training']\n"
-        "from pathlib import Path\nimport test_stage1 as t\n"
+        "from pathlib import Path\nimport test_train_cyclegan as t\n"
         f"run = Path({str(two)!r})\n"
         "rows = t.train_cyclegan(run, t.plan(run, steps=1), resume=False, processes=2)\n"
         "assert rows[-1]['step'] == 0 and 'validation_score' in rows[-1], rows\n"

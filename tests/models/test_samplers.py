@@ -9,7 +9,7 @@ import torch
 from monai.networks.schedulers import RFlowScheduler
 
 from petct_lib.inference.translator import noise_like
-from petct_lib.models.diffusion import (
+from petct_lib.models.samplers import (
     EVALUATIONS,
     SAMPLERS,
     draw_times,
@@ -131,11 +131,11 @@ def test_a_sampler_draws_nothing_and_leaves_its_noise_alone(name):
 def test_one_step_by_hand():
     # v(z, t) = z·t from z = 2 at t = 1. Euler to 1/2: 2 − 2/2 = 1; to 0: 1 − (1/2)·(1/2) = 0.75.
     # Heun to 1/2: ahead 1, whose velocity is 1/2: 2 − (2 + 1/2)/4 = 1.375; to 0, as Euler: 1.375·(1 − 1/4) = 1.03125.
-    given = lambda z, t: z * t, torch.tensor(2.0), time_grid(2)
-    assert [z.item() for z in euler(*given)] == [1.0, 0.75]
-    assert [z.item() for z in heun(*given)] == [1.375, 1.03125]
+    values = lambda z, t: z * t, torch.tensor(2.0), time_grid(2)
+    assert [z.item() for z in euler(*values)] == [1.0, 0.75]
+    assert [z.item() for z in heun(*values)] == [1.375, 1.03125]
     # The midpoint to 1/2: at 3/4 it is 3/2, whose velocity is 9/8: 2 − 9/16 = 1.4375; to 0: at 1/4 it is 1.4375·7/8.
-    assert [z.item() for z in midpoint(*given)] == [1.4375, 1.4375 * (1 - 7 / 64)]
+    assert [z.item() for z in midpoint(*values)] == [1.4375, 1.4375 * (1 - 7 / 64)]
 
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
@@ -235,12 +235,12 @@ def test_samples_come_in_pairs_of_mirrored_noise(shared):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_noise_is_that_of_its_seed_and_sample_alone(shared):
-    given = {"shared": shared}
-    first = noise_like(images(), 1, 0, **given)
+    values = {"shared": shared}
+    first = noise_like(images(), 1, 0, **values)
     torch.manual_seed(99)
-    assert torch.equal(noise_like(2 * images(), 1, 0, **given), first)
+    assert torch.equal(noise_like(2 * images(), 1, 0, **values), first)
     for seed, sample in ((1, 1), (2, 0)):
-        assert not torch.equal(noise_like(images(), seed, sample, **given), first)
+        assert not torch.equal(noise_like(images(), seed, sample, **values), first)
 
 
 @pytest.mark.parametrize("times", [(1.0, 0.0), (1.0, 0.85, 0.5, 0.15, 0.0)])  # MONAI rounds them to thousandths
