@@ -35,7 +35,7 @@ def split_patients(patients: list[str], seed: int) -> dict[str, list[str]]:
 
 
 def read_splits(run_dir: Path) -> dict[str, list[str]]:
-    """The patients of a run by role, from its `splits.json`. InputError as for `check_splits`."""
+    """The patients of a run by role, from its `splits.json`. InputError where it is no split by patient."""
     run = RunFolder(run_dir)
     splits = read_json(run.splits)
     try:

@@ -81,7 +81,10 @@ def _check_spacing(spacing_mm: np.ndarray, slices: int) -> None:
 
 
 def extent(headers: list[Dataset]) -> Volume:
-    """The grid of a series as a volume without content (zeros that take no memory). Raises as `geometry` does."""
+    """The grid of a series as a volume without content (zeros that take no memory).
+
+    InputError where the slices make no stack, see `geometry`.
+    """
     order, affine = geometry(headers)
     shape = (len(order), int(headers[0].Rows), int(headers[0].Columns))
     return Volume(np.broadcast_to(np.float32(0), shape), affine, "1")

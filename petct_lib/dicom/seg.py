@@ -115,7 +115,7 @@ def _match_segment(segment: Dataset) -> str | None:
 def match_region(names: list[str]) -> str | None:
     """What a segment or structure is by one of its names, "lesion" or "lung"; None for anything else.
 
-    >>> region_named(["Lung nodule"]), region_named(["left lung"]), region_named(["lung vessels"])
+    >>> match_region(["Lung nodule"]), match_region(["left lung"]), match_region(["lung vessels"])
     ('lesion', 'lung', None)
     """
     names = [n.lower().replace("_", " ") for n in names]

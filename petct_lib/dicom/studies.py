@@ -351,7 +351,7 @@ def _rescale(image: Image, factor: float) -> tuple[float, float]:
 def ingest(path: Path, progress: Callable = iter, *, suv_kind: str = "bw", jobs: int | None = None) -> dict:
     """What is in `path`: {"studies": [...], "left_out": [{"what", "reason"}]}; every pixel is read once.
 
-    jobs: processes; None: one a core. Raises InputError as `find_pairs` does.
+    jobs: processes; None: one a core. InputError where nothing is there, or nothing is DICOM.
     """
     pairs, left_out, _ = find_pairs(path, progress, suv_kind=suv_kind)
     rows = parallel_map(_row, pairs, jobs=jobs, progress=progress)

@@ -188,7 +188,10 @@ def _interval(low: float, high: float, sign: str = "") -> str:
 
 
 def compare_runs(folders: Sequence[Path], *, reference: str, metric: str, region: str) -> str:
-    """What the command prints: how many runs were averaged, and `table` of them. InputError as for the parts."""
+    """What the command prints: how many runs were averaged, and `comparison_table` of them.
+
+    InputError for a folder that is no finished run, for runs that cannot be compared, and where there is no such score.
+    """
     runs = [load_run(folder) for folder in folders]
     if len({run.name for run in runs}) < len(runs):  # runs/a/quick and runs/b/quick
         runs = [replace(run, name=str(folder)) for run, folder in zip(runs, folders, strict=True)]

@@ -155,8 +155,9 @@ def score_images(
 ) -> list[Row]:
     """The rows of one patient; `direction` holds the kind, for it is not known what the image was made from.
 
-    kind: "ct" or "pet"; protocol: one of PROTOCOLS. Raises InputError as `load_patient` does, and for images that a
-    score has no answer for, as constant ones.
+    kind: "ct" or "pet"; protocol: one of PROTOCOLS. InputError for images that cannot be read, without a mask or CT
+    where one is needed, where nothing is left to score, and for images that a score has no answer for, as constant
+    ones.
     """
     case, coverage = load_patient(images, kind, suv_kind)
     if protocol == "synthrad2025":

@@ -7,7 +7,7 @@ from torch import Tensor
 def neighbour_indices(k: int, slices: int, neighbours: int) -> list[int]:
     """Numbers of the slices around slice k of a study, the study's first and last repeated beyond its ends.
 
-    >>> neighbours_of(0, slices=10, neighbours=5)
+    >>> neighbour_indices(0, slices=10, neighbours=5)
     [0, 0, 0, 1, 2]
     """
     half = neighbours // 2

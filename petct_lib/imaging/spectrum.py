@@ -34,7 +34,7 @@ def filter_bands(images: Tensor, gains: Sequence[float]) -> Tensor:
 
     Between the bands' middles the gain's logarithm is linear, so that the gains' inverses undo it.
 
-    >>> filtered(torch.ones(1, 1, 8, 8), [3.0, 1.0])[0, 0, 0, 0].round().item()
+    >>> filter_bands(torch.ones(1, 1, 8, 8), [3.0, 1.0])[0, 0, 0, 0].round().item()
     3.0
     """
     if not min(gains) > 0:

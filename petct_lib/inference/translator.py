@@ -119,7 +119,10 @@ def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, win
 
 
 def load_refiner(checkpoints: Path, direction: str, prefix: str = "") -> "Refiner":
-    """Regression and flow of a direction from a run's folder of checkpoints. Errors as for `load_regression`."""
+    """Regression and flow of a direction from a run's folder of checkpoints.
+
+    InputError where one is missing, cannot be read, or has not come to its end.
+    """
     regression = load_regression(Path(checkpoints) / f"{prefix}regression_{direction}.pt")
     return Refiner(load_flow(Path(checkpoints) / f"{prefix}flow_{direction}.pt", regression))
 

@@ -38,7 +38,8 @@ def attenuation_errors(real_hu: np.ndarray, synthetic_hu: np.ndarray, body: np.n
     """{"mu_error", "mu_bias"}: mean |Δμ| and mean Δμ over the body, in % of the real mean μ there.
 
     PET that is corrected with the synthetic CT is wrong by about as much as μ is along its lines, so that the bias
-    counts more than the error. ValueError as for `voxelwise.mae`, and where the body does not attenuate.
+    counts more than the error. Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and an
+    empty or non-bool mask, and where the body does not attenuate.
     """
     real, synthetic, body = voxelwise.check_stacks(real_hu, synthetic_hu, body)
     mu_real, mu_synthetic = mu_map(real[body], kvp), mu_map(synthetic[body], kvp)
@@ -54,7 +55,8 @@ def lung_dice(
 ) -> float | None:
     """Dice overlap of the lungs that the same thresholds find in both images, 0 to 1; None where neither has any.
 
-    Lungs as in `masks.find_regions`, within the real body. voxel_mm: (z, y, x). ValueError as for `voxelwise.mae`.
+    Lungs as in `masks.find_regions`, within the real body. voxel_mm: (z, y, x). ValueError for unequal shapes, values
+    that are not finite, and an empty or non-bool mask.
     """
     real, synthetic, body = voxelwise.check_stacks(real_hu, synthetic_hu, body)
     affine = axial_affine(voxel_mm[::-1], np.zeros(3))

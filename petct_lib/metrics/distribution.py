@@ -193,8 +193,8 @@ def score_samples(
     `spread_skill` and `rank_correlation`. Of each region that has voxels: `crps_mean`, the CRPS of its mean. The CRPS
     of voxels does not see how voxels go together, that of means does. All but the rank correlation are means over the
     two halves of the samples, see `independent_halves`. No row for what has no value: the coverage of fewer than
-    COVERED samples, blocks where none lies in the body, and what is None. ValueError too for masks that are not bool,
-    without body (or an empty one), and without a source.
+    COVERED samples, blocks where none lies in the body, and what is None. ValueError for unequal shapes, values that
+    are not finite, fewer than 4 samples, masks that are not bool or without body, and no source.
     """
     samples, real = _check_samples(samples, real, least=LEAST)
     _check_masks(masks, real, sources)
@@ -245,7 +245,8 @@ def score_error_map(
     `crps_8` and `crps_mean` take the errors as independent: normal, with the variance Σ 2 b² / k² of a mean of k
     voxels. `crps_4_dependent` and so on take them as one and the same error: Laplace, with the mean of b. `coverage_80`
     is that of the central Laplace interval, `spread_skill` sqrt(mean 2 b²) by the RMSE, `rank_correlation` that of b
-    and the absolute error. Errors as for `score_samples`, and for scales below 0.
+    and the absolute error. ValueError for unequal shapes, values that are not finite, masks that
+    are not bool or without body, no source, and scales below 0.
     """
     image, scale, real = _checked_map(image, scale, real)
     _check_masks(masks, real, sources)

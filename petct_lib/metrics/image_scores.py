@@ -25,7 +25,8 @@ def score_body(
     Both stacks are clipped to `clip` (low, high), whose width is the data range of PSNR and SSIM: one for all patients,
     never an image's own. `spectrum` and `lpips` (of two stacks, see `perceptual.lpips`) need whole slices: they take
     those with some body, everything outside it set to low in both stacks, so that air and couch do not count. The mask
-    is used for scoring only. Errors as for `mae`; no mask is one too.
+    is used for scoring only. ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask,
+    and where there is none.
     """
     if mask is None:
         raise ValueError("no mask: scores of the body would be swollen by air and couch")
@@ -56,7 +57,8 @@ def score_region(
     """Scores of one patient's stack in a region other than the body: those that are sums over voxels.
 
     SSIM, spectrum and LPIPS look at neighbourhoods, which in a lesion or a rib are mostly something else. No rows for
-    an empty mask: a patient may have no lung in the field. Shapes, clip and errors as for `score_body`.
+    an empty mask: a patient may have no lung in the field. ValueError for
+    unequal shapes, values that are not finite, and a mask that is not bool.
     """
     if not np.any(mask):
         return []

@@ -35,8 +35,8 @@ def score_lesions(
     studies: of each, the real and the synthetic PET (n, H, W), the lesions, bool of that shape and maybe empty, or None
     where nobody has drawn any, and the body. `summarise_lesions` of `score_each_lesion` of all of them, left out where
     no study has a mask; and invented, see `count_invented_regions`: the real PET knows where there is uptake.
-    ValueError as for `voxelwise.mae` with the mask of the body, for lesions of another shape or not bool, and for
-    voxels without size.
+    ValueError for unequal shapes, values that are not finite, a body that is empty, masks that are not bool, and voxels
+    without size.
     """
     each, drawn, invented = [], False, 0
     for real, synthetic, lesion, body in studies:
@@ -62,7 +62,7 @@ def score_each_lesion(
     The errors are |synthetic − real|, in SUV, of the maximum, the mean, and the highest mean of a ball of 1 ml around a
     voxel of the lesion. missed: 1 for a synthetic SUVmax below MISSED_SHARE of the real one, which for a lesion that
     never took up any says little. overlap: see there; only of a lesion whose contour is above what is around it.
-    ValueError as for `score_lesions`.
+    ValueError for unequal shapes, values that are not finite, lesions that are not bool, and voxels without size.
     """
     real, synthetic, _ = voxelwise.check_stacks(real_suv, synthetic_suv)
     if np.shape(lesion) != real.shape or np.asarray(lesion).dtype != bool:
@@ -97,7 +97,7 @@ def _one(
 def ball_voxels(radius_mm: float, voxel_mm: tuple[float, ...]) -> np.ndarray:
     """Voxels whose centre is within the radius of the middle one's, bool (z, y, x) with odd sides.
 
-    >>> int(within(1.0, (1.0, 1.0, 1.0)).sum())  # the voxel itself and its six faces' neighbours
+    >>> int(ball_voxels(1.0, (1.0, 1.0, 1.0)).sum())  # the voxel itself and its six faces' neighbours
     7
     """
     reach = [int(radius_mm // size) for size in voxel_mm]
@@ -155,7 +155,8 @@ def count_invented_regions(
     A region: voxels of the body with HOT_SUV or more that touch (26 neighbours), MIN_ML or more together. The real
     PET knows of it if, in the region or one voxel around it, it is above half of the region's synthetic maximum:
     uptake that is shared, as the heart's, or painted somewhat too strong, is not invented. An invented lesion that
-    touches shared uptake is one region with it and is not counted. ValueError as for `score_lesions`.
+    touches shared uptake is one region with it and is not counted. ValueError for unequal
+    shapes, values that are not finite, a body that is empty or not bool, and voxels without size.
     """
     return len(find_invented_lesions(real_suv, synthetic_suv, body, voxel_mm))
 

@@ -118,7 +118,7 @@ def lpips(real: np.ndarray, synthetic: np.ndarray, model: "torch.nn.Module", *, 
     """Perceptual distance by `model`, the mean over slices; no unit, 0 for identical images (Zhang et al. 2018).
 
     Stacks (n, H, W), clipped to the display window (low, high) in their unit, scaled to [-1, 1] and repeated to
-    three channels. Errors as for `mae`, and ValueError for an empty window.
+    three channels. ValueError for unequal shapes, values that are not finite, and an empty window.
     """
     import torch
 

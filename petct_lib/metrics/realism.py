@@ -181,8 +181,8 @@ def coherence(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, lengths
 
     The mean of |s[k + 1] − s[k]| over the voxels that are in the mask in both slices, synthetic by real, of stacks
     (n, H, W) of any unit. `lengths`: slices of each study of the stack, where they lie one after the other; None: one
-    study. ValueError as for `voxelwise.mae`, for lengths that are not the stack's, where no voxel has a neighbour, and
-    for real images that do not change along z.
+    study. ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask, for lengths that
+    are not the stack's, where no voxel has a neighbour, and for real images that do not change along z.
     """
     real, synthetic, mask = voxelwise.check_stacks(real, synthetic, mask)
     inside = mask[1:] & mask[:-1] & _same_study(len(real), lengths)[:, None, None]  # (n − 1, H, W)

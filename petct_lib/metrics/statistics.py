@@ -103,8 +103,8 @@ def agreement(real: Sequence[float], synthetic: Sequence[float]) -> Agreement:
 
     ValueError for unequal numbers, fewer than 2 patients, and non-finite values.
 
-    >>> found = agreement(real=[1.0, 2.0, 3.0], synthetic=[1.0, 3.0, 5.0])  # differences 0, 1, 2: their SD is 1
-    >>> found.bias, round(found.low, 2), round(found.high, 2)
+    >>> limits = agreement(real=[1.0, 2.0, 3.0], synthetic=[1.0, 3.0, 5.0])  # differences 0, 1, 2: their SD is 1
+    >>> limits.bias, round(limits.low, 2), round(limits.high, 2)
     (1.0, -0.96, 2.96)
     """
     a, b = np.asarray(real, float), np.asarray(synthetic, float)

@@ -1,4 +1,4 @@
-"""Structure of images: SSIM, spectrum distance, gain by a shift. Arrays, masks and errors as in `voxelwise`."""
+"""Structure of images: SSIM, spectrum distance, gain by a shift."""
 
 import itertools
 
@@ -17,8 +17,9 @@ def ssim(real: np.ndarray, synthetic: np.ndarray, *, data_range: float, mask: np
     """Structural similarity of slices (Wang et al. 2004: Gaussian window, sigma 1.5, 11x11); 1 for identical images.
 
     Each slice's map is averaged over the mask, the voxels of all slices pooled. Without a mask the 5 voxels at the
-    border count too, which skimage's own mean leaves out. `data_range` as for `psnr`, shapes and errors as for
-    `mae`; slices smaller than 11x11 are a ValueError.
+    border count too, which skimage's own mean leaves out. `data_range`: of the fixed
+    clip, above 0. Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and an empty or non-bool
+    mask, and for slices smaller than 11x11.
     """
     check_range("0 to data_range", 0.0, data_range)
     real, synthetic, mask = check_stacks(real, synthetic, mask)
@@ -44,7 +45,7 @@ def similarity_map(x: np.ndarray, y: np.ndarray, mask: np.ndarray, data_range: f
 def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     """The smallest box that holds a mask, of any shape and not empty, and `margin` voxels more where there are any.
 
-    >>> box(np.array([0, 0, 0, 1, 0, 1, 0], bool), margin=2)
+    >>> bounding_box(np.array([0, 0, 0, 1, 0, 1, 0], bool), margin=2)
     (slice(1, 7, None),)
     """
     spans = []
@@ -59,7 +60,7 @@ def radial_power_spectrum(stack: np.ndarray) -> np.ndarray:
 
     The mean over slices of |FFT2|² under a Hann window, averaged in rings one step of frequency wide. They go on from
     Nyquist (r = min(H, W) // 2) to the corner of the plane, for that is where a checkerboard is. Each slice's mean is
-    taken off first: the window would leak it into ring 1. Errors as for `mae`.
+    taken off first: the window would leak it into ring 1. ValueError for values that are not finite.
     """
     stack, _, _ = check_stacks(stack, stack)
     n, height, width = stack.shape
@@ -77,8 +78,9 @@ def spectrum_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     """Root mean square, over the rings but ring 0, of the difference of natural log power; no unit, 0 is perfect.
 
     It sees what errors between voxels reward: blur (high frequencies lack power) and checkerboards (a few have too
-    much). It cannot tell structure from noise: noise of the right strength buys it, so read it beside MAE. Shapes
-    and errors as for `mae`, and ValueError for constant real images. Power under the floor counts as the floor.
+    much). It cannot tell structure from noise: noise of the right strength buys it, so read it beside MAE.
+    Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and constant real images. Power under
+    the floor counts as the floor.
     """
     real, synthetic, _ = check_stacks(real, synthetic)
     if not np.ptp(real, axis=(1, 2)).any():
@@ -99,7 +101,8 @@ def shift_gain(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, reach:
 
     Much: part of the error is a rigid misregistration and not the translator's; breathing is not rigid. The best of all
     (2 · reach + 1)³ whole-voxel shifts against none, over the mask less `reach` voxels at the border of the stack. 0
-    where no shift is better, there is no error, or nothing is left of the mask. Shapes and errors as for `mae`.
+    where no shift is better, there is no error, or nothing is left of the mask. Stacks (n, H, W).
+    ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask.
     """
     real, synthetic, mask = check_stacks(real, synthetic, mask)
     inner = tuple(slice(reach, n - reach) for n in real.shape)

@@ -24,7 +24,8 @@ MIN_SIDE = 97  # five scales of a window of 7: smaller volumes are padded with t
 def score_synthrad(real_hu: np.ndarray, synthetic_hu: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """{"mae", "psnr", "ms_ssim"} of one patient's CT (n, H, W) in HU over the mask of the body, bool of that shape.
 
-    MAE is not clipped, the others are, to RANGE_HU. ValueError as for `voxelwise.mae`.
+    MAE is not clipped, the others are, to RANGE_HU. ValueError for unequal shapes, values that are not finite, and an
+    empty or non-bool mask.
     """
     real, synthetic, mask = voxelwise.check_stacks(real_hu, synthetic_hu, mask)
     low, high = RANGE_HU
@@ -42,7 +43,8 @@ def ms_ssim(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, *, clip: 
     As SynthRAD2025 has it, which is not quite as Wang had: in three dimensions, with a box of WINDOW voxels, luminance
     weighted at every scale, and each scale's map averaged over the mask. Images are clipped to `clip`, its width is the
     data range, and outside the mask both are set to its low end. NaN where at a coarse scale no voxel of the mask
-    is as far from the border as the window reaches, as in a thin slab. ValueError as for `voxelwise.mae`.
+    is as far from the border as the window reaches, as in a thin slab. ValueError for unequal shapes, values that are
+    not finite, and an empty or non-bool mask.
     """
     real, synthetic, mask = voxelwise.check_stacks(real, synthetic, mask)
     voxelwise.check_range("clip", *clip)

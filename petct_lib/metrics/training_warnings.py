@@ -56,8 +56,8 @@ def invented_percent(
 ) -> float | None:
     """Share of the exposed tissue that was painted as lung, 0 to 100 %; None where there is no such tissue.
 
-    None and no error: slices of lung and thin wall alone are no reason to end a training. Errors as
-    `find_invented_lung`.
+    None and no error: slices of lung and thin wall alone are no reason to end a training. ValueError
+    for unequal shapes, an empty body, and values that are not finite.
     """
     marked = find_invented_lung(fake_hu, real_hu, body, lung, pixel_mm)
     exposed = find_exposed_tissue(real_hu, body, lung, pixel_mm).sum()
@@ -69,7 +69,7 @@ def lungs_in_lungless_slices(
 ) -> float | None:
     """Of the slices with body and no true lung, the share, 0 to 100 %, with more invented lung than LUNGLESS_MM2.
 
-    None where every slice has lung. Errors as for `find_invented_lung`.
+    None where every slice has lung. ValueError for unequal shapes, an empty body, and values that are not finite.
     """
     lungless = body.any(axis=(1, 2)) & ~lung.any(axis=(1, 2))
     area_mm2 = find_invented_lung(fake_hu, real_hu, body, lung, pixel_mm).sum(axis=(1, 2)) * pixel_mm**2

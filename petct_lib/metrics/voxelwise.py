@@ -37,7 +37,7 @@ def check_range(name: str, low: float, high: float) -> None:
 def mae(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Mean absolute error over the mask, in the images' unit.
 
-    Stacks (n, H, W). ValueError for unequal shapes, an empty or non-bool mask, and non-finite values.
+    Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask.
 
     >>> real, synthetic = np.zeros((1, 1, 3)), np.array([[[10.0, -30.0, 500.0]]])
     >>> mae(real, synthetic, mask=np.array([[[True, True, False]]]))
@@ -48,7 +48,9 @@ def mae(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None)
 
 
 def mean_error(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean of synthetic − real over the mask, in the images' unit: the bias. Shapes and errors as for `mae`.
+    """Mean of synthetic − real over the mask, in the images' unit: the bias. Stacks (n, H, W).
+
+    ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask.
 
     >>> mean_error(np.zeros((1, 1, 2)), np.array([[[10.0, -30.0]]]))
     -10.0
@@ -58,13 +60,19 @@ def mean_error(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None 
 
 
 def mse(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean squared error over the mask, in the images' unit squared. Shapes and errors as for `mae`."""
+    """Mean squared error over the mask, in the images' unit squared. Stacks (n, H, W).
+
+    ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask.
+    """
     real, synthetic, mask = check_stacks(real, synthetic, mask)
     return float(np.square(real - synthetic)[mask].mean())
 
 
 def rmse(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Root of the mean squared error over the mask, in the images' unit. Shapes and errors as for `mae`."""
+    """Root of the mean squared error over the mask, in the images' unit. Stacks (n, H, W).
+
+    ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask.
+    """
     return math.sqrt(mse(real, synthetic, mask))
 
 
@@ -72,7 +80,7 @@ def psnr(real: np.ndarray, synthetic: np.ndarray, *, data_range: float, mask: np
     """Peak signal-to-noise ratio over the mask in dB, 10 log10(data_range² / MSE); inf for identical images.
 
     `data_range` is the width of the fixed clip, one for all patients, never an image's own maximum; it must be
-    above 0. Shapes and errors as for `mae`.
+    above 0. Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask.
 
     >>> psnr(np.zeros((1, 2, 2)), np.full((1, 2, 2), 40.0), data_range=4000.0)  # an error of one in a hundred
     40.0

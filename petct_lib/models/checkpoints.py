@@ -91,7 +91,7 @@ def load_checkpoint(path: Path) -> dict:
 def load_cyclegan(path: Path) -> CycleGAN:
     """A trained CycleGAN from its checkpoint, on `best_device`.
 
-    InputError as for `load_checkpoint`, and for one with settings that this version does not have.
+    InputError where it is missing, cannot be read, or has settings that this version does not have.
     """
     state = load_checkpoint(path)
     return _place(CycleGAN(_settings(CycleGANSettings, state, path)), state)
@@ -100,14 +100,17 @@ def load_cyclegan(path: Path) -> CycleGAN:
 def load_regression(path: Path) -> Regression:
     """A trained regression or pix2pix from its checkpoint, on `best_device`.
 
-    InputError as for `load_cyclegan`, and for one whose training has not come to its end.
+    InputError where it is missing, cannot be read, has settings that this version does not have, or is not finished.
     """
     state = _check_finished(path)
     return _place(Regression(_settings(RegressionSettings, state, path)), state)
 
 
 def load_flow(path: Path, regression: Regression) -> ResidualFlow:
-    """A trained residual flow from its checkpoint, on `best_device`, beside its regression. Errors as above."""
+    """A trained residual flow from its checkpoint, on `best_device`, beside its regression.
+
+    InputError where it is missing, cannot be read, has settings that this version does not have, or is not finished.
+    """
     state = _check_finished(path)
     return _place(ResidualFlow(_settings(FlowSettings, state, path), regression), state)
 

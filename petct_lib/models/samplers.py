@@ -31,7 +31,7 @@ def time_grid(steps: int) -> tuple[float, ...]:
 def straight_path(r: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
     """z_t = (1 − t)·r + t·ε. t: one time, or (B, 1, 1, 1).
 
-    >>> path(torch.tensor(1.0), torch.tensor(-1.0), 0.25).item()  # a quarter of the way to noise
+    >>> straight_path(torch.tensor(1.0), torch.tensor(-1.0), 0.25).item()  # a quarter of the way to noise
     0.5
     """
     return (1 - t) * r + t * noise
@@ -43,7 +43,7 @@ def draw_times(n: int, offset: float) -> Tensor:
     (Kingma 2021, Variational diffusion models, appendix I.1.) Uniform and not logit-normal as in Esser 2024: a sampler
     of few steps begins at t = 1, where the logit-normal has next to no times to learn from.
 
-    >>> spread_times(4, 0.5).tolist()
+    >>> draw_times(4, 0.5).tolist()
     [0.5, 0.75, 0.0, 0.25]
     """
     return (offset + torch.arange(n) / n) % 1
@@ -78,7 +78,7 @@ def midpoint(velocity: Velocity, z: Tensor, times: Sequence[float]) -> list[Tens
     Two evaluations a step. The default, for a sampler of few steps takes variance away, and this one the least:
 
     >>> unit = lambda z, t: z * (2 * t - 1) / ((1 - t) ** 2 + t**2)  # where r is from N(0, 1), too: z should stay 1
-    >>> {name: round(of(unit, torch.tensor(1.0), time_grid(4))[-1].item() ** 2, 2) for name, of in SAMPLERS.items()}
+    >>> {name: round(f(unit, torch.tensor(1.0), time_grid(4))[-1].item() ** 2, 2) for name, f in SAMPLERS.items()}
     {'euler': 0.52, 'heun': 0.9, 'midpoint': 1.0}
     """
     states = []

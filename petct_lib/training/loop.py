@@ -89,7 +89,7 @@ def count_steps(steps: int | None, epochs: int | None, slices: int, batch_size: 
 
     InputError unless one of steps and epochs is None and the other is not, and for an empty batch.
 
-    >>> steps_of(None, 200, slices=1000, batch_size=4)
+    >>> count_steps(None, 200, slices=1000, batch_size=4)
     50000
     """
     if (steps is None) == (epochs is None) or batch_size < 1:

@@ -67,7 +67,7 @@ class Saver:
 def list_differences(before: dict, now: dict) -> list[str]:
     """What two origins differ in, with both values.
 
-    >>> differences({"seed": 0, "lr": 0.1}, {"seed": 0, "lr": 0.2})
+    >>> list_differences({"seed": 0, "lr": 0.1}, {"seed": 0, "lr": 0.2})
     ['lr (0.1, now 0.2)']
     """
     lines = []

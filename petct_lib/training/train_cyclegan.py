@@ -73,7 +73,8 @@ def train_cyclegan(
     """Trains stage 1 of a run folder that notebook 01 has prepared; returns the rows logged, see `loop.fit`.
 
     processes: on this host, each with its own GPU or, without GPUs, its share of the cores; `watchers` are told only
-    where there is one, TensorBoard always. InputError and FloatingPointError as for `loop.fit`.
+    where there is one, TensorBoard always. InputError for a checkpoint of other settings or data, FloatingPointError
+    for a loss that is not finite or has exploded.
     """
     if processes == 1:
         return _train(Path(run_dir), plan, resume, watchers)

@@ -133,8 +133,8 @@ def load_real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | Non
 def load_cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Perturbation | None = None) -> Pairs:
     """Cycle pairs of a direction from the target images alone of the same patients as `load_real_pairs`.
 
-    F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. Errors as for
-    `load_real_pairs`.
+    F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. InputError
+    where notebook 01 has not prepared the run folder, or stage 1 has no checkpoint.
     """
     run, splits, window = RunFolder(run_dir), read_splits(run_dir), read_window(run_dir)
     prepared = Prepared(run.prepared)
@@ -193,8 +193,9 @@ def train_stage(
     """Trains a regression, pix2pix or a flow, as `plan.stage` says; the rows logged.
 
     Into `checkpoints/<name>_<direction>.pt`. pairs: of one kind, or of several, which share each batch. Validated on
-    the `validation_patients` of whom there are no pairs, if there are such. InputError and FloatingPointError as for
-    `loop.fit`, and InputError where `plan.start` or `plan.regression` is missing, or `start` another network.
+    the `validation_patients` of whom there are no pairs, if there are such. InputError for a checkpoint of other
+    settings or data, and where `plan.start` or `plan.regression` is missing or another network; FloatingPointError for
+    a loss that is not finite or has exploded.
     """
     run, splits = RunFolder(run_dir), read_splits(run_dir)
     prepared = Prepared(run.prepared)
