@@ -7,7 +7,7 @@ at the profile's size and precision; hours follow from shares of the GPU's peak 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import flops
 import numpy as np
@@ -23,6 +23,7 @@ from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.models.regression import Regression, RegressionSettings
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.training.loop import count_steps
+from petct_lib.training.train_refiner import make_plans
 
 STUDIES = 44
 SCAN_MM = 1000.0  # skull base to the middle of the thigh, about a metre: an assumption
@@ -129,9 +130,11 @@ def hours(steps: int, step: Count) -> tuple[float, float]:
 
 def stage2_settings(p: dict) -> tuple[RegressionSettings, RegressionSettings, FlowSettings]:
     """Of regression, pix2pix and flow, from notebook 03's parameters."""
-    inputs = {"multipliers": tuple(p["multipliers"]), "sees_source": True}
-    direct = settings_of(RegressionSettings, p, **inputs)
-    return replace(direct, lambda_adversarial=0.0), direct, settings_of(FlowSettings, p, **inputs)
+    plans = make_plans(
+        256, seed=0, batch_size=p["batch_size"], width=p["width"], multipliers=tuple(p["multipliers"]),
+        **{f"{name}_steps": 1 for name in ("regression", "pix2pix", "flow")},
+    )  # fmt: skip
+    return tuple(plans[name].stage for name in ("regression", "pix2pix", "flow"))
 
 
 def stages() -> list[tuple[str, int, int, Count]]:

@@ -62,14 +62,12 @@ SETTINGS = {  # by name: what differs from the profile
     "crop 96": {"crop": 96, "batch_size": 4}, "batch 16": {"batch_size": 16}, "batch 4": {"batch_size": 4},
     "width 24": {"width": 24}, "half the lr": {"lr": 0.5}, "twice the lr": {"lr": 2.0},
     "ema 0.999": {"ema_decay": 0.999}, "float32": {"mixed_precision": "no"}, "compile": {"compile": True},
-    "turned, resized": {"rotate_deg": 8.0, "scale": 0.1},
 }  # fmt: skip
 FLOWS = ("Heun", "8 steps", "white noise", "noise on m", "out of fold", "validation's s")
 DRAWN = {"Heun": {"sampler": "heun"}, "8 steps": {"steps": 2 * STEPS}}  # the profile's own flow
 TAKEN = (  # parameters of notebook 03
-    "seed", "batch_size", "regression_steps", "pix2pix_steps", "flow_steps", "crop", "width", "neighbours",
-    "coarse_dropout", "patch_width", "patch_layers", "lr", "ema_decay", "shift", "rotate_deg", "scale",
-    "mixed_precision",
+    "seed", "batch_size", "regression_steps", "pix2pix_steps", "flow_steps", "crop", "width", "lr", "ema_decay",
+    "shift", "mixed_precision",
 )  # fmt: skip
 
 
@@ -83,7 +81,7 @@ def plans_of(profile: str, size: int, changes: dict) -> dict[str, Stage2Plan]:
 
 def trained(make: Callable, plan: Stage2Plan, pairs: list, seconds: float, folder: Path) -> tuple[object, int]:
     """A stage trained for about so many seconds, and its steps."""
-    batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
+    batches = _batches(pairs, plan.batch_size, plan.shift, plan.crop)
     values = {"fingerprint": "", "seed": 0, "resume": False}
     start = time.perf_counter()
     fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **values)

@@ -22,7 +22,6 @@ import torch
 from report import in_process, into_readme, markdown, peak_mb, provenance, row, show_and_save
 from textbook import Textbook
 
-from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import Slices, UnpairedBatches
 from petct_lib.data.prepare import Prepared, SliceSettings, prepare
 from petct_lib.data.splits import split_patients
@@ -106,8 +105,7 @@ class Job:
             Slices(prepared, splits[f"train_{kind}"], (kind,), window, neighbours, held) for kind in ("pet", "ct")
         )
         params = notebook_parameters(NOTEBOOK, self.profile)
-        augmentation = Augmentation(**{f.name: params[f.name] for f in fields(Augmentation) if f.name in params})
-        batches = UnpairedBatches(pet, ct, self.contender.batch_size, augmentation)
+        batches = UnpairedBatches(pet, ct, self.contender.batch_size, params["shift"])
         return batches, Validation(prepared, splits["refine"], window, slices=VALIDATED)
 
 

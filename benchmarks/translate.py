@@ -37,7 +37,6 @@ def ours(volume: np.ndarray) -> None:
     """`Translator` on the volume, PET→CT, mode `sample`, with networks that nobody trained."""
     p = notebook_parameters("03_diffusion_refinement", "quick")
     values = {"multipliers": tuple(p["multipliers"]), "patch": max(1, volume.shape[-1] // GRID)}
-    values |= {"sees_source": True}
     regression = Regression(
         settings_of(RegressionSettings, "03_diffusion_refinement", lambda_adversarial=0.0, **values)
     )

@@ -175,5 +175,5 @@ def test_snippets_run(phantom_dir, tmp_path):
                 snippet = snippet.replace(name, str(value))
             exec(snippet, values)
     assert (tmp_path / "prepared" / "index.json").exists()
-    assert len(values["found"].pairs) >= 4
+    assert len(values["pairing"].pairs) >= 4
     assert np.ptp(values["study"].ct.array) > 1000

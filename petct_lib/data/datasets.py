@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from petct_lib import InputError
-from petct_lib.data.augmentation import Augmentation, Change, apply_change, crop, draw_change
+from petct_lib.data.augmentation import Shift, crop, draw_shift, shift_image
 from petct_lib.data.prepare import Prepared
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.intensity import ENCODE, Intensity
@@ -43,17 +43,13 @@ class Slices(Dataset):
         return len(self.places)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return self.item(i)
-
-    def item(self, i: int, suv_factor: float = 1.0) -> dict[str, Tensor]:
-        """Slice i; its SUV, not its HU, times a factor before they are encoded."""
         study, k = self.places[i]
         images = {}
         for kind in self.kinds:
             array = self.arrays[study, kind]
             rows = neighbour_indices(k, len(array), self.neighbours)
             raw = array[rows] if self.device is not None else torch.from_numpy(np.array(array[rows]))
-            images[kind] = ENCODE[kind](raw * suv_factor if kind == "pet" else raw, self.window).float()
+            images[kind] = ENCODE[kind](raw, self.window).float()
         return images
 
     def name(self, i: int) -> str:
@@ -65,25 +61,25 @@ class Slices(Dataset):
 class UnpairedBatches:
     """Batches of PET slices of some patients and CT slices of others. ValueError where a study is in both."""
 
-    def __init__(self, pet: Slices, ct: Slices, size: int, augmentation: Augmentation | None = None) -> None:
+    def __init__(self, pet: Slices, ct: Slices, size: int, shift: int = 0) -> None:
         if set(pet.studies) & set(ct.studies):
             raise ValueError("unpaired training needs different patients for PET and for CT")
-        self.slices, self.size, self.augmentation = {"pet": pet, "ct": ct}, size, augmentation or Augmentation()
+        self.slices, self.size, self.shift = {"pet": pet, "ct": ct}, size, shift
 
     def __call__(self, rng: np.random.Generator, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """{"pet", "ct"}: (B, neighbours, H, W), independent slices, each changed at random.
+        """{"pet", "ct"}: (B, neighbours, H, W), independent slices, each shifted at random.
 
         Of a batch drawn by `rng`, the share of process `rank` of `world`, B = size / world.
         """
         own = _share(self.size, rank, world)
         drawn = self._draw_all(rng)
         return {
-            kind: torch.stack([apply_change(stack.item(i, c.suv_factor)[kind], c) for i, c in drawn[kind][own]])
+            kind: torch.stack([shift_image(stack[i][kind], shift) for i, shift in drawn[kind][own]])
             for kind, stack in self.slices.items()
         }
 
-    def _draw_all(self, rng: np.random.Generator) -> dict[str, list[tuple[int, Change]]]:
-        return {kind: _draw(len(stack), self.size, self.augmentation, rng) for kind, stack in self.slices.items()}
+    def _draw_all(self, rng: np.random.Generator) -> dict[str, list[tuple[int, Shift]]]:
+        return {kind: _draw(len(stack), self.size, self.shift, rng) for kind, stack in self.slices.items()}
 
     def names(self, rng: np.random.Generator) -> list[str]:
         """Which slices the batch of an equal generator holds."""
@@ -99,7 +95,7 @@ class UnpairedBatches:
         pet = self.slices["pet"]
         return {
             **{kind: stack.studies for kind, stack in self.slices.items()}, "size": self.size,
-            "neighbours": pet.neighbours, "augmentation": asdict(self.augmentation), "window": asdict(pet.window),
+            "neighbours": pet.neighbours, "shift": self.shift, "window": asdict(pet.window),
         }  # fmt: skip
 
 
@@ -109,39 +105,33 @@ class PairedBatches:
     sources: (n, 1, H, W), in place of the slices' own, as cycle pairs have them; the slices then need the target only.
     crop: size of the squares around the patient that are drawn from the slices, in pixels; None: whole slices.
     Where the slices come with neighbours, the source does; coarse and target are of the middle one. ValueError where
-    there are more or fewer coarse images than slices, InputError for an augmentation that scales the SUV.
+    there are more or fewer coarse images than slices.
     """
 
     def __init__(
-        self, slices: Slices, coarse: np.ndarray, direction: str, size: int, augmentation: Augmentation | None = None,
+        self, slices: Slices, coarse: np.ndarray, direction: str, size: int, shift: int = 0,
         sources: np.ndarray | None = None, crop: int | None = None,
     ) -> None:  # fmt: skip
         self.slices, self.coarse, self.direction, self.size = slices, coarse, direction, size
-        self.sources, self.crop = sources, crop
-        self.augmentation = augmentation or Augmentation()
+        self.shift, self.sources, self.crop = shift, sources, crop
         if len(coarse) != len(slices):
             raise ValueError(f"{len(coarse)} coarse images for {len(slices)} slices")
-        if self.augmentation.suv_scale:
-            raise InputError(
-                f"suv_scale {self.augmentation.suv_scale}: coarse images were made of unscaled SUV, so pairs cannot be "
-                "scaled; leave it at 0"
-            )
 
     def __call__(self, rng: np.random.Generator, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """{"source" (B, neighbours, H, W), "coarse", "target" (B, 1, H, W)}, all three changed alike.
+        """{"source" (B, neighbours, H, W), "coarse", "target" (B, 1, H, W)}, all three shifted alike.
 
         Of a batch drawn by `rng`, the share of process `rank` of `world`.
         """
         own = _share(self.size, rank, world)
         items = []
-        for (i, change), variant, chance in self._draw_all(rng)[own]:
-            images = {name: apply_change(image, change) for name, image in self._images(i, variant).items()}
+        for (i, shift), variant, chance in self._draw_all(rng)[own]:
+            images = {name: shift_image(image, shift) for name, image in self._images(i, variant).items()}
             items.append(crop(images, self.crop, "target", chance) if self.crop else images)
         return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
-    def _draw_all(self, rng: np.random.Generator) -> list[tuple[tuple[int, Change], int, float]]:
-        """Of each image: its slice and change, the coarse image's variant, and the chance that places the square."""
-        drawn = _draw(len(self.slices), self.size, self.augmentation, rng)
+    def _draw_all(self, rng: np.random.Generator) -> list[tuple[tuple[int, Shift], int, float]]:
+        """Of each image: its slice and shift, the coarse image's variant, and the chance that places the square."""
+        drawn = _draw(len(self.slices), self.size, self.shift, rng)
         variants, chances = rng.integers(self.coarse.shape[1], size=self.size), rng.random(self.size)
         return list(zip(drawn, variants.tolist(), chances.tolist(), strict=True))
 
@@ -164,7 +154,7 @@ class PairedBatches:
         """What would change the batches; see `loop.Batches`."""
         images = {"coarse": self.coarse, "sources": self.sources}
         return {
-            "studies": self.slices.studies, "size": self.size, "augmentation": asdict(self.augmentation),
+            "studies": self.slices.studies, "size": self.size, "shift": self.shift,
             "direction": self.direction, "window": asdict(self.slices.window), "crop": self.crop,
             **{key: hashlib.sha256(image).hexdigest() for key, image in images.items() if image is not None},
         }  # fmt: skip
@@ -194,9 +184,9 @@ class MixedBatches:
         return {"parts": [part.describe() for part in self.parts]}
 
 
-def _draw(count: int, size: int, augmentation: Augmentation, rng: np.random.Generator) -> list[tuple[int, Change]]:
-    """`size` random items of `count`, each with its own change; all of them, whichever process will load them."""
-    return [(int(i), draw_change(augmentation, rng)) for i in rng.integers(count, size=size)]
+def _draw(count: int, size: int, shift: int, rng: np.random.Generator) -> list[tuple[int, Shift]]:
+    """`size` random items of `count`, each with its own shift; all of them, whichever process will load them."""
+    return [(int(i), draw_shift(shift, rng)) for i in rng.integers(count, size=size)]
 
 
 def _share(size: int, rank: int, world: int) -> slice:

@@ -43,15 +43,16 @@ def all_variants(longer_steps: int) -> list[Variant]:
             every_seed=True,
         ),
         _training(
-            "laplace", ("regression",), alone, f"{TRAINING}.laplace=true", f"{TRAINING}.flow_steps=1", every_seed=True
+            "laplace", ("regression",), alone, f"{TRAINING}.variant={{laplace: true}}", f"{TRAINING}.flow_steps=1",
+            every_seed=True,
         ),
         *(_training(f"pairs{k}", ("regression", *OURS), alone, f"{TRAINING}.paired_patients={k}") for k in PAIRED),
         _training("cycle", ("regression", *OURS), *cycle, every_seed=True),
-        _training("cycle_with_source", OURS, *cycle, f"{TRAINING}.sees_source=true"),
-        _training("cycle_without_noise", OURS, *cycle, f"{TRAINING}.cycle_noise=0.0"),
-        _training("cycle_more_noise", OURS, *cycle, f"{TRAINING}.cycle_noise=0.3"),
+        _training("cycle_with_source", OURS, *cycle, f"{TRAINING}.variant={{sees_source: true}}"),
+        _training("cycle_without_noise", OURS, *cycle, f"{TRAINING}.variant={{cycle_noise: 0.0}}"),
+        _training("cycle_more_noise", OURS, *cycle, f"{TRAINING}.variant={{cycle_noise: 0.3}}"),
         _training("both2", OURS, alone, f"{TRAINING}.pairs=both", f"{TRAINING}.paired_patients=2"),
-        _training("neighbours3", ("regression", *OURS), alone, f"{TRAINING}.neighbours=3"),
+        _training("neighbours3", ("regression", *OURS), alone, f"{TRAINING}.variant={{neighbours: 3}}"),
     ]  # fmt: skip
 
 

@@ -5,10 +5,10 @@ that pair is the whole random state, so a resumed run sees what an uninterrupted
 numbers and keep the same state; each computes its share of the batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +82,20 @@ class FitSettings:
             raise InputError(
                 f"mixed_precision {self.mixed_precision!r}: it must be no or bf16, whose range is float32's"
             )
+
+
+def pick_settings(
+    stage: str, settings: Mapping[str, object], *kinds: type, without: Collection[str] = ()
+) -> list[dict[str, object]]:
+    """Of `settings` by name, those that each dataclass has. InputError for one that none of them has.
+
+    without: fields that nobody sets by name.
+    """
+    names = [{field.name for field in fields(kind)} - {"steps", *without} for kind in kinds]
+    known = set().union(*names)
+    if unknown := sorted(set(settings) - known):
+        raise InputError(f"{stage} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return [{name: value for name, value in settings.items() if name in own} for own in names]
 
 
 def count_steps(steps: int | None, epochs: int | None, slices: int, batch_size: int) -> int:

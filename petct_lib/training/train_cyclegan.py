@@ -5,16 +5,14 @@ several hosts (torchrun, also within SLURM).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, notebook_launcher
 from torch import distributed
 
-from petct_lib import InputError
 from petct_lib.common.run_folder import RunFolder
-from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import Slices, UnpairedBatches
 from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits
@@ -22,7 +20,7 @@ from petct_lib.imaging.intensity import read_window
 from petct_lib.models.checkpoints import load_checkpoint
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.training.loggers import TensorBoardLog
-from petct_lib.training.loop import FitSettings, Watcher, count_steps, fit
+from petct_lib.training.loop import FitSettings, Watcher, count_steps, fit, pick_settings
 from petct_lib.training.validation import Validation
 
 PREVIEWED = 4  # slices of the sample panel
@@ -34,7 +32,7 @@ class CycleGANPlan:
 
     gan: CycleGANSettings
     fit: FitSettings
-    augmentation: Augmentation
+    shift: int  # augmentation: slices are moved by up to so many pixels
     batch_size: int
     seed: int
 
@@ -49,22 +47,17 @@ def unpaired_slices(run_dir: Path, neighbours: int = 1, device: torch.device | N
 
 
 def make_plan(
-    run_dir: Path, *, seed: int, batch_size: int, steps: int | None, epochs: int | None, **settings: object
-) -> CycleGANPlan:
-    """The plan of notebook 02's parameters. settings: fields of CycleGANSettings, FitSettings and Augmentation by name.
+    run_dir: Path, *, seed: int, batch_size: int, steps: int | None, epochs: int | None, shift: int = 0,
+    **settings: object,
+) -> CycleGANPlan:  # fmt: skip
+    """The plan of notebook 02's parameters. settings: fields of CycleGANSettings and FitSettings by name.
 
-    Raises InputError for a name that none of them has.
+    InputError for a name that neither has.
     """
-    kinds = (CycleGANSettings, FitSettings, Augmentation)
-    names = [{field.name for field in fields(kind)} for kind in kinds]
-    if unknown := sorted(set(settings) - set().union(*names)):
-        raise InputError(
-            f"stage 1 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
-        )
-    gan, schedule, augmentation = ({k: v for k, v in settings.items() if k in known} for known in names)
+    gan, schedule = pick_settings("stage 1", settings, CycleGANSettings, FitSettings)
     slices = max(map(len, unpaired_slices(run_dir)))
     schedule = FitSettings(count_steps(steps, epochs, slices, batch_size), **schedule)
-    return CycleGANPlan(CycleGANSettings(**gan), schedule, Augmentation(**augmentation), batch_size, seed)
+    return CycleGANPlan(CycleGANSettings(**gan), schedule, shift, batch_size, seed)
 
 
 def train_cyclegan(
@@ -101,7 +94,7 @@ def _train(run_dir: Path, plan: CycleGANPlan, resume: bool, watchers: Sequence[W
     run, splits = RunFolder(run_dir), read_splits(run_dir)
     prepared = Prepared(run.prepared)
     pets, cts = _held(run_dir, plan.gan.neighbours)
-    batches = UnpairedBatches(pets, cts, plan.batch_size, plan.augmentation)
+    batches = UnpairedBatches(pets, cts, plan.batch_size, plan.shift)
     return fit(
         CycleGAN(plan.gan, plan.seed), batches, plan.fit, checkpoint=run.checkpoint("cyclegan"),
         fingerprint=prepared.fingerprint, seed=plan.seed, resume=resume, name="CycleGAN",

@@ -4,7 +4,7 @@ What notebook 03 and `make ablation` train: the same functions for both, which d
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from petct_lib import InputError
 from petct_lib.common.files import atomic_write
 from petct_lib.common.run_folder import RunFolder
-from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import MixedBatches, PairedBatches, Slices
 from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits, refiner_patients
@@ -26,7 +25,7 @@ from petct_lib.models.cycle_pairs import Perturbation, make_cycle_pair
 from petct_lib.models.regression import Regression, RegressionSettings
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.training.loggers import TensorBoardLog
-from petct_lib.training.loop import FitSettings, Watcher, fit
+from petct_lib.training.loop import FitSettings, Watcher, fit, pick_settings
 from petct_lib.training.validation import RefinerValidation
 
 KINDS = ("real", "cycle", "both")  # of pairs
@@ -34,6 +33,8 @@ GRID = 64  # pixels along x and y of the space-to-depth grid
 VARIANTS = 4  # perturbed images of each slice that cycle pairs draw from
 PREVIEWED = 4  # slices of the sample panel
 FLOOR = 1e-3  # chosen: a band of the residual with less would turn rounding into signal
+ADVERSARIAL = 0.05  # chosen: pix2pix's weight of the adversarial loss beside L1; Isola 2017 has 0.01
+DERIVED = {"patch", "lambda_adversarial", "patch_width", "patch_layers", "residual_spectrum"}  # no parameters
 MEASURED = 32  # batches that the residual's spectrum is measured on
 
 
@@ -43,7 +44,7 @@ class Stage2Plan:
 
     stage: RegressionSettings | FlowSettings
     fit: FitSettings
-    augmentation: Augmentation
+    shift: int  # augmentation: slices are moved by up to so many pixels
     batch_size: int
     seed: int
     crop: int | None = None  # pixels along x and y of the squares that it learns from; None: whole slices
@@ -68,41 +69,36 @@ class Pairs:
 
 def make_plans(
     size: int, *, seed: int, batch_size: int, regression_steps: int, pix2pix_steps: int, flow_steps: int,
-    crop: int | None = None, prefix: str = "", **settings: object,
+    crop: int | None = None, shift: int = 0, prefix: str = "", **settings: object,
 ) -> dict[str, Stage2Plan]:  # fmt: skip
     """The trainings of a direction in their order, by the method's name, from the parameters of notebook 03.
 
     `regression`; `pix2pix`, which begins with its weights, sees no coarse image, and is left out for no steps or where
-    the source is not seen; `flow`, which learns the regression's residual. size: of the slices, in pixels. prefix: of
-    the names, such as "unpaired_". settings: fields of RegressionSettings, FlowSettings, FitSettings and Augmentation,
-    by name. InputError for a name that none of them has, and for a size or a crop that the U-Net cannot halve down to
-    its last level.
+    the source is not seen; `flow`, which learns the regression's residual. Where the source is not seen, the coarse
+    image always is. size: of the slices, in pixels. prefix: of the names, such as "unpaired_". settings: fields of
+    RegressionSettings, FlowSettings and FitSettings, by name. InputError for a name that none of them has, and for
+    a size or a crop that the U-Net cannot halve down to its last level.
     """
-    kinds = (RegressionSettings, FlowSettings, FitSettings, Augmentation)
-    names = [{field.name for field in fields(kind)} - {"patch", "steps"} for kind in kinds]
-    names[1].remove("residual_spectrum")  # it is measured
-    if unknown := sorted(set(settings) - set().union(*names)):
-        raise InputError(
-            f"stage 2 has no setting {', '.join(unknown)}; it has {', '.join(sorted(set().union(*names)))}"
-        )
-    regression_values, flow_values, fit_values, augmentation_values = (
-        {k: v for k, v in settings.items() if k in value} for value in names
-    )
-    patch = {"patch": max(1, size // GRID)}
-    regression = RegressionSettings(**{**regression_values, **patch, "lambda_adversarial": 0.0})
+    kinds = (RegressionSettings, FlowSettings, FitSettings)
+    regression_values, flow_values, fit_values = pick_settings("stage 2", settings, *kinds, without=DERIVED)
+    common = {"patch": max(1, size // GRID)}
+    if not settings.get("sees_source", True):
+        common["coarse_dropout"] = 0.0
+    regression = RegressionSettings(**{**regression_values, **common})
     unit = regression.patch * 2 ** (len(regression.multipliers) - 1)
     if size % unit or (crop or size) % unit:
         raise InputError(f"size {size}, crop {crop}: the networks need multiples of {unit} pixels")
-    augmentation = Augmentation(**augmentation_values)
 
     def plan(stage: RegressionSettings | FlowSettings, steps: int, **more: str) -> Stage2Plan:
-        return Stage2Plan(stage, FitSettings(steps, **fit_values), augmentation, batch_size, seed, crop, **more)
+        return Stage2Plan(stage, FitSettings(steps, **fit_values), shift, batch_size, seed, crop, **more)
 
     stages = {"regression": plan(regression, regression_steps)}
     if pix2pix_steps and regression.sees_source:
-        pix2pix = RegressionSettings(**{**regression_values, **patch, "coarse_dropout": 1.0, "laplace": False})
+        judge = {"patch_width": max(1, regression.width // 2), "patch_layers": 3 if size >= 256 else 2}
+        direct = {"coarse_dropout": 1.0, "laplace": False, "lambda_adversarial": ADVERSARIAL, **judge}
+        pix2pix = RegressionSettings(**{**regression_values, **common, **direct})
         stages["pix2pix"] = plan(pix2pix, pix2pix_steps, start=f"{prefix}regression")
-    stages["flow"] = plan(FlowSettings(**{**flow_values, **patch}), flow_steps, regression=f"{prefix}regression")
+    stages["flow"] = plan(FlowSettings(**{**flow_values, **common}), flow_steps, regression=f"{prefix}regression")
     return {prefix + name: value for name, value in stages.items()}
 
 
@@ -201,7 +197,7 @@ def train_stage(
     prepared = Prepared(run.prepared)
     direction, known = pairs[0].direction, {study for part in pairs for study in part.slices.studies}
     name = f"{name}_{direction}"
-    batches = _batches(pairs, plan.batch_size, plan.augmentation, plan.crop)
+    batches = _batches(pairs, plan.batch_size, plan.shift, plan.crop)
     stage = _stage(run, direction, plan, batches)
     unseen = [
         patient for patient in validation_patients(splits, direction) if not known & set(prepared.studies([patient]))
@@ -216,13 +212,13 @@ def train_stage(
 
 
 def _batches(
-    pairs: Sequence[Pairs], size: int, augmentation: Augmentation | None = None, crop: int | None = None
+    pairs: Sequence[Pairs], size: int, shift: int = 0, crop: int | None = None
 ) -> PairedBatches | MixedBatches:
     if size % len(pairs):
         raise InputError(f"a batch of {size} cannot be shared by {len(pairs)} kinds of pairs; take a multiple")
     parts = [
         PairedBatches(
-            dataset.slices, dataset.coarse, dataset.direction, size // len(pairs), augmentation, dataset.sources, crop
+            dataset.slices, dataset.coarse, dataset.direction, size // len(pairs), shift, dataset.sources, crop
         )
         for dataset in pairs
     ]

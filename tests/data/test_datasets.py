@@ -11,33 +11,31 @@ import torch
 
 from petct_lib import InputError
 from petct_lib.common.files import read_json, write_json
-from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.datasets import MixedBatches, PairedBatches, Slices, UnpairedBatches, spread_slices
 from petct_lib.data.prepare import Prepared
 from petct_lib.evaluation.methods import copy_source, mean_atlas
-from petct_lib.imaging.intensity import Intensity, decode_pet
+from petct_lib.imaging.intensity import Intensity
 from petct_lib.inference.translator import write_coarse_images
 
-SHIFT = Augmentation(shift=2)
-ALL = Augmentation(shift=2, rotate_deg=5.0, scale=0.1, flip=True, suv_scale=0.2)
+SHIFT = 2
 
 
-def pair_of_batches(prepared, size=4, augmentation=SHIFT, **options):
+def pair_of_batches(prepared, size=4, shift=SHIFT, **options):
     a, b = prepared.patients[:2]
     parts = (Slices(prepared, [p], (k,), Intensity(), **options) for p, k in ((a, "pet"), (b, "ct")))
-    return UnpairedBatches(*parts, size, augmentation)
+    return UnpairedBatches(*parts, size, shift)
 
 
-def numbered_pairs(prepared, direction="pet2ct", size=4, augmentation=SHIFT, patient=0, **options):
+def numbered_pairs(prepared, direction="pet2ct", size=4, shift=SHIFT, patient=0, **options):
     """Pairs whose coarse image k of slice i is i + k/10 everywhere."""
     slices = Slices(prepared, prepared.patients[patient : patient + 1], ("pet", "ct"), Intensity())
     numbers = np.arange(len(slices))[:, None] + np.arange(3) / 10
     coarse = np.broadcast_to(numbers[:, :, None, None], (len(slices), 3, 32, 32)).astype(np.float32)
-    return PairedBatches(slices, coarse, direction, size, augmentation, **options)
+    return PairedBatches(slices, coarse, direction, size, shift, **options)
 
 
 def test_the_shares_of_two_processes_are_the_whole_batch(prepared):
-    batches = pair_of_batches(prepared, augmentation=ALL)
+    batches = pair_of_batches(prepared, shift=SHIFT)
     whole = batches(np.random.default_rng(1))
     shares = [batches(np.random.default_rng(1), rank, 2) for rank in (0, 1)]
     for kind in ("pet", "ct"):
@@ -52,7 +50,7 @@ def test_the_shares_of_two_processes_are_the_whole_batch(prepared):
 
 
 def test_held_slices_are_those_on_the_disk_to_the_bit(prepared):
-    disk, held = (pair_of_batches(prepared, augmentation=ALL, device=d) for d in (None, torch.device("cpu")))
+    disk, held = (pair_of_batches(prepared, shift=SHIFT, device=d) for d in (None, torch.device("cpu")))
     one, other = disk(np.random.default_rng(2)), held(np.random.default_rng(2))
     assert all(torch.equal(one[kind], other[kind]) for kind in ("pet", "ct"))
     assert disk.describe() == held.describe()
@@ -73,7 +71,7 @@ def test_neighbours_are_of_the_same_study_and_repeated_at_its_ends(prepared):
 
 
 def test_names_are_those_of_the_slices_drawn(prepared):
-    batches = pair_of_batches(prepared, augmentation=Augmentation())
+    batches = pair_of_batches(prepared, shift=0)
     batch, names = batches(np.random.default_rng(3)), batches.names(np.random.default_rng(3))
     assert [name.split(":")[0] for name in names] == ["pet"] * 4 + ["ct"] * 4
     for image, name in zip(torch.cat([batch["pet"], batch["ct"]]), names, strict=True):
@@ -84,37 +82,16 @@ def test_names_are_those_of_the_slices_drawn(prepared):
 
 def test_what_changes_the_batches_is_described(prepared):
     plain = pair_of_batches(prepared).describe()
-    assert pair_of_batches(prepared, augmentation=Augmentation(shift=1)).describe() != plain
+    assert pair_of_batches(prepared, shift=1).describe() != plain
     assert pair_of_batches(prepared, neighbours=3).describe() != plain
     assert pair_of_batches(prepared, size=2).describe() != plain
     slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
     coarse = np.zeros((len(slices), 1, 32, 32), np.float32)
-    one, other = (PairedBatches(slices, coarse, "pet2ct", 2, Augmentation(shift=k)).describe() for k in (0, 1))
+    one, other = (PairedBatches(slices, coarse, "pet2ct", 2, k).describe() for k in (0, 1))
     assert one != other
     changes = ({"crop": 16}, {"sources": coarse}, {"sources": coarse + 1})
     described = [one, *(PairedBatches(slices, coarse, "pet2ct", 2, **change).describe() for change in changes)]
     assert all(a != b for k, a in enumerate(described) for b in described[:k])
-
-
-def test_batches_scale_the_pet_alone(prepared):
-    plain, scaled = (
-        pair_of_batches(prepared, augmentation=a)(np.random.default_rng(0))
-        for a in (Augmentation(), Augmentation(suv_scale=0.5))
-    )
-    assert torch.equal(plain["ct"], scaled["ct"])
-    assert not torch.equal(plain["pet"], scaled["pet"])
-
-
-def test_suv_is_scaled_before_it_is_encoded_and_hu_never(prepared):
-    slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
-    k = len(slices) // 2
-    plain, scaled = slices.item(k), slices.item(k, 1.2)
-    suv, more = (decode_pet(x["pet"], Intensity()) for x in (plain, scaled))
-    assert torch.allclose(more, 1.2 * suv, rtol=1e-4, atol=1e-4)
-    assert torch.equal(plain["ct"], scaled["ct"])
-    coarse = np.zeros((len(slices), 1, 32, 32))
-    with pytest.raises(InputError, match="suv_scale"):
-        PairedBatches(slices, coarse, "pet2ct", 2, Augmentation(suv_scale=0.1))
 
 
 def test_paired_batches_have_the_neighbours_of_the_source_alone(prepared):
@@ -158,7 +135,7 @@ def test_unpaired_batch(prepared):
 def test_paired_batch_shifts_all_images_alike(prepared):
     slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
     coarse = np.stack([slices[i]["ct"].numpy() for i in range(len(slices))])
-    batch = PairedBatches(slices, coarse, "pet2ct", 6, Augmentation(shift=4))(np.random.default_rng(0))
+    batch = PairedBatches(slices, coarse, "pet2ct", 6, 4)(np.random.default_rng(0))
     assert torch.equal(batch["coarse"], batch["target"])
     assert set(batch) == {"source", "coarse", "target"}
     still = PairedBatches(slices, coarse, "pet2ct", 6)(np.random.default_rng(0))
@@ -167,7 +144,7 @@ def test_paired_batch_shifts_all_images_alike(prepared):
 
 @pytest.mark.parametrize(("direction", "kinds"), [("pet2ct", ("pet", "ct")), ("ct2pet", ("ct", "pet"))])
 def test_a_pair_is_of_one_slice_and_any_of_its_coarse_images(prepared, direction, kinds):
-    pairs, variants = numbered_pairs(prepared, direction, 8, Augmentation()), set()
+    pairs, variants = numbered_pairs(prepared, direction, 8, 0), set()
     for seed in range(6):
         batch, names = (make(np.random.default_rng(seed)) for make in (pairs, pairs.names))
         for k, name in enumerate(names):

@@ -176,7 +176,7 @@ SMALL_GPU = (  # the gpu profile's path, with sizes that a CPU can do
     "02_cyclegan_training.steps=2", "02_cyclegan_training.batch_size=2", "02_cyclegan_training.shift=1",
     "03_diffusion_refinement.width=4", "03_diffusion_refinement.batch_size=2", "03_diffusion_refinement.crop=16",
     *(f"03_diffusion_refinement.{name}_steps=2" for name in ("regression", "pix2pix", "flow")),
-    "03_diffusion_refinement.patch_layers=1", "03_diffusion_refinement.multipliers=[1, 2]",
+    "03_diffusion_refinement.multipliers=[1, 2]",
     "03_diffusion_refinement.shift=1", "04_evaluation.samples=2", "04_evaluation.steps=1",
 )  # fmt: skip
 

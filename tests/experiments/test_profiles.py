@@ -44,7 +44,7 @@ def test_overrides_win_over_the_profile_and_are_read_as_yaml():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("inputs", "message"),
     [
         ("02_cyclegan_training.stepps=2", "02_cyclegan_training has no parameter stepps"),
         ("02_cyclegan_training.run_dir=x", "has no parameter run_dir"),

@@ -125,7 +125,7 @@ def rows(key, values):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0.98, "has won"), (0.97, None), (0.75, None), (0.51, None), (0.5, "has given up")]
+    ("value", "text"), [(0.98, "has won"), (0.97, None), (0.75, None), (0.51, None), (0.5, "has given up")]
 )
 @pytest.mark.parametrize("kind", ["ct", "pet"])
 def test_a_discriminator_that_won_or_gave_up(kind, value, text):

@@ -71,8 +71,8 @@ def difference(one, other):
 
 
 def test_every_parameter_of_notebook_02_is_a_setting(run_dir):
-    output = plan(run_dir, rotate_deg=3.0, neighbours=3, lambda_cycle=5.0, coarse_size=16)
-    assert (output.augmentation.rotate_deg, output.gan.neighbours) == (3.0, 3)
+    output = plan(run_dir, shift=3, neighbours=3, lambda_cycle=5.0, coarse_size=16)
+    assert (output.shift, output.gan.neighbours) == (3, 3)
     assert (output.gan.coarse_size, plan(run_dir, coarse_size=None).gan.coarse_size) == (16, None)
     assert (output.gan.lambda_cycle, output.fit.steps, output.batch_size) == (5.0, 3, 2)
     with pytest.raises(InputError, match="stage 1 has no setting widht; it has beta1"):

@@ -10,7 +10,6 @@ from small_run import small_run
 
 from petct_lib import InputError
 from petct_lib.common.run_folder import RunFolder
-from petct_lib.data.augmentation import Augmentation
 from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits, refiner_patients
 from petct_lib.imaging.directions import DIRECTIONS
@@ -32,9 +31,9 @@ from petct_lib.training.train_refiner import (
 )
 
 STEPS = {"regression_steps": 5, "pix2pix_steps": 4, "flow_steps": 6}
-SMALL = {"width": 8, "multipliers": (1, 2), "ema_decay": 0.9, "patch_width": 4, "patch_layers": 1}
+SMALL = {"width": 8, "multipliers": (1, 2), "ema_decay": 0.9}
 FIT = FitSettings(4, checkpoint_every=2, log_every=1)
-PLAN = Stage2Plan(tiny.REGRESSION, FIT, Augmentation(shift=1), 2, 0)
+PLAN = Stage2Plan(tiny.REGRESSION, FIT, 1, 2, 0)
 UNTRAINED = {"regression_pet2ct.pt", "flow_pet2ct.pt", "pix2pix_pet2ct.pt", "cyclegan.pt"}  # of `small_run`
 
 
@@ -63,13 +62,14 @@ def test_plans_by_name_each_with_its_steps_and_what_it_builds_on():
 
 
 def test_without_the_source_there_is_no_pix2pix():
-    output = make_plans(256, seed=3, batch_size=8, sees_source=False, **{**SMALL, "coarse_dropout": 0.0}, **STEPS)
+    output = make_plans(256, seed=3, batch_size=8, sees_source=False, **SMALL, **STEPS)
     assert list(output) == ["regression", "flow"]
+    assert {each_one.stage.coarse_dropout for each_one in output.values()} == {0.0}, "the coarse image is all they see"
 
 
 def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
-    values = {"neighbours": 3, "lr": 1e-3, "laplace": True, "lambda_adversarial": 0.5, "coarse_dropout": 0.25}
-    of_data = {"scale": 0.1, "shift": 2, "crop": 32, "checkpoint_every": 7}
+    values = {"neighbours": 3, "lr": 1e-3, "laplace": True, "coarse_dropout": 0.25}
+    of_data = {"shift": 2, "crop": 32, "checkpoint_every": 7}
     output = make_plans(256, seed=0, batch_size=8, **STEPS, **SMALL, **values, **of_data)
     for each_one in output.values():
         assert (each_one.stage.width, each_one.stage.multipliers, each_one.stage.neighbours, each_one.stage.lr) == (
@@ -78,15 +78,16 @@ def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
             3,
             1e-3,
         )
-        assert each_one.augmentation == Augmentation(shift=2, scale=0.1)
+        assert each_one.shift == 2
         assert (each_one.fit.checkpoint_every, each_one.crop) == (7, 32)
     regression, pix2pix, flow = (each_one.stage for each_one in output.values())
-    assert (regression.lambda_adversarial, pix2pix.lambda_adversarial) == (0.0, 0.5)
+    assert (regression.lambda_adversarial, pix2pix.lambda_adversarial) == (0.0, 0.05)
+    assert (pix2pix.patch_width, pix2pix.patch_layers) == (4, 3)
     assert (regression.laplace, pix2pix.laplace) == (True, False)
     assert (regression.coarse_dropout, pix2pix.coarse_dropout, flow.coarse_dropout) == (0.25, 1.0, 0.25)
 
 
-@pytest.mark.parametrize("unknown", ["sigma", "patch", "steps", "device"])
+@pytest.mark.parametrize("unknown", ["sigma", "patch", "steps", "device", "patch_width", "scale"])
 def test_an_unknown_setting_is_refused(unknown):
     with pytest.raises(InputError, match=f"stage 2 has no setting {unknown}; it has beta1, .*width"):
         make_plans(64, seed=0, batch_size=8, **STEPS, **{unknown: 2})
@@ -173,7 +174,7 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
     for name in UNTRAINED - {"cyclegan.pt"}:
         (run / "checkpoints" / name).unlink()
     pairs = load_pairs(run, "pet2ct", "both", seed=0)
-    plan = make_plans(32, seed=0, batch_size=2, crop=16, lambda_adversarial=0.1, shift=1, scale=0.05, **STEPS, **SMALL)
+    plan = make_plans(32, seed=0, batch_size=2, crop=16, shift=1, **STEPS, **SMALL)
     rows = {name: train_stage(run, name, pairs, each_one, resume=False) for name, each_one in plan.items()}
     assert {name: set(each_one[-1]) - {"step"} for name, each_one in rows.items()} == {
         name: {*losses, "validation_mae_hu", "validation_score", "validation_spectrum"}
@@ -188,7 +189,7 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
     assert all(list((run / "logs" / f"{name}_pet2ct").glob("events*")) for name in plan)
     regression = load_regression(run / "checkpoints" / "regression_pet2ct.pt")
     flow = load_flow(run / "checkpoints" / "flow_pet2ct.pt", regression)
-    batches = train_refiner._batches(pairs, 2, plan["flow"].augmentation, 16)
+    batches = train_refiner._batches(pairs, 2, plan["flow"].shift, 16)
     assert flow.settings.residual_spectrum == measure_residual_spectrum(regression, batches, 0)
     assert len(set(flow.settings.residual_spectrum)) > 1
 
