@@ -1,4 +1,4 @@
-"""Settings of stage 2 by what they reach in equal time: crops, batch, width, rate, averaging, precision, compile.
+"""Settings of stage 2 by what they reach in equal time: crops, batch, width, rate, averaging, precision.
 
     .venv/bin/python benchmarks/refiner.py --run runs/quick --seconds 60
 
@@ -61,7 +61,7 @@ SETTINGS = {  # by name: what differs from the profile
     "profile": {}, "whole slices": {"crop": None, "batch_size": 4}, "crop 48": {"crop": 48, "batch_size": 14},
     "crop 96": {"crop": 96, "batch_size": 4}, "batch 16": {"batch_size": 16}, "batch 4": {"batch_size": 4},
     "width 24": {"width": 24}, "half the lr": {"lr": 0.5}, "twice the lr": {"lr": 2.0},
-    "ema 0.999": {"ema_decay": 0.999}, "float32": {"mixed_precision": "no"}, "compile": {"compile": True},
+    "ema 0.999": {"ema_decay": 0.999}, "float32": {"mixed_precision": "no"},
 }  # fmt: skip
 FLOWS = ("Heun", "8 steps", "white noise", "noise on m", "out of fold", "validation's s")
 DRAWN = {"Heun": {"sampler": "heun"}, "8 steps": {"steps": 2 * STEPS}}  # the profile's own flow
@@ -85,9 +85,6 @@ def trained(make: Callable, plan: Stage2Plan, pairs: list, seconds: float, folde
     values = {"fingerprint": "", "seed": 0, "resume": False}
     start = time.perf_counter()
     fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **values)
-    if plan.fit.compile:  # the first steps compile
-        start = time.perf_counter()
-        fit(make(), batches, replace(plan.fit, steps=TIMED), checkpoint=folder / "timed.pt", **values)
     steps, stage = round(seconds / ((time.perf_counter() - start) / TIMED)), make()
     fit(stage, batches, replace(plan.fit, steps=max(steps, 1)), checkpoint=folder / "stage.pt", **values)
     return stage, steps

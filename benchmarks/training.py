@@ -34,7 +34,7 @@ from petct_lib.training.update import Updates
 from petct_lib.training.validation import Validation
 
 NOTEBOOK = "02_cyclegan_training"
-HOW = ("mixed_precision", "channels_last", "compile")  # FitSettings that cost time or memory
+HOW = ("mixed_precision", "channels_last")  # FitSettings that cost time or memory
 CHECKS = 20  # validations of a contender on its way
 VALIDATED = 16  # slices of each validation patient
 PROBED = 8  # steps that peak memory and speed are read from before a training
@@ -60,7 +60,6 @@ def contenders(profile: str, batch: int | None) -> dict[str, Contender]:
     gan = CycleGANSettings(**{f.name: params[f.name] for f in fields(CycleGANSettings) if f.name in params})
     ours = Contender(gan, batch or params["batch_size"], {name: params[name] for name in HOW if name in params})
     changes = {
-        "transposed convolution": {"upsampling": "transposed"},
         "identity loss on every step": {"identity_every": 1}, "no identity loss": {"lambda_identity": 0.0},
         "one block fewer": {"blocks": gan.blocks - 1}, "half the width": {"width": gan.width // 2},
         "the paper's rate": {"lr": CycleGANSettings.lr}, "twice the rate": {"lr": 2 * gan.lr},
@@ -99,11 +98,8 @@ class Job:
         """Batches of the training patients and scores on the validation patients; the same for all contenders."""
         prepared, window, device = Prepared(Path(self.prepared)), Intensity(), torch.device(self.device)
         splits = split_patients(prepared.patients, SEED)
-        neighbours = self.contender.gan.neighbours if self.contender.gan else 1
         held = device if device.type == "cuda" else None
-        pet, ct = (
-            Slices(prepared, splits[f"train_{kind}"], (kind,), window, neighbours, held) for kind in ("pet", "ct")
-        )
+        pet, ct = (Slices(prepared, splits[f"train_{kind}"], (kind,), window, device=held) for kind in ("pet", "ct"))
         params = notebook_parameters(NOTEBOOK, self.profile)
         batches = UnpairedBatches(pet, ct, self.contender.batch_size, params["shift"])
         return batches, Validation(prepared, splits["refine"], window, slices=VALIDATED)

@@ -67,7 +67,7 @@ class UnpairedBatches:
         self.slices, self.size, self.shift = {"pet": pet, "ct": ct}, size, shift
 
     def __call__(self, rng: np.random.Generator, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """{"pet", "ct"}: (B, neighbours, H, W), independent slices, each shifted at random.
+        """{"pet", "ct"}: (B, 1, H, W), independent slices, each shifted at random.
 
         Of a batch drawn by `rng`, the share of process `rank` of `world`, B = size / world.
         """
@@ -92,10 +92,9 @@ class UnpairedBatches:
 
     def describe(self) -> dict:
         """What would change the batches; see `loop.Batches`."""
-        pet = self.slices["pet"]
         return {
             **{kind: stack.studies for kind, stack in self.slices.items()}, "size": self.size,
-            "neighbours": pet.neighbours, "shift": self.shift, "window": asdict(pet.window),
+            "shift": self.shift, "window": asdict(self.slices["pet"].window),
         }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def map_batches(function: Callable[..., Tensor], *images: Tensor) -> Tensor:
 
 
 def coarse_images(cyclegan: CycleGAN, source: Tensor, direction: str) -> Tensor:
-    """Coarse images (n, 1, H, W) of encoded slices (n, neighbours, H, W), a batch at a time, on the CPU."""
+    """Coarse images (n, 1, H, W) of encoded slices (n, 1, H, W), a batch at a time, on the CPU."""
     return map_batches(lambda x: cyclegan.translate(x, direction), source)
 
 
@@ -105,16 +105,15 @@ def stage2_inputs(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Source (n, H, W) in SUV or HU → encoded source (n, neighbours, H, W) and coarse image (n, 1, H, W).
 
-    More neighbours where the generator looks at more: a network that looks at fewer takes the middle ones.
+    lengths: see `encode_slices`.
     """
-    of_generator = cyclegan.settings.neighbours
-    x = encode_slices(source, SOURCE[direction], window, max(of_generator, neighbours), lengths)
-    return x, coarse_images(cyclegan, center_slice(x, of_generator), direction)
+    x = encode_slices(source, SOURCE[direction], window, neighbours, lengths)
+    return x, coarse_images(cyclegan, center_slice(x), direction)
 
 
 def translate_coarse(cyclegan: CycleGAN, source: np.ndarray, direction: str, window: Intensity) -> np.ndarray:
-    """The CycleGAN alone on a study, (n, H, W) in SUV or HU; the result in the target's unit."""
-    x = encode_slices(source, SOURCE[direction], window, cyclegan.settings.neighbours)
+    """The CycleGAN alone on slices (n, H, W) in SUV or HU; the result in the target's unit."""
+    x = encode_slices(source, SOURCE[direction], window)
     return decode_images(coarse_images(cyclegan, x, direction), TARGET[direction], window)
 
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from petct_lib.imaging.slices import center_slice
 from petct_lib.models.cyclegan import CycleGAN
 from petct_lib.models.networks import enlarge, shrink
 
@@ -43,13 +42,13 @@ def make_cycle_pair(
     cyclegan: CycleGAN, y: Tensor, direction: str, perturbation: Perturbation, rng: np.random.Generator,
     variants: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Target slices y (B, C, H, W) of a direction → F(y), a synthetic source, (B, 1, H, W), and c', on the CPU.
+    """Target slices y (B, 1, H, W) of a direction → F(y), a synthetic source, (B, 1, H, W), and c', on the CPU.
 
-    c': (B, variants, H, W), each of another perturbation. C: the generators' `neighbours`. Both generators work on the
-    coarse grid; what they give is brought up to y's size.
+    c': (B, variants, H, W), each of another perturbation. Both generators work on the coarse grid; what they give is
+    brought up to y's size.
     """
     F_, G = cyclegan.generator(BACK[direction]), cyclegan.generator(direction)
     small = shrink(y.to(next(G.parameters()).device), cyclegan.settings.coarse_size)
     x = F_(small)
-    c = torch.cat([center_slice(G(perturb(x, perturbation, rng))) for _ in range(variants)], dim=1)
-    return tuple(enlarge(image, y.shape[-2:]).cpu() for image in (center_slice(x), c))
+    c = torch.cat([G(perturb(x, perturbation, rng)) for _ in range(variants)], dim=1)
+    return tuple(enlarge(image, y.shape[-2:]).cpu() for image in (x, c))

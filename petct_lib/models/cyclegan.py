@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from petct_lib import InputError
-from petct_lib.imaging.slices import center_slice
 from petct_lib.models.losses import (
     adversarial_loss,
     cycle_loss,
@@ -21,7 +20,6 @@ from petct_lib.models.losses import (
     identity_loss,
 )
 from petct_lib.models.networks import (
-    UPSAMPLINGS,
     PatchDiscriminator,
     ResnetGenerator,
     ema_model,
@@ -35,17 +33,15 @@ from petct_lib.models.stage import Update
 
 @dataclass(frozen=True)
 class CycleGANSettings:
-    """Defaults are the paper's, but for `upsampling`. Switches for ablations: a weight of 0 leaves its loss out.
+    """Defaults are the paper's. A weight of 0 leaves its loss out.
 
-    InputError for an unknown choice, a weight below 0, and an interval below 1.
+    InputError for a weight below 0, an interval below 1, and a coarse grid that cannot be halved twice.
     """
 
     width: int = 64  # first layer's channels of generator and discriminator
     blocks: int = 9  # residual blocks, for 256×256 images
     patch_layers: int = 3  # 3: 70×70 patches; 2: 34×34, for small images
     coarse_size: int | None = None  # pixels along x and y of the grid that it works on; None: the slices' own
-    neighbours: int = 1  # 3 or 5: 2.5-D, so many slices in and out; the middle one is the translation
-    upsampling: str = "resize"  # "transposed" is the paper's, and leaves a checkerboard (Odena 2016)
     lambda_cycle: float = 10.0  # Zhu 2017, §4
     lambda_identity: float = 5.0  # half of lambda_cycle, Zhu 2017, §5.2
     identity_every: int = 1  # the identity loss on every n-th step only, n times as strong there
@@ -56,11 +52,6 @@ class CycleGANSettings:
     ema_decay: float = 0.999  # averaged weights are what translates
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("neighbours", self.neighbours, (1, 3, 5)), ("upsampling", self.upsampling, UPSAMPLINGS)
-        ):  # fmt: skip
-            if value not in allowed:
-                raise InputError(f"CycleGAN: {name} {value!r} is not one of {', '.join(map(str, allowed))}")
         if min(self.lambda_cycle, self.lambda_identity, self.pool_size) < 0 or self.identity_every < 1:
             raise InputError(f"CycleGAN: weights and pool_size must be at least 0, identity_every at least 1: {self}")
         if self.coarse_size is not None and (self.coarse_size < 4 or self.coarse_size % 4):
@@ -98,17 +89,13 @@ class CycleGAN:
         torch.manual_seed(seed)  # initial weights; everything later takes its randomness as an argument
         s = self.settings = settings
         self.nets: dict[str, nn.Module] = {
-            "G_pet2ct": self._generator(), "G_ct2pet": self._generator(),
-            "D_ct": PatchDiscriminator(s.neighbours, s.width, s.patch_layers),
-            "D_pet": PatchDiscriminator(s.neighbours, s.width, s.patch_layers),
+            "G_pet2ct": ResnetGenerator(s.width, s.blocks), "G_ct2pet": ResnetGenerator(s.width, s.blocks),
+            "D_ct": PatchDiscriminator(1, s.width, s.patch_layers),
+            "D_pet": PatchDiscriminator(1, s.width, s.patch_layers),
         }  # fmt: skip
         self.optimisers = {kind: self._adam(kind) for kind in "GD"}
         self.ema = {name: ema_model(net, s.ema_decay) for name, net in self.nets.items() if name[0] == "G"}
         self.pools = {"ct": ImagePool(s.pool_size), "pet": ImagePool(s.pool_size)}
-
-    def _generator(self) -> ResnetGenerator:
-        s = self.settings
-        return ResnetGenerator(s.neighbours, s.neighbours, s.width, s.blocks, upsampling=s.upsampling)
 
     def _adam(self, kind: str) -> torch.optim.Adam:
         nets = [net for name, net in self.nets.items() if name[0] == kind]
@@ -119,7 +106,7 @@ class CycleGAN:
     def step(self, batch: dict[str, Tensor], step: int, rng: np.random.Generator, update: Update) -> dict[str, Tensor]:
         """Training step number `step`: an update of G and F, then one of D_Y and D_X; what it logs comes back.
 
-        batch: unpaired "pet" and "ct", (B, C, H, W) in [−1, 1], C slices (`neighbours`).
+        batch: unpaired "pet" and "ct", (B, 1, H, W) in [−1, 1].
         """
         batch = {kind: shrink(images, self.settings.coarse_size) for kind, images in batch.items()}
         generator_losses = partial(self.generator_losses, identity=step % self.settings.identity_every == 0)
@@ -163,20 +150,19 @@ class CycleGAN:
 
     @torch.no_grad()
     def translate(self, x: Tensor, direction: str) -> Tensor:
-        """Slices (B, C, H, W) in [−1, 1] to coarse images of the middle ones, (B, 1, H, W), on the networks' device.
+        """Slices (B, 1, H, W) in [−1, 1] to their coarse images, (B, 1, H, W), on the networks' device.
 
         The generator sees them on its coarse grid, and its image is brought up to theirs.
         """
         generator = self.generator(direction)
         size, device = x.shape[-2:], next(generator.parameters()).device
-        return enlarge(center_slice(generator(shrink(x.to(device), self.settings.coarse_size))), size)
+        return enlarge(generator(shrink(x.to(device), self.settings.coarse_size)), size)
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Tensor]) -> Tensor:
         """Rows: PET, CT made of it, CT, PET made of it; (1, 4 · H, B · W) in [0, 1]."""
         pet, ct = batch["pet"], batch["ct"]
-        rows = [center_slice(pet), self.translate(pet, "pet2ct"), center_slice(ct), self.translate(ct, "ct2pet")]
-        return tile(rows)
+        return tile([pet, self.translate(pet, "pet2ct"), ct, self.translate(ct, "ct2pet")])
 
     def extra_state(self) -> dict:
         """What a checkpoint must hold beside weights and optimisers: settings and image pools."""

@@ -11,38 +11,32 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from petct_lib import InputError
 
-UPSAMPLINGS = ("resize", "transposed")
 FINE = 8  # channels on the pixels themselves; chosen: a tenth of the time
 
 
 class ResnetGenerator(nn.Module):
-    """Image to image, (B, in, H, W) → (B, out, H, W) float32 in [−1, 1]; H and W divisible by 4.
+    """Image to image, (B, 1, H, W) → (B, 1, H, W) float32 in [−1, 1]; H and W divisible by 4.
 
-    Zhu et al. 2017, appendix 7.2. `upsampling`: "transposed" is the paper's; "resize" is a nearest-neighbour
-    upsampling before the convolution, which leaves no checkerboard (Odena et al. 2016).
+    Zhu et al. 2017, appendix 7.2, but for the way up: where the paper has transposed convolutions, the nearest
+    neighbour and a convolution, which leave no checkerboard (Odena et al. 2016).
 
     Instance norm (Ulyanov et al. 2016), as in the paper. It takes any bias before it away again, whose gradient would
     be rounding noise, which Adam blows up to full steps: those convolutions have none.
     """
 
-    def __init__(
-        self, in_channels: int = 1, out_channels: int = 1, width: int = 64, blocks: int = 9, *,
-        upsampling: str = "resize",
-    ) -> None:  # fmt: skip
+    def __init__(self, width: int = 64, blocks: int = 9) -> None:
         super().__init__()
         w, edge = width, nn.ReflectionPad2d(3)
         self.enter = nn.Sequential(
-            edge, nn.Conv2d(in_channels, w, 7, bias=False), nn.InstanceNorm2d(w), nn.ReLU(True),
+            edge, nn.Conv2d(1, w, 7, bias=False), nn.InstanceNorm2d(w), nn.ReLU(True),
             *_down(w, 2 * w), *_down(2 * w, 4 * w),
         )  # fmt: skip
         self.blocks = nn.ModuleList(ResidualBlock(4 * w) for _ in range(blocks))
-        self.leave = nn.Sequential(
-            *_up(4 * w, 2 * w, upsampling), *_up(2 * w, w, upsampling), edge, nn.Conv2d(w, out_channels, 7), nn.Tanh()
-        )
+        self.leave = nn.Sequential(*_up(4 * w, 2 * w), *_up(2 * w, w), edge, nn.Conv2d(w, 1, 7), nn.Tanh())
         self.apply(init_gan)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H, W) float32 in [−1, 1]."""
+        """(B, 1, H, W) → (B, 1, H, W) float32 in [−1, 1]."""
         x = self.enter(x)
         for block in self.blocks:
             x = block(x)
@@ -72,12 +66,8 @@ def _down(a: int, b: int) -> list[nn.Module]:
     return [nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.InstanceNorm2d(b), nn.ReLU(True)]
 
 
-def _up(a: int, b: int, upsampling: str) -> list[nn.Module]:
-    if upsampling == "transposed":
-        layers = [nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1, bias=False)]
-    else:
-        layers = [nn.Upsample(scale_factor=2, mode="nearest"), *_conv3(a, b)]
-    return [*layers, nn.InstanceNorm2d(b), nn.ReLU(True)]
+def _up(a: int, b: int) -> list[nn.Module]:
+    return [nn.Upsample(scale_factor=2, mode="nearest"), *_conv3(a, b), nn.InstanceNorm2d(b), nn.ReLU(True)]
 
 
 class PatchDiscriminator(nn.Module):

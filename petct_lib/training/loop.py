@@ -72,7 +72,6 @@ class FitSettings:
     mixed_precision: str = "no"  # "bf16" on a GPU that has it
     loss_limit: float = 1e4  # a loss beyond it has exploded: images lie in [−1, 1], sound losses below 100
     channels_last: bool = False  # memory layout that convolutions on a GPU are faster with
-    compile: bool = False  # torch.compile: minutes at the start, fewer later; for a GPU
 
     def __post_init__(self) -> None:
         least = min(self.steps, self.log_every, self.preview_every, self.checkpoint_every, self.keep)
@@ -216,7 +215,7 @@ class _Log:
 
 
 def _place(stage: Stage, settings: FitSettings, device: torch.device) -> None:
-    """Networks and optimisers on the device, in the layout and compiled as the settings say."""
+    """Networks and optimisers on the device, in the layout that the settings say."""
     keep_freed_memory()
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     for net in (*stage.nets.values(), *stage.ema.values()):
@@ -225,9 +224,6 @@ def _place(stage: Stage, settings: FitSettings, device: torch.device) -> None:
         ema.n_averaged = ema.n_averaged.cpu()  # it is read at every step, and a GPU would be waited for
     for optimiser in stage.optimisers.values():
         optimiser.load_state_dict(optimiser.state_dict())  # moves its state to where the parameters are now
-    if settings.compile:
-        for net in stage.nets.values():
-            net.compile()
 
 
 def _draw(

@@ -37,13 +37,11 @@ class CycleGANPlan:
     seed: int
 
 
-def unpaired_slices(run_dir: Path, neighbours: int = 1, device: torch.device | None = None) -> tuple[Slices, Slices]:
+def unpaired_slices(run_dir: Path, device: torch.device | None = None) -> tuple[Slices, Slices]:
     """PET slices of `train_pet` and CT slices of `train_ct`; device: where to hold them all, None: on the disk."""
     prepared, splits = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir)
     window = read_window(run_dir)
-    return tuple(
-        Slices(prepared, splits[f"train_{kind}"], (kind,), window, neighbours, device) for kind in ("pet", "ct")
-    )
+    return tuple(Slices(prepared, splits[f"train_{kind}"], (kind,), window, device=device) for kind in ("pet", "ct"))
 
 
 def make_plan(
@@ -93,7 +91,7 @@ def _train_as_one_of_several(run_dir: Path, plan: CycleGANPlan, resume: bool) ->
 def _train(run_dir: Path, plan: CycleGANPlan, resume: bool, watchers: Sequence[Watcher] = ()) -> list[dict]:
     run, splits = RunFolder(run_dir), read_splits(run_dir)
     prepared = Prepared(run.prepared)
-    pets, cts = _held(run_dir, plan.gan.neighbours)
+    pets, cts = _held(run_dir)
     batches = UnpairedBatches(pets, cts, plan.batch_size, plan.shift)
     return fit(
         CycleGAN(plan.gan, plan.seed), batches, plan.fit, checkpoint=run.checkpoint("cyclegan"),
@@ -104,12 +102,12 @@ def _train(run_dir: Path, plan: CycleGANPlan, resume: bool, watchers: Sequence[W
     )  # fmt: skip
 
 
-def _held(run_dir: Path, neighbours: int) -> tuple[Slices, Slices]:
+def _held(run_dir: Path) -> tuple[Slices, Slices]:
     """The slices: on the GPU where there is one that they leave half empty, else read from the disk when drawn."""
-    slices = unpaired_slices(run_dir, neighbours)
+    slices = unpaired_slices(run_dir)
     if not torch.cuda.is_available():
         return slices
     device = Accelerator().device
     free, _ = torch.cuda.mem_get_info(device)
     fits = sum(part.nbytes for part in slices) < free / 2
-    return unpaired_slices(run_dir, neighbours, device) if fits else slices
+    return unpaired_slices(run_dir, device) if fits else slices

@@ -121,7 +121,7 @@ def load_real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | Non
     prepared = Prepared(run.prepared)
     patients = list(refiner_patients(splits, direction) if patients is None else patients)
     cyclegan, kind = load_cyclegan(run.checkpoint("cyclegan")), SOURCE[direction]
-    around = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
+    around = Slices(prepared, patients, (kind,), window)
     coarse = write_coarse_images(around, cyclegan, direction, run.coarse / f"{direction}.npy")
     return Pairs(Slices(prepared, patients, ("pet", "ct"), window, neighbours), coarse, direction)
 
@@ -136,7 +136,7 @@ def load_cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: 
     prepared = Prepared(run.prepared)
     patients = refiner_patients(splits, direction)
     cyclegan, kind, rng = load_cyclegan(run.checkpoint("cyclegan")), TARGET[direction], np.random.default_rng(seed)
-    slices = Slices(prepared, patients, (kind,), window, cyclegan.settings.neighbours)
+    slices = Slices(prepared, patients, (kind,), window)
     folder, name = run.coarse, f"cycle_{direction}"
     shape = slices[0][kind].shape[1:]
     with atomic_write(folder / f"{name}_x.npy") as x_path, atomic_write(folder / f"{name}_c.npy") as c_path:

@@ -48,8 +48,7 @@ class Validation:
     """
 
     def __init__(self, prepared: Prepared, patients: list[str], window: Intensity, slices: int = 16) -> None:
-        self.prepared, self.window = prepared, window
-        self.pixel_mm = prepared.index["grid"]["pixel_mm"]
+        self.window, self.pixel_mm = window, prepared.index["grid"]["pixel_mm"]
         self.patients = [_read(prepared, patient, slices) for patient in patients]
         if sum(len(p.chosen) for p in self.patients) < 2:
             raise InputError(f"validation on {len(patients)} patients, {slices} slices each: needs two slices or more")
@@ -62,7 +61,10 @@ class Validation:
         that no hot bladder rules. invented_percent, lungless_percent: `training_warnings.invented_percent` and
         `training_warnings.lungs_in_lungless_slices`, over the patients that have such tissue or slices; else left out.
         """
-        fakes = [{TARGET[d]: self._translate(stage, patient, d) for d in DIRECTIONS} for patient in self.patients]
+        fakes = [
+            {TARGET[d]: translate_coarse(stage, patient.real[SOURCE[d]], d, self.window) for d in DIRECTIONS}
+            for patient in self.patients
+        ]
         scores, encoded_maes = {}, []
         for kind in KINDS:
             pairs = [(p.real[kind], fake[kind], p.body) for p, fake in zip(self.patients, fakes, strict=True)]
@@ -75,14 +77,6 @@ class Validation:
         scores["score"] = _mean(encoded_maes)
         scores |= self._invented_percent([fake["ct"] for fake in fakes])
         return {f"validation_{name}": value for name, value in scores.items()}
-
-    def _translate(self, stage: CycleGAN, patient: _Patient, direction: str) -> np.ndarray:
-        """The chosen slices; a 2.5-D generator sees them among their neighbours, so it is given the whole study."""
-        kind = SOURCE[direction]
-        if stage.settings.neighbours == 1:
-            return translate_coarse(stage, patient.real[kind], direction, self.window)
-        study = np.array(self.prepared.array(patient.study, kind))
-        return translate_coarse(stage, study, direction, self.window)[patient.chosen]
 
     def _invented_percent(self, fake_cts: list[np.ndarray]) -> dict[str, float]:
         scored = [(p, fake) for p, fake in zip(self.patients, fake_cts, strict=True) if p.lung is not None]
@@ -115,9 +109,8 @@ class RefinerValidation:
         self.patients = []  # (source, coarse) as the networks take them, and the real image and body, by patient
         for one in (_read(prepared, patient, slices) for patient in patients):
             study = np.array(prepared.array(one.study, source))
-            of_generator = cyclegan.settings.neighbours
-            x = encode_slices(study, source, self.window, max(of_generator, neighbours))[one.chosen]
-            coarse = coarse_images(cyclegan, center_slice(x, of_generator), direction)
+            x = encode_slices(study, source, self.window, neighbours)[one.chosen]
+            coarse = coarse_images(cyclegan, center_slice(x), direction)
             self.patients.append((x, coarse, one.real[self.kind], one.body))
 
     def __call__(self, stage: Regression | ResidualFlow) -> dict[str, float]:

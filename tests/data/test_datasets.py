@@ -83,7 +83,6 @@ def test_names_are_those_of_the_slices_drawn(prepared):
 def test_what_changes_the_batches_is_described(prepared):
     plain = pair_of_batches(prepared).describe()
     assert pair_of_batches(prepared, shift=1).describe() != plain
-    assert pair_of_batches(prepared, neighbours=3).describe() != plain
     assert pair_of_batches(prepared, size=2).describe() != plain
     slices = Slices(prepared, prepared.patients[:1], ("pet", "ct"), Intensity())
     coarse = np.zeros((len(slices), 1, 32, 32), np.float32)

@@ -84,14 +84,6 @@ def test_generators_work_on_their_coarse_grid_and_pairs_have_the_slices_size():
     assert torch.equal(c, F.interpolate(stage.generator("ct2pet")(small), **up))
 
 
-def test_of_neighbouring_slices_the_middle_ones_are_the_pair():
-    stage, y = cyclegan(neighbours=3), images(channels=3)
-    x, c = make_cycle_pair(stage, y, "pet2ct", NONE, rng())
-    around = stage.generator("ct2pet")(y)
-    assert torch.equal(x, around[:, 1:2])
-    assert torch.equal(c, stage.generator("pet2ct")(around)[:, 1:2])
-
-
 def test_noise_is_bounded_and_of_another_strength_for_each_image():
     image = torch.zeros(400, 1, 32, 32)
     spread = perturb(image, Perturbation(noise=0.2, blur=False), rng()).std(dim=(1, 2, 3))

@@ -86,8 +86,8 @@ class Other(tiny.RandomBatches):
         ({"seed": 4}, r"other seed \(3, now 4\)"),
         ({"steps": 9}, r"other steps \(4, now 9\)"),
         ({"mixed_precision": "bf16"}, r"other mixed_precision \('no', now 'bf16'\)"),
-        ({"pair": (tiny.stage_of("gan", lr=1e-3, upsampling="transposed")[0], tiny.RandomBatches(("pet", "ct")))},
-         r"other settings: upsampling \('resize', now 'transposed'\); settings: lr \(0\.0002, now 0\.001\)"),
+        ({"pair": (tiny.stage_of("gan", lr=1e-3, pool_size=2)[0], tiny.RandomBatches(("pet", "ct")))},
+         r"other settings: pool_size \(3, now 2\); settings: lr \(0\.0002, now 0\.001\)"),
         ({"pair": (tiny.stage_of("gan")[0], Other(("pet", "ct")))}, r"other batches: size \(2, now 4\)"),
     ],
 )  # fmt: skip

@@ -71,8 +71,8 @@ def difference(one, other):
 
 
 def test_every_parameter_of_notebook_02_is_a_setting(run_dir):
-    output = plan(run_dir, shift=3, neighbours=3, lambda_cycle=5.0, coarse_size=16)
-    assert (output.shift, output.gan.neighbours) == (3, 3)
+    output = plan(run_dir, shift=3, lambda_cycle=5.0, coarse_size=16)
+    assert output.shift == 3
     assert (output.gan.coarse_size, plan(run_dir, coarse_size=None).gan.coarse_size) == (16, None)
     assert (output.gan.lambda_cycle, output.fit.steps, output.batch_size) == (5.0, 3, 2)
     with pytest.raises(InputError, match="stage 1 has no setting widht; it has beta1"):
@@ -85,7 +85,7 @@ def test_epochs_count_the_larger_of_both_sets(run_dir):
 
 
 def test_one_process_leaves_checkpoints_validation_and_logs(run_dir):
-    rows = train_cyclegan(run_dir, plan(run_dir, steps=4, keep=2, neighbours=3), resume=False)
+    rows = train_cyclegan(run_dir, plan(run_dir, steps=4, keep=2), resume=False)
     assert [row["step"] for row in rows if "validation_score" in row] == [1, 3]
     assert {"accuracy_ct", "D_pet", "cycle", "validation_mae_hu"} <= set(rows[-1])
     names = {path.name for path in (run_dir / "checkpoints").iterdir()}
