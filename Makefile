@@ -18,7 +18,7 @@ SHOWN := 01_planes 01_truth 01_triptych 02_losses 02_invented 03_steps 04_sample
 EXPLORED := 05_synthetic_planes 05_ct
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check slow nbval test-browser lint lab bench ablation figures demo notebooks clean
+.PHONY: help install run test fast check slow nbval test-browser lint lab bench ablation figures demo notebooks clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -52,10 +52,12 @@ run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into 
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --durations=20
 
-test: $(TESTED) lint  ## ruff, the fast tests, and nbval over every notebook
+test: $(TESTED) lint  ## ruff, and side by side the fast tests and nbval over every notebook
+	$(MAKE) --jobs 2 fast nbval
+
+fast: $(TESTED)  ## the tests that need no run of the notebooks
 	rm -f .coverage
 	$(PYTEST) -m "not slow" --cov-report=
-	$(MAKE) nbval
 
 check: test slow  ## everything: make test, then the slow tests, coverage, and the notebooks in a browser
 

@@ -34,7 +34,7 @@ MAKES = {  # what each notebook leaves in the run folder for the next ones
     "03_diffusion_refinement": "checkpoints/flow_ct2pet.pt",  # trained last
 }
 CELL_TIMEOUT_S = 14 * 24 * 3600  # a full training is one cell
-PACKAGES = ("torch", "numpy", "pydicom", "SimpleITK", "scikit-image", "accelerate", "lpips", "papermill")
+PACKAGES = ("torch", "numpy", "scipy", "pydicom", "nibabel", "scikit-image", "accelerate", "lpips", "papermill")
 
 
 def run_all(

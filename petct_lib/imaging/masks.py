@@ -4,15 +4,13 @@ They are for scoring only and are never given to a network: a translated image m
 The body's own mask is `volume.body_mask`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 from scipy import ndimage
 
 from petct_lib import InputError
-from petct_lib.imaging.volume import AIR_HU, Grid, Volume, overlap_mm, resample, to_sitk
+from petct_lib.imaging.volume import AIR_HU, Grid, Volume, overlap_mm, resample
 
 FROM_SEG, FROM_HU = "SEG", "HU threshold"
 
@@ -74,20 +72,20 @@ def _sources(regions: list[Region]) -> str:
 def find_lungs(hu: Volume, body: Volume) -> Volume:
     """The one or two largest pieces of lung in a CT (HU) within the body, on its grid; empty where there is none."""
     air = Volume((hu.array < LUNG_MAX_HU) & body.array, hu.affine, "1")
-    core = _morph(sitk.BinaryErode, air, AIRWAY_MM)
+    core = _erode(air, AIRWAY_MM)
     labels, volumes_ml = _pieces(core)
     large = np.flatnonzero(volumes_ml > MIN_LUNG_ML)
     largest = large[ndimage.mean(hu.array, labels, large) > GAS_MAX_HU][:2] if large.size else []
     core = Volume(np.isin(labels, largest), hu.affine, "1")
     # One voxel further than the erosion, so that the thin edges come back.
-    grown = _morph(sitk.BinaryDilate, core, AIRWAY_MM + float(hu.spacing_mm.min()))
-    closed = _morph(sitk.BinaryMorphologicalClosing, Volume(grown.array & air.array, hu.affine, "1"), AIRWAY_MM)
+    grown = _dilate(core, AIRWAY_MM + float(hu.spacing_mm.min()))
+    closed = _close(Volume(grown.array & air.array, hu.affine, "1"), AIRWAY_MM)
     return Volume(closed.array & body.array, hu.affine, "1")
 
 
 def _bone(hu: Volume, where: np.ndarray) -> Volume:
     dense = Volume((hu.array > BONE_MIN_HU) & where, hu.affine, "1")
-    closed = _morph(sitk.BinaryMorphologicalClosing, dense, BONE_CLOSING_MM)
+    closed = _close(dense, BONE_CLOSING_MM)
     return _large(Volume(closed.array & where, hu.affine, "1"), MIN_BONE_ML)
 
 
@@ -98,17 +96,33 @@ def _large(mask: Volume, smallest_ml: float) -> Volume:
 
 def _pieces(mask: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Connected components from the largest on, (z, y, x) from 1, and their volumes by label, ml, 0 for label 0."""
-    image = sitk.RelabelComponent(sitk.ConnectedComponent(to_sitk(mask)))
-    labels = sitk.GetArrayFromImage(image)
-    volumes_ml = np.bincount(labels.ravel()) * np.prod(mask.spacing_mm) / 1000
-    volumes_ml[0] = 0
-    return labels, volumes_ml
+    labels, count = ndimage.label(mask.array)
+    voxels = np.bincount(labels.ravel(), minlength=count + 1)
+    order = 1 + np.argsort(-voxels[1:], kind="stable")
+    number = np.zeros(count + 1, int)
+    number[order] = np.arange(1, count + 1)
+    return number[labels], np.array([0, *voxels[order]]) * np.prod(mask.spacing_mm) / 1000
 
 
-def _morph(operation: Callable, mask: Volume, radius_mm: float) -> Volume:
-    radius = [round(float(r)) for r in radius_mm / mask.spacing_mm]
-    image = operation(to_sitk(mask), radius, sitk.sitkBall)
-    return Volume(sitk.GetArrayFromImage(image).astype(bool), mask.affine, "1")
+def _dilate(mask: Volume, radius_mm: float) -> Volume:
+    """All voxels whose centre lies in the ellipsoid of ⌊radius⌉ + ½ voxels around one of the mask's."""
+    semi_axes = np.round(radius_mm / mask.spacing_mm)[::-1] + 0.5
+    if not mask.array.any():
+        return mask
+    return Volume(ndimage.distance_transform_edt(~mask.array, sampling=1 / semi_axes) <= 1, mask.affine, "1")
+
+
+def _erode(mask: Volume, radius_mm: float) -> Volume:
+    """The inverse of `_dilate`; what is beyond the border counts as mask."""
+    return Volume(~_dilate(Volume(~mask.array, mask.affine, "1"), radius_mm).array, mask.affine, "1")
+
+
+def _close(mask: Volume, radius_mm: float) -> Volume:
+    """Dilated, then eroded, with background beyond the border."""
+    margin = int(np.round(radius_mm / mask.spacing_mm).max()) + 1
+    padded = Volume(np.pad(mask.array, margin), mask.affine, "1")
+    inner = (slice(margin, -margin),) * 3
+    return Volume(_erode(_dilate(padded, radius_mm), radius_mm).array[inner], mask.affine, "1")
 
 
 # Grids.

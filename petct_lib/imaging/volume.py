@@ -1,10 +1,13 @@
 """A `Volume` (array, affine, unit), resampling in patient space, and the masks used for scoring."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
-from scipy import ndimage, sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 AIR_HU = -1024.0
 BODY_THRESHOLD_HU = -300.0  # between lung or fat and air; lungs are filled in afterwards
@@ -84,21 +87,12 @@ def axial_grid(low_mm: np.ndarray, high_mm: np.ndarray, size: int, fov_mm: float
     return Grid((size, size, slices), axial_affine((pixel, pixel, slice_mm), centre - half))
 
 
-def to_sitk(volume: Volume) -> sitk.Image:
-    """The same image for SimpleITK; origin, spacing and direction from the affine."""
-    image = sitk.GetImageFromArray(volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array)
-    image.SetSpacing(volume.spacing_mm.tolist())
-    image.SetOrigin(volume.affine[:3, 3].tolist())
-    image.SetDirection((volume.affine[:3, :3] / volume.spacing_mm).ravel().tolist())
-    return image
-
-
 def resample(volume: Volume, grid: Grid, fill: float) -> Volume:
     """The volume on another grid, in patient space; `fill` outside it.
 
     Linear interpolation, after a Gaussian blur where the new grid is coarser (σ = 0.42 × the ratio, in old voxels, the
     usual rule against aliasing). Boolean volumes are interpolated as 0 and 1 and cut at one half. Grids whose axes are
-    parallel, as nearly all are, are resampled axis by axis, any others by SimpleITK; both give the same values.
+    parallel, as nearly all are, are resampled axis by axis, any others as a whole; both give the same values.
     """
     to_index = np.linalg.inv(volume.affine) @ grid.affine  # new index → old index, (4, 4), in x, y, z
     # How far the new grid's steps reach along each old axis, in old voxels, whatever way either of them points.
@@ -106,7 +100,7 @@ def resample(volume: Volume, grid: Grid, fill: float) -> Volume:
     sigma = 0.42 * np.sqrt(np.where(ratio > 1 + 1e-3, ratio**2 - 1, 0))
     values = np.asarray(volume.array, np.float32)
     parallel = np.abs(to_index[:3, :3] - np.diag(np.diag(to_index[:3, :3]))) * np.array(grid.size) < PARALLEL_VOXELS
-    transform = _by_axis if parallel.all() else _by_sitk
+    transform = _by_axis if parallel.all() else _at_once
     out = transform(values, to_index, grid.size, sigma, fill)
     return Volume(out > 0.5 if volume.array.dtype == bool else out, grid.affine, volume.unit)
 
@@ -124,8 +118,10 @@ def _by_axis(values: np.ndarray, to_index: np.ndarray, size: tuple, sigma: np.nd
     return values
 
 
-def _weights(at: np.ndarray, count: int, sigma: float) -> sparse.csr_array:
+def _weights(at: np.ndarray, count: int, sigma: float) -> "sparse.csr_array":
     """Blur, then linear interpolation at the positions `at`, (len(at), count); beyond the ends the last value holds."""
+    from scipy import sparse  # slow to import, as all of scipy
+
     rows = np.arange(len(at))
     low = np.floor(at)
     interpolate = sparse.csr_array((len(at), count))
@@ -143,7 +139,7 @@ def _weights(at: np.ndarray, count: int, sigma: float) -> sparse.csr_array:
     return (interpolate @ blur).astype(np.float32).tocsr()
 
 
-def _along(matrix: sparse.csr_array, values: np.ndarray, axis: int) -> np.ndarray:
+def _along(matrix: "sparse.csr_array", values: np.ndarray, axis: int) -> np.ndarray:
     """The matrix (new, old) applied to one axis of (z, y, x); no BLAS, whose threads fight with other processes."""
     if axis == 0:
         return (matrix @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
@@ -160,24 +156,29 @@ def _within(at: np.ndarray, count: int) -> np.ndarray:
     return (at >= -0.5 - EDGE_VOXELS) & (at < count - 0.5 - EDGE_VOXELS)
 
 
-def _by_sitk(values: np.ndarray, to_index: np.ndarray, size: tuple, sigma: np.ndarray, fill: float) -> np.ndarray:
-    """Any two grids, turned or slanted: SimpleITK interpolates in the old grid's index space."""
+def _at_once(values: np.ndarray, to_index: np.ndarray, size: tuple, sigma: np.ndarray, fill: float) -> np.ndarray:
+    """Any two grids, turned or slanted; (z, y, x) in and out."""
+    from scipy import ndimage
+
     blurred = ndimage.gaussian_filter(values, sigma[::-1], truncate=3.0, mode="nearest") if sigma.any() else values
-    transform = sitk.AffineTransform(to_index[:3, :3].ravel().tolist(), to_index[:3, 3].tolist())
-    reference = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
-    image = sitk.Resample(sitk.GetImageFromArray(blurred), reference, transform, sitk.sitkLinear, float(fill))
-    return sitk.GetArrayFromImage(image)
+    matrix, offset = to_index[2::-1, 2::-1], to_index[2::-1, 3]  # in z, y, x
+    out = ndimage.affine_transform(blurred, matrix, offset, tuple(size[::-1]), order=1, mode="nearest")
+    return np.where(_in_extent(to_index, values.shape[::-1], size), out, np.float32(fill))
+
+
+def _in_extent(to_index: np.ndarray, old_size: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Where voxels of a new grid lie in the old one, (z, y, x) bool."""
+    x, y, z = (np.arange(n) for n in size)
+    within = [
+        _within(m[0] * x + m[1] * y[:, None] + m[2] * z[:, None, None] + m[3], n)
+        for m, n in zip(to_index, old_size, strict=False)
+    ]
+    return within[0] & within[1] & within[2]
 
 
 def extent_mask(volume: Volume, grid: Grid) -> np.ndarray:
     """True where a voxel of the grid lies in the volume's extent, (z, y, x) bool."""
-    to_index = np.linalg.inv(volume.affine) @ grid.affine
-    x, y, z = (np.arange(n) for n in grid.size)
-    within = [
-        _within(m[0] * x + m[1] * y[:, None] + m[2] * z[:, None, None] + m[3], n)
-        for m, n in zip(to_index, volume.size, strict=False)
-    ]
-    return within[0] & within[1] & within[2]
+    return _in_extent(np.linalg.inv(volume.affine) @ grid.affine, volume.size, grid.size)
 
 
 def coarse_grid(volume: Volume, spacing_mm: float) -> Grid:
@@ -196,6 +197,8 @@ def body_mask(ct: Volume) -> Volume:
     Threshold, opening (couch shells go), the components that hold at least a tenth of the largest one's voxels, holes
     filled slice by slice, then one voxel of dilation so that the skin counts.
     """
+    from scipy import ndimage
+
     small = resample(ct, coarse_grid(ct, MASK_SPACING_MM), AIR_HU)
     solid = small.array > BODY_THRESHOLD_HU
     opened = ndimage.binary_opening(np.pad(solid, 9, mode="edge"), _ball(COUCH_RADIUS_MM, small.spacing_mm[::-1]))

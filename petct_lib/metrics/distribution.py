@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from scipy import stats
 from scipy.special import ndtr
 
 from petct_lib.metrics.rows import Row
@@ -358,4 +357,6 @@ def _rows(scores: Iterable[tuple[str, str, float | None, str]], sources: Mapping
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     """Spearman's, of values (...); None where either is constant."""
+    from scipy import stats  # slow to import
+
     return None if np.ptp(a) == 0 or np.ptp(b) == 0 else float(stats.spearmanr(a, b, axis=None).statistic)

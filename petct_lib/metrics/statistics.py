@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -23,6 +22,8 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.
 def _bootstrap_interval(values: tuple[float, ...], seed: int, level: float) -> tuple[float, float]:
     if len(values) < 2 or not np.isfinite(values).all():
         return math.nan, math.nan
+    from scipy import stats  # slow to import
+
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy warns where BCa is undefined, which is handled here
@@ -50,6 +51,8 @@ def wilcoxon_p(differences: Sequence[float]) -> float | None:
     d = np.asarray(differences, float)
     if len(d) < 2 or not np.isfinite(d).all() or not d.any():
         return None
+    from scipy import stats  # slow to import
+
     return float(stats.wilcoxon(d).pvalue)
 
 
@@ -84,6 +87,8 @@ def rank_biserial(differences: Sequence[float]) -> float | None:
     d = d[d != 0]
     if len(d) == 0 or not np.isfinite(d).all():
         return None
+    from scipy import stats  # slow to import
+
     ranks = stats.rankdata(np.abs(d))
     return float((ranks * np.sign(d)).sum() / ranks.sum())
 

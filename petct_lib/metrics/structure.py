@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.signal.windows import hann
 
 from petct_lib.metrics.voxelwise import check_range, check_stacks
 
@@ -64,7 +63,7 @@ def radial_power_spectrum(stack: np.ndarray) -> np.ndarray:
     """
     stack, _, _ = check_stacks(stack, stack)
     n, height, width = stack.shape
-    window = np.outer(hann(height, sym=False), hann(width, sym=False))  # (H, W)
+    window = np.outer(np.hanning(height + 1)[:-1], np.hanning(width + 1)[:-1])  # (H, W)
     waves = (np.fft.rfft2((image - image.mean()) * window) for image in stack)  # (H, W // 2 + 1) each
     power = sum(wave.real**2 + wave.imag**2 for wave in waves) / n
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))  # cycles per voxel

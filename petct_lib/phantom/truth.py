@@ -2,20 +2,20 @@
 
 import gzip
 import struct
-import tempfile
 import warnings
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from pydicom import Dataset
 from pydicom.sr.coding import Code
 
 from petct_lib import __version__
 from petct_lib.common.files import atomic_write
 from petct_lib.dicom.writer import make_uid
-from petct_lib.imaging.volume import Volume, axial_affine, to_sitk
+from petct_lib.imaging.nifti import RAS_TO_LPS
+from petct_lib.imaging.volume import Volume, axial_affine
 
 SUV_STEP = 0.001  # stored as int16 with this slope; coarser only for a volume with SUV above 32.767
 INT16_MAX = 32767
@@ -40,10 +40,11 @@ def write_nifti(volume: Volume, path: Path) -> Path:
     Other programs read it in place. The same volume gives the same bytes. Raises ValueError for another unit.
     """
     stored, slope = _as_integers(volume)
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "volume.nii"
-        sitk.WriteImage(to_sitk(Volume(stored, volume.affine, volume.unit)), plain)
-        content = bytearray(plain.read_bytes())
+    image = nibabel.Nifti1Image(stored.T, None)
+    image.header.set_xyzt_units("mm")
+    for form in (image.set_qform, image.set_sform):  # both, for programs read one or the other
+        form(RAS_TO_LPS @ volume.affine, "scanner")
+    content = bytearray(image.to_bytes())
     struct.pack_into("<f", content, SLOPE_AT, slope)
     struct.pack_into(f"{NOTE_BYTES}s", content, NOTE_AT, volume.unit.encode())
     with atomic_write(Path(path)) as temporary:

@@ -17,12 +17,14 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 DRIVER = Path(__file__).parent / "page.js"
 
 
-def copied(notebook: Path, folder: Path) -> Path:
-    """A copy without its outputs: what the browser shows is of this run."""
+def copied(notebook: Path, folder: Path, values: dict[str, object]) -> Path:
+    """A copy without its outputs and with some parameters changed: what the browser shows is of this run."""
     book = nbformat.read(notebook, as_version=4)
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in values.items())])
     return written(book, folder / notebook.name)
 
 

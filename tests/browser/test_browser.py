@@ -1,5 +1,6 @@
 """Every notebook in JupyterLab in Chromium, as a person uses it: run, and every slider moved with the keyboard.
 
+At the sizes of TINY: what the cells print at their own is nbval's.
 `make test-browser` runs it; `make test` does not, for want of a browser on every machine. BOOKS: the beginnings of the
 names of the notebooks to run, such as "01 02". They share a folder, in which each finds what those before it made.
 """
@@ -10,12 +11,14 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import yaml
 from book import copied, name, opened, written
 from lab import running_lab
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent.parent
+TINY = ROOT / "tests" / "tiny_run.yaml"
 CHOSEN = tuple(os.environ.get("BOOKS", "").split()) or ("",)
 NOTEBOOKS = [p.stem for p in sorted((ROOT / "notebooks").glob("0*.ipynb")) if p.stem.startswith(CHOSEN)]
 assert NOTEBOOKS, f"no notebook begins with {CHOSEN}"
@@ -57,8 +60,9 @@ def lab(tmp_path_factory):
     """JupyterLab over copies of the notebooks: what they make and what is saved stays out of the repository."""
     served = tmp_path_factory.mktemp("served")
     shutil.copytree(ROOT / "notebooks", served / "notebooks", ignore=shutil.ignore_patterns("*.ipynb", ".*"))
+    sizes = yaml.safe_load(TINY.read_text())
     for path in (ROOT / "notebooks").glob("0*.ipynb"):
-        copied(path, served / "notebooks")
+        copied(path, served / "notebooks", sizes.get(path.stem, {}))
     with running_lab(served, tmp_path_factory.mktemp("private"), ROOT) as started:
         yield started
 

@@ -5,14 +5,14 @@ import json
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from petct_lib import InputError
 from petct_lib.cli import main
 from petct_lib.dicom.writer import Subject, make_uid, write_derived
 from petct_lib.evaluation import external
 from petct_lib.evaluation.tables import read_scores
-from petct_lib.imaging.volume import Volume, axial_affine, to_sitk
+from petct_lib.imaging.nifti import RAS_TO_LPS
+from petct_lib.imaging.volume import Volume, axial_affine
 
 AFFINE = axial_affine((6.0, 6.0, 5.0), np.array([-190.0, -190.0, -60.0]))
 
@@ -27,7 +27,8 @@ def chest(shift_hu=0.0):
 
 def nifti(volume, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(to_sitk(volume), str(path))
+    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    nibabel.save(nibabel.Nifti1Image(array.T, RAS_TO_LPS @ volume.affine), path)
     return path
 
 

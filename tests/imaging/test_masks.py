@@ -4,9 +4,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from scipy import ndimage
 from small_seg import ball, distance, on
 
 from petct_lib import InputError
+from petct_lib.imaging import masks
 from petct_lib.imaging.masks import Region, find_regions
 from petct_lib.imaging.volume import Volume, axial_affine, body_mask
 from petct_lib.phantom.cohort import PhantomSettings, make_patient
@@ -151,3 +154,29 @@ def test_lesions_that_would_fill_the_memory_are_refused():
     near.affine[:3, 3] = tiny.affine[:3, 3] = (-60, -40, -30)
     with pytest.raises(InputError, match="limit"):
         find_regions(ct, body_mask(ct), of_seg(lesion=[near, tiny]))
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (2.8, 2.8, 3.27), (1.0, 1.5, 2.0)])
+def test_morphology_and_components_are_those_of_simpleitk(spacing):
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((30, 40, 36)), 2.5)
+    mask = Volume(noise > 0.02, axial_affine(spacing, np.zeros(3)), "1")
+    image = sitk.GetImageFromArray(mask.array.astype(np.uint8))
+    for ours, theirs in (
+        (masks._erode, sitk.BinaryErode), (masks._dilate, sitk.BinaryDilate),
+        (masks._close, sitk.BinaryMorphologicalClosing),
+    ):  # fmt: skip
+        for radius_mm in (3.0, 6.0):
+            radius = [round(radius_mm / mm) for mm in spacing]
+            expected = sitk.GetArrayFromImage(theirs(image, radius, sitk.sitkBall)).astype(bool)
+            assert np.array_equal(ours(mask, radius_mm).array, expected), (theirs, radius_mm)
+    labels, volumes_ml = masks._pieces(mask)
+    expected = sitk.GetArrayFromImage(sitk.RelabelComponent(sitk.ConnectedComponent(image)))
+    assert np.array_equal(labels, expected)
+    assert volumes_ml == pytest.approx([0, *np.bincount(expected.ravel())[1:] * np.prod(spacing) / 1000])
+
+
+def test_morphology_of_nothing_and_of_everything():
+    for value in (False, True):
+        mask = Volume(np.full((4, 5, 6), value), axial_affine((1.0, 1.0, 1.0), np.zeros(3)), "1")
+        for change in (masks._erode, masks._dilate):
+            assert np.array_equal(change(mask, 1.0).array, mask.array)
