@@ -9,13 +9,11 @@ from io import BytesIO
 import numpy as np
 import pydicom
 from pydicom import Dataset
-from skimage.draw import polygon2mask
 
 from petct_lib import InputError
 from petct_lib.dicom.archives import FileRef
 from petct_lib.dicom.seg import match_region
-from petct_lib.imaging.masks import MAX_VOXELS
-from petct_lib.imaging.volume import Volume, axial_affine
+from petct_lib.imaging.volume import MAX_VOXELS, Volume, axial_affine
 
 FROM_RTSTRUCT = "RTSTRUCT"
 RTSTRUCT_STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -82,6 +80,8 @@ def fill(contours: list[np.ndarray], slice_mm: float) -> Volume:
     slices = int(k.max()) + 2
     if float(slices) * rows * columns > MAX_VOXELS:
         raise InputError(f"a structure of {slices} × {rows} × {columns} voxels, more than the limit of {MAX_VOXELS}")
+    from skimage.draw import polygon2mask  # slow to import
+
     mask = np.zeros((slices, rows, columns), bool)
     for plane, at in zip(planes, k, strict=True):
         inside = np.zeros((rows, columns), bool)

@@ -15,8 +15,7 @@ from petct_lib import InputError
 from petct_lib.dicom.archives import FileRef
 from petct_lib.dicom.headers import Series
 from petct_lib.dicom.pixels import decompress
-from petct_lib.imaging.masks import MAX_VOXELS, cut_to_box
-from petct_lib.imaging.volume import Volume
+from petct_lib.imaging.volume import MAX_VOXELS, Volume, cut_to_box
 
 if TYPE_CHECKING:
     from highdicom import VolumeGeometry

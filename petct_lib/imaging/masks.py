@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from petct_lib import InputError
-from petct_lib.imaging.volume import AIR_HU, Grid, Volume, overlap_mm, resample
+from petct_lib.imaging.volume import AIR_HU, MAX_VOXELS, Grid, Volume, cut_to_box, overlap_mm, resample
 
 FROM_SEG, FROM_HU = "SEG", "HU threshold"
 
@@ -25,7 +25,6 @@ BONE_MIN_HU = 200.0
 BONE_CLOSING_MM = 3.0  # between the walls of a rib; more would join ribs to each other
 MIN_BONE_ML = 2.0  # most calcifications and clips are smaller; a piece of rib between two cartilages is not
 MIN_SOFT_ML = 50.0  # nodules and vessels alone in the lung are neither lung nor soft tissue
-MAX_VOXELS = 2**29  # two segments of 1,000 slices of 512 × 512; half a GiB when unpacked
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,6 @@ def _close(mask: Volume, radius_mm: float) -> Volume:
 
 
 # Grids.
-
-
-def cut_to_box(mask: Volume) -> Volume:
-    """The part that is not empty, with one voxel of background around it: interpolation then ends where it should."""
-    spans = [np.flatnonzero(mask.array.any(axis=tuple({0, 1, 2} - {a}))) for a in range(3)]
-    part = mask.array[tuple(slice(s[0], s[-1] + 1) for s in spans)]
-    affine = mask.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [s[0] - 1.0 for s in spans[::-1]]
-    return Volume(np.pad(part, 1), affine, mask.unit)
 
 
 def _around(ct: Volume, box: Volume) -> Volume:

@@ -14,6 +14,7 @@ BODY_THRESHOLD_HU = -300.0  # between lung or fat and air; lungs are filled in a
 MASK_SPACING_MM = 3.0  # masks are made at about this spacing: fine enough for a body outline, fast enough for laptops
 PARALLEL_VOXELS = 0.01  # axes that drift apart by less than this over the whole grid count as parallel
 EDGE_VOXELS = 1e-6  # rounding at a volume's edge
+MAX_VOXELS = 2**29  # of a mask: two segments of 1,000 slices of 512 × 512; half a GiB when unpacked
 COUCH_RADIUS_MM = 9.0  # an opening of this radius removes couch shells and cables, and keeps limbs
 
 
@@ -189,6 +190,15 @@ def coarse_grid(volume: Volume, spacing_mm: float) -> Grid:
     affine[:3, :3] = affine[:3, :3] * factor
     affine[:3, 3] += volume.affine[:3, :3] @ ((factor - 1) / 2)
     return Grid(tuple(int(n) for n in size), affine)
+
+
+def cut_to_box(mask: Volume) -> Volume:
+    """The part that is not empty, with one voxel of background around it: interpolation then ends where it should."""
+    spans = [np.flatnonzero(mask.array.any(axis=tuple({0, 1, 2} - {a}))) for a in range(3)]
+    part = mask.array[tuple(slice(s[0], s[-1] + 1) for s in spans)]
+    affine = mask.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [s[0] - 1.0 for s in spans[::-1]]
+    return Volume(np.pad(part, 1), affine, mask.unit)
 
 
 def body_mask(ct: Volume) -> Volume:
