@@ -50,7 +50,7 @@ $(BROWSED): $(STAMP)
 run: $(STAMP)  ## the four notebooks in order, headless: phantom or DATA=, into runs/NAME
 	$(BIN)/python -m petct_lib run --profile $(PROFILE) --data "$(DATA)" --out "runs/$(NAME)" $(FLAGS)
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --durations=20
+PYTEST := MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --durations=20
 
 test: $(TESTED) lint  ## ruff, and side by side the fast tests and nbval over every notebook
 	$(MAKE) --jobs 2 fast nbval

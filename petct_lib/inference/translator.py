@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from petct_lib import InputError
-from petct_lib.common.files import atomic_write, read_json
+from petct_lib.common.files import read_json
 from petct_lib.common.memory import keep_freed_memory
 from petct_lib.common.run_folder import RunFolder
-from petct_lib.data.datasets import Slices
 from petct_lib.imaging.directions import DIRECTIONS, SOURCE, TARGET
 from petct_lib.imaging.intensity import DECODE, ENCODE, Intensity, read_window
 from petct_lib.imaging.slices import center_slice, neighbour_indices
@@ -46,23 +45,6 @@ def map_batches(function: Callable[..., Tensor], *images: Tensor) -> Tensor:
 def coarse_images(cyclegan: CycleGAN, source: Tensor, direction: str) -> Tensor:
     """Coarse images (n, 1, H, W) of encoded slices (n, 1, H, W), a batch at a time, on the CPU."""
     return map_batches(lambda x: cyclegan.translate(x, direction), source)
-
-
-def write_coarse_images(slices: Slices, cyclegan: CycleGAN, direction: str, path: Path) -> np.ndarray:
-    """Coarse images (n, 1, H, W) of all slices of a dataset, written to `path` (.npy).
-
-    Memory-mapped, encoded, float32: what a training holds in memory does not grow with its patients.
-    """
-    kind = SOURCE[direction]
-    with atomic_write(path) as temporary:
-        shape = (len(slices), 1, *slices[0][kind].shape[1:])
-        out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-        for first in range(0, len(slices), BATCH):
-            part = range(first, min(first + BATCH, len(slices)))
-            source = torch.stack([slices[i][kind] for i in part])
-            out[part.start : part.stop] = coarse_images(cyclegan, source, direction).numpy()
-        out.flush()
-    return np.load(path, mmap_mode="r")
 
 
 def noise_like(images: Tensor, seed: int, sample: int, *, shared: bool = True) -> Tensor:

@@ -1,7 +1,7 @@
 """Formulas of scores; arrays and masks in, numbers out.
 
-rows               one score as a row
-voxelwise          MAE, MSE, RMSE, PSNR
+rows               the columns of a row of scores, and what is wrong in some
+voxelwise          MAE, MSE, RMSE, PSNR; a new score of voxels, too: its row is made in image_scores
 structure          SSIM, spectrum distance, gain by a shift
 image_scores       all scores of one patient's images
 distribution       scores of samples: CRPS, coverage, spread and skill

@@ -1,4 +1,4 @@
-"""Finish the step, save, then stop on SIGINT (Ctrl-C) or SIGTERM, so that what is saved is whole."""
+"""Notes SIGINT (Ctrl-C) or SIGTERM: `loop.fit` then finishes the step, saves and stops."""
 
 import signal
 import threading

@@ -21,8 +21,8 @@ from petct_lib import InputError
 from petct_lib.common.memory import keep_freed_memory
 from petct_lib.common.progress import progress_bar
 from petct_lib.models.stage import Stage
-from petct_lib.training.guard import Guard
 from petct_lib.training.interrupt import Interrupt
+from petct_lib.training.nan_guard import Guard
 from petct_lib.training.saver import Saver
 from petct_lib.training.update import Updates
 

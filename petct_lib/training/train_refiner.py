@@ -19,9 +19,10 @@ from petct_lib.data.splits import read_splits, refiner_patients
 from petct_lib.imaging.directions import SOURCE, TARGET
 from petct_lib.imaging.intensity import read_window
 from petct_lib.imaging.spectrum import spectrum
-from petct_lib.inference.translator import BATCH, write_coarse_images
+from petct_lib.inference.translator import BATCH, coarse_images
 from petct_lib.models.checkpoints import load_cyclegan, load_regression
 from petct_lib.models.cycle_pairs import Perturbation, make_cycle_pair
+from petct_lib.models.cyclegan import CycleGAN
 from petct_lib.models.regression import Regression, RegressionSettings
 from petct_lib.models.residual_flow import FlowSettings, ResidualFlow
 from petct_lib.training.loggers import TensorBoardLog
@@ -109,6 +110,23 @@ def validation_patients(splits: dict[str, list[str]], direction: str) -> list[st
     new patient's. The test patients stay for notebook 04.
     """
     return splits["train_" + SOURCE[direction]]
+
+
+def write_coarse_images(slices: Slices, cyclegan: CycleGAN, direction: str, path: Path) -> np.ndarray:
+    """Coarse images (n, 1, H, W) of all slices of a dataset, written to `path` (.npy).
+
+    Memory-mapped, encoded, float32: what a training holds in memory does not grow with its patients.
+    """
+    kind = SOURCE[direction]
+    with atomic_write(path) as temporary:
+        shape = (len(slices), 1, *slices[0][kind].shape[1:])
+        out = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        for first in range(0, len(slices), BATCH):
+            part = range(first, min(first + BATCH, len(slices)))
+            source = torch.stack([slices[i][kind] for i in part])
+            out[part.start : part.stop] = coarse_images(cyclegan, source, direction).numpy()
+        out.flush()
+    return np.load(path, mmap_mode="r")
 
 
 def load_real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | None = None, neighbours: int = 1) -> Pairs:

@@ -15,7 +15,7 @@ from petct_lib.data.datasets import MixedBatches, PairedBatches, Slices, Unpaire
 from petct_lib.data.prepare import Prepared
 from petct_lib.evaluation.methods import copy_source, mean_atlas
 from petct_lib.imaging.intensity import Intensity
-from petct_lib.inference.translator import write_coarse_images
+from petct_lib.training.train_refiner import write_coarse_images
 
 SHIFT = 2
 

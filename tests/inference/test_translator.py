@@ -21,7 +21,6 @@ from petct_lib.inference.translator import (
     noise_like,
     stage2_inputs,
     translate_coarse,
-    write_coarse_images,
 )
 from petct_lib.models.checkpoints import load_cyclegan, load_flow, load_regression
 from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
@@ -246,18 +245,6 @@ def test_stage_2_starts_from_slices_among_their_neighbours_and_coarse_images():
     assert torch.equal(alone, center_slice(x))
     assert torch.allclose(coarse, same, atol=1e-5), "the generator sees single slices"
     assert np.allclose(translate_coarse(cyclegan, source, "pet2ct", window), decode_images(coarse, "ct", window))
-
-
-def test_coarse_images_on_the_disk_are_those_of_the_generator(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("petct_lib.inference.translator.BATCH", 2)
-    cyclegan, slices = (
-        CycleGAN(CycleGANSettings(4, 1, 1)),
-        Slices(prepared, prepared.patients[:2], ("ct",), Intensity()),
-    )
-    coarse = write_coarse_images(slices, cyclegan, "ct2pet", tmp_path / "coarse.npy")
-    assert coarse.shape == (len(slices), 1, 32, 32)
-    ct = torch.stack([slices[i]["ct"] for i in range(len(slices))])
-    assert np.allclose(coarse, coarse_images(cyclegan, ct, "ct2pet"), atol=1e-5)
 
 
 def test_a_refiner_of_many_neighbours_is_given_them(prepared, source, tmp_path):

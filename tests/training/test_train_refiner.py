@@ -10,13 +10,16 @@ from small_run import small_run
 
 from petct_lib import InputError
 from petct_lib.common.run_folder import RunFolder
+from petct_lib.data.datasets import Slices
 from petct_lib.data.prepare import Prepared
 from petct_lib.data.splits import read_splits, refiner_patients
 from petct_lib.imaging.directions import DIRECTIONS
+from petct_lib.imaging.intensity import Intensity
 from petct_lib.imaging.spectrum import BANDS, filter_bands, spectrum
 from petct_lib.inference.translator import coarse_images
 from petct_lib.models.checkpoints import load_checkpoint, load_cyclegan, load_flow, load_regression, save_checkpoint
 from petct_lib.models.cycle_pairs import Perturbation
+from petct_lib.models.cyclegan import CycleGAN, CycleGANSettings
 from petct_lib.models.regression import Regression
 from petct_lib.models.residual_flow import ResidualFlow
 from petct_lib.training import train_refiner
@@ -28,6 +31,7 @@ from petct_lib.training.train_refiner import (
     measure_residual_spectrum,
     train_stage,
     validation_patients,
+    write_coarse_images,
 )
 
 STEPS = {"regression_steps": 5, "pix2pix_steps": 4, "flow_steps": 6}
@@ -316,3 +320,15 @@ def test_a_flow_learns_residuals_of_unit_size_at_every_frequency(run, pairs):
         residuals.append(filter_bands(batch["target"] - m, [1 / s for s in stage.settings.residual_spectrum]))
     assert torch.cat(residuals).square().mean().sqrt().item() == pytest.approx(1, abs=0.1)
     assert spectrum(torch.cat(residuals)) == pytest.approx([1] * BANDS, abs=0.5), "at every frequency"
+
+
+def test_coarse_images_on_the_disk_are_those_of_the_generator(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("petct_lib.training.train_refiner.BATCH", 2)
+    cyclegan, slices = (
+        CycleGAN(CycleGANSettings(4, 1, 1)),
+        Slices(prepared, prepared.patients[:2], ("ct",), Intensity()),
+    )
+    coarse = write_coarse_images(slices, cyclegan, "ct2pet", tmp_path / "coarse.npy")
+    assert coarse.shape == (len(slices), 1, 32, 32)
+    ct = torch.stack([slices[i]["ct"] for i in range(len(slices))])
+    assert np.allclose(coarse, coarse_images(cyclegan, ct, "ct2pet"), atol=1e-5)

@@ -7,7 +7,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from petct_lib.training.guard import Guard
+from petct_lib.training.nan_guard import Guard
 from petct_lib.training.saver import Saver
 
 
