@@ -19,6 +19,7 @@ from petct_lib.evaluation.methods import METHODS, mean_atlas, translate_patient
 from petct_lib.imaging.directions import TARGET, UNIT
 from petct_lib.imaging.intensity import ENCODE, Intensity
 from petct_lib.imaging.masks import FROM_HU
+from petct_lib.imaging.mu_map import CARNEY
 from petct_lib.imaging.slices import evenly_spaced
 from petct_lib.inference.translator import Translator
 from petct_lib.metrics import (
@@ -145,7 +146,7 @@ def _downstream(case: Case, image: np.ndarray, body: str) -> list[tuple[str, str
 
     Both lungs of the overlap are found by the same thresholds, whoever drew the region's mask.
     """
-    known = case.kvp in attenuation.CARNEY
+    known = case.kvp in CARNEY
     errors = attenuation.attenuation_errors(case.real, image, case.body, case.kvp) if known else {}
     dice = case.voxel_mm and _over_studies(case, image, partial(attenuation.lung_dice, voxel_mm=case.voxel_mm))
     return [*(("body", name, value, "%", body) for name, value in errors.items()), ("lung", "dice", dice, "1", FROM_HU)]

@@ -5,6 +5,7 @@ volume      an array with affine and unit; resampling in patient space; the body
 masks       lung, soft tissue and bone by HU thresholds, lesions as drawn; for scoring only
 nifti       NIfTI files to volumes
 intensity   HU and SUV to the networks' range and back
+mu_map      attenuation at 511 keV from HU
 slices      neighbours of a slice, the middle one, some evenly spaced
 spectrum    how much of each spatial frequency is in an image, and a filter by frequency
 """

@@ -6,32 +6,9 @@ Arrays are a patient's stack (n, H, W) in HU, slices from feet to head; masks ar
 import numpy as np
 
 from petct_lib.imaging.masks import find_lungs
+from petct_lib.imaging.mu_map import mu_map
 from petct_lib.imaging.volume import Volume, axial_affine
 from petct_lib.metrics import structure, voxelwise
-
-# Carney 2006 (Med. Phys. 33:976, 10.1118/1.2174132): linear attenuation at 511 keV from CT numbers, by tube voltage:
-# slope (per cm and HU) and intercept (per cm) above the break, and the break in HU. Below it all share one line.
-CARNEY = {
-    80: (3.64e-5, 6.26e-2, 50.0), 100: (4.43e-5, 5.44e-2, 52.0), 110: (4.92e-5, 4.88e-2, 43.0),
-    120: (5.10e-5, 4.71e-2, 47.0), 130: (5.51e-5, 4.24e-2, 37.0), 140: (5.64e-5, 4.08e-2, 30.0),
-}  # fmt: skip
-WATER_SLOPE = 9.6e-5  # per cm and HU: water has 0.096 per cm
-
-
-def mu_map(ct_hu: np.ndarray, kvp: float) -> np.ndarray:
-    """Linear attenuation coefficient at 511 keV, per cm, by Carney's bilinear scaling; of any shape, never below 0.
-
-    kvp: the CT's tube voltage, one of CARNEY, for bone looks denser at lower ones. ValueError for another. Source:
-    Carney et al. 2006, Med Phys 33:976.
-
-    >>> mu_map(np.array([-1000.0, 0.0, 1000.0]), kvp=120).round(4).tolist()  # air, water, bone
-    [0.0, 0.096, 0.1491]
-    """
-    if kvp not in CARNEY:
-        raise ValueError(f"kvp {kvp}: Carney 2006 has {', '.join(map(str, CARNEY))}")
-    slope, intercept, break_hu = CARNEY[kvp]
-    shifted = np.asarray(ct_hu, np.float64) + 1000
-    return np.where(shifted - 1000 <= break_hu, WATER_SLOPE * shifted, slope * shifted + intercept).clip(0)
 
 
 def attenuation_errors(real_hu: np.ndarray, synthetic_hu: np.ndarray, body: np.ndarray, kvp: float) -> dict[str, float]:

@@ -28,6 +28,7 @@ import numpy as np
 from scipy import fft, ndimage, sparse
 from scipy.special import ndtr
 
+from petct_lib.imaging.mu_map import mu_map
 from petct_lib.imaging.volume import AIR_HU
 
 Axes = Sequence[np.ndarray]  # voxel centres along x, y, z, mm
@@ -40,7 +41,7 @@ SIGMA_GRID_MM = 8.0  # attenuation, and with it noise strength, is smooth
 SIGMA_ANGLES = 24
 
 WATER_511KEV = 0.0096  # 1/mm
-CARNEY_BONE_SLOPE, CARNEY_BONE_OFFSET = 5.10e-6, 4.71e-3  # 1/mm per HU, 1/mm: Carney 2006, 120 kVp
+KVP = 120  # of the phantom's CT
 STANDARD_BODY_MM = (350.0, 240.0)  # axes of the water ellipse of SUV 1 that `PetScanner.counts` refers to
 STANDARD_SLICE_MM = 4.0
 SCATTER_FWHM_MM = 160.0  # a scatter sinogram has no detail
@@ -165,16 +166,6 @@ def image_pet(
     return out
 
 
-def mu_511kev(hu: np.ndarray) -> np.ndarray:
-    """Linear attenuation at 511 keV, 1/mm, of a CT at 120 kVp: air to water, then water to bone, two straight lines.
-
-    Carney et al. 2006, Med Phys 33:976, https://doi.org/10.1118/1.2174132.
-    """
-    above_air = np.asarray(hu, np.float32) + np.float32(1000)
-    mu = above_air * np.float32(CARNEY_BONE_SLOPE) + np.float32(CARNEY_BONE_OFFSET)
-    return np.maximum(np.minimum(mu, above_air * np.float32(WATER_511KEV / 1000)), np.float32(0))
-
-
 @lru_cache(maxsize=4)
 def system_matrix(shape: tuple[int, int], pixel_mm: float, angles: int) -> sparse.csr_array:
     """Parallel-beam projection of (y, x) images, (angles × bins, pixels) float32: line integrals, in mm × the image.
@@ -238,7 +229,7 @@ def _average(
     to_x, to_y = (_weights(box_mm[a], ct_mm[a], fwhm_mm) for a in (0, 1))
 
     def one(i: int) -> list[np.ndarray]:
-        mu = mu_511kev(hu[i])
+        mu = mu_map(np.asarray(hu[i], np.float32), KVP, per="mm")
         return [_plane(image, to_y, to_x) for image in (suv[i], suv[i] * moving[i], mu, mu * moving[i])]
 
     planes = np.array(_map(one, range(len(hu)), threads), np.float32)  # (z, 4, Y, X)
