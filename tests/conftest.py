@@ -24,9 +24,9 @@ SMALL = phantom_settings("easy", ct_pixel_mm=4.0, ct_size=112, ct_slice_mm=8.0, 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks at a whole run is slow, for one has to be made first."""
+    """What looks at a whole run or at many patients is slow, for they have to be made first."""
     for item in items:
-        if "tiny_run" in getattr(item, "fixturenames", ()):
+        if {"tiny_run", "cohort", "written"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 
