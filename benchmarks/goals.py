@@ -31,10 +31,10 @@ class Goal:
     high: float
     value: Callable[[Value], float]
 
-    def one(self, looked_up: Value) -> float | None:
+    def measure(self, look_up: Value) -> float | None:
         """The value; None where a score of it is missing."""
         try:
-            return self.value(looked_up)
+            return self.value(look_up)
         except KeyError:
             return None
 
@@ -45,23 +45,23 @@ class Goal:
 
 def ratio(method: str, peer: str, metric: str = "mae") -> Callable[[Value], float]:
     """A score of a method in units of its peer's."""
-    return lambda one: one(method, metric) / one(peer, metric)
+    return lambda look_up: look_up(method, metric) / look_up(peer, metric)
 
 
 def more(method: str, peer: str, metric: str) -> Callable[[Value], float]:
     """By how much a score of a method is above its peer's."""
-    return lambda one: one(method, metric) - one(peer, metric)
+    return lambda look_up: look_up(method, metric) - look_up(peer, metric)
 
 
 def score(method: str, metric: str) -> Callable[[Value], float]:
     """A score itself."""
-    return lambda one: one(method, metric)
+    return lambda look_up: look_up(method, metric)
 
 
 def against_map(metric: str, region: str = "body") -> Callable[[Value], float]:
     """CRPS of the samples in units of the Laplace map's, in the better of its two ways to take errors together."""
     ways = [metric] if metric == "crps" else [metric, f"{metric}_dependent"]
-    return lambda one: one("mean", metric, region) / min(one("laplace/regression", way, region) for way in ways)
+    return lambda look_up: look_up("mean", metric, region) / min(look_up("laplace/regression", w, region) for w in ways)
 
 
 def goals() -> list[Goal]:
@@ -111,10 +111,10 @@ def values(ablation: Path, seed: int, direction: str) -> Value:
         for row in tables.read_scores(path) if path.exists() else ():
             rows.append({**row, "method": f"{variant}/{row['method']}"})
 
-    def one(method: str, metric: str, region: str = "body") -> float:
+    def look_up(method: str, metric: str, region: str = "body") -> float:
         return mean(values_by_patient(rows, direction, metric, region)[method].values())
 
-    return one
+    return look_up
 
 
 def main() -> None:
@@ -123,13 +123,13 @@ def main() -> None:
     parser.add_argument("--ablation", type=Path, default=Path("runs/ablation"), help="its folder (%(default)s)")
     args = parser.parse_args()
     seeds = range(len(list(args.ablation.glob("seed[0-9]*/scores.csv"))))
-    looked_up = {(seed, d): values(args.ablation, seed, d) for seed in seeds for d in DIRECTIONS}
+    scores = {(seed, d): values(args.ablation, seed, d) for seed in seeds for d in DIRECTIONS}
     lines = [["", "direction", "goal", *(f"seed {seed}" for seed in seeds), ""]]
     for goal in goals():
-        result = [goal.of(looked_up[seed, goal.direction]) for seed in seeds]
-        there = [value for value in result if value is not None]
+        measured = [goal.measure(scores[seed, goal.direction]) for seed in seeds]
+        there = [value for value in measured if value is not None]
         verdict = "met" if all(goal.low <= value <= goal.high for value in there) else "missed"
-        cells = ["not run" if value is None else f"{value:.3f}" for value in result]
+        cells = ["not run" if value is None else f"{value:.3f}" for value in measured]
         lines.append([goal.name, goal.direction, goal.limits(), *cells, verdict if there else ""])
     print(tables.text_table(f"goals, mean of the test patients, {len(seeds)} seeds", lines))
 

@@ -49,9 +49,7 @@ def main() -> None:
         print(json.dumps(measure()))
         return
     rounds = [[in_process(__file__, "--measure", how) for how in ("given back", "kept")] for _ in range(ROUNDS)]
-    peer, ours = (
-        {name: median(one[name] for one in each_one) for name in each_one[0]} for each_one in zip(*rounds, strict=True)
-    )
+    peer, ours = ({name: median(one[name] for one in item) for name in item[0]} for item in zip(*rounds, strict=True))
     units = {"step": "ms", "pages": "1", "peak": "MB"}
     show_and_save([row(f"memory_{name}", ours[name], peer[name], "given back", unit) for name, unit in units.items()])
 

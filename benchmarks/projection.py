@@ -164,10 +164,8 @@ def stages() -> list[tuple[str, int, int, Count]]:
 def measured(batch: int = 1) -> str:
     """Seconds of one real step of the full CycleGAN on this machine, as a sentence."""
     params = notebook_parameters("02_cyclegan_training", "full")
-    stage, size = (
-        CycleGAN(settings_of(CycleGANSettings, params)),
-        notebook_parameters("01_data_exploration", "full")["size"],
-    )
+    size = notebook_parameters("01_data_exploration", "full")["size"]
+    stage = CycleGAN(settings_of(CycleGANSettings, params))
     images = {kind: torch.zeros(batch, 1, size, size) for kind in ("pet", "ct")}
     start = time.perf_counter()
     operations = flops.count(lambda: stage.step(images, 0, np.random.default_rng(0), Pass(bf16=False)))

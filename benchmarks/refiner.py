@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/refiner.py --run runs/quick --seconds 60
 
 Each setting trains a regression, and a flow on the run's own regression, for as many steps as fit into the seconds,
-with the schedule of that many steps. Scored on the `validation_patients` patients, whom stage 2 has not learned from.
+with the schedule of that many steps. Scored on the `validation_patients`, whom stage 2 has not learned from.
 The peer of each row is the profile's own setting in the same run.
 
 FLOWS are settings of the flow alone, and cures of samples that differ too little: the flow learns the residuals of a
@@ -138,9 +138,8 @@ class Validation:
         self.direction, self.kind = direction, TARGET[direction]
         self.translator, self.cases = Translator(run), []
         for patient in validation_patients(splits, direction):
-            source, real, body = (
-                prepared.patient_stack(patient, each_one) for each_one in (SOURCE[direction], self.kind, "body")
-            )
+            kinds = (SOURCE[direction], self.kind, "body")
+            source, real, body = (prepared.patient_stack(patient, kind) for kind in kinds)
             chosen = evenly_spaced(len(source), SLICES, ends=True)
             self.cases.append((*self.translator.start(source[chosen], direction), real[chosen], body[chosen]))
         self.low = min(float(real.min()) for _, _, real, _ in self.cases)
@@ -153,7 +152,7 @@ class Validation:
         """Body MAE and spectrum distance, means over the patients."""
         result = []
         for image, (_, _, real, body) in zip(images, self.cases, strict=True):
-            both = (structure.mask_slices(each_one, body, self.low) for each_one in (real, image))
+            both = (structure.mask_slices(item, body, self.low) for item in (real, image))
             result.append((voxelwise.mae(real, image, body), structure.spectrum_distance(*both)))
         return tuple(np.mean(result, axis=0))
 
@@ -190,9 +189,7 @@ class Validation:
                 skills.append(distribution.spread_skill(half[:, body], real[body]))
                 crps.append(distribution.crps(half[:, body], real[body]).mean())
         one = [stack[0] for stack in stacks]
-        (sample, distance), (mean, _) = (
-            self.scored(each_one) for each_one in (one, [stack.mean(0) for stack in stacks])
-        )
+        (sample, distance), (mean, _) = (self.scored(item) for item in (one, [stack.mean(0) for stack in stacks]))
         return {
             "loss": np.mean(losses), "sample": sample, "spec.": distance, "two-sample": self.two_sample(one),
             "mean": mean, "sp/sk": np.mean(skills), "CRPS": np.mean(crps),
@@ -234,20 +231,20 @@ def main() -> None:
                 stage = replace(stage, residual_spectrum=(s,))
                 flow, flow_steps = train(partial(ResidualFlow, stage, own), plan["flow"], pairs=pairs)
             else:
-                each_one, mine = noisy(own, s / 2), pairs
+                stand_in, mine = noisy(own, s / 2), pairs
                 if name == "out of fold":
-                    each_one, mine = out_of_fold(args.run, args.direction, train, plan["regression"])
-                stage = replace(stage, residual_spectrum=measure_residual_spectrum(each_one, _batches(mine, 8), 0))
-                flow, flow_steps = train(partial(ResidualFlow, stage, each_one), plan["flow"], pairs=mine)
+                    stand_in, mine = out_of_fold(args.run, args.direction, train, plan["regression"])
+                stage = replace(stage, residual_spectrum=measure_residual_spectrum(stand_in, _batches(mine, 8), 0))
+                flow, flow_steps = train(partial(ResidualFlow, stage, stand_in), plan["flow"], pairs=mine)
         flow.regression, flows[name] = own, (flow, flow_steps)
         result[name] = result.get(name, {}) | {"steps of flow": flow_steps}
         result[name] |= validation.flow(flow, **DRAWN.get(name, {}))
         print(name, {key: round(float(value), 3) for key, value in result[name].items()}, flush=True)
     profile, unit = result.pop("profile"), {"ct": "HU", "pet": "SUV"}[TARGET[args.direction]]
     show_and_save([
-        row(f"stage2_{name.replace(' ', '_')}_{key}", profile[key], each_one[key], f"{name}, {args.seconds:g} s",
+        row(f"stage2_{name.replace(' ', '_')}_{key}", profile[key], item[key], f"{name}, {args.seconds:g} s",
             "1" if key == "two-sample" else unit)
-        for name, each_one in result.items() for key in ("MAE", "mean", "two-sample") if key in each_one
+        for name, item in result.items() for key in ("MAE", "mean", "two-sample") if key in item
     ])  # fmt: skip
 
 

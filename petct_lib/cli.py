@@ -11,10 +11,10 @@ from petct_lib.common.progress import progress_bar
 from petct_lib.common.run_folder import RunFolder
 from petct_lib.dicom.suv import KINDS
 
-OF_EXTRA = {  # packages that the core goes without, and the extra that has them
+EXTRAS = {  # packages that the core goes without, and the extra that has them
     **dict.fromkeys(("accelerate", "IPython", "ipywidgets", "nbconvert", "papermill", "tensorboard"), "notebooks"),
-    "highdicom": "dicom-seg",
-}
+    "highdicom": "dicom-seg", "lpips": "lpips", "torchvision": "lpips",
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,10 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}" + (f" ({error.where})" if error.where else ""), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in OF_EXTRA:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
             raise
-        extra = OF_EXTRA[error.name.split(".")[0]]
-        print(f"error: {error.name} is not installed; pip install 'petct-lib[{extra}]'", file=sys.stderr)
+        print(f"error: {package} is not installed; pip install 'petct-lib[{EXTRAS[package]}]'", file=sys.stderr)
         return 2
 
 

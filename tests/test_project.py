@@ -8,7 +8,6 @@ import subprocess
 import tomllib
 from itertools import chain
 
-import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
@@ -16,7 +15,6 @@ from packaging.requirements import Requirement
 
 import petct_lib
 from petct_lib.cli import main
-from petct_lib.experiments.profiles import notebook_parameters
 from petct_lib.experiments.variants import all_variants, choose_variants
 
 BASE = {"common", "imaging"}
@@ -169,14 +167,3 @@ def test_commands_of_the_contributors_page_exist(capsys):
             main([command, "--help"])
     for variant in re.findall(r"ONLY=(\w+)", PAGE):
         assert choose_variants(all_variants(longer_steps=1), variant)
-
-
-def test_benchmarks_build_the_networks_that_the_profiles_name(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    projection, translate = (importlib.import_module(name) for name in ("projection", "translate"))
-    params = notebook_parameters("03_diffusion_refinement", "full")
-    plain, direct, flow = projection.stage2_settings(params)  # operations are counted by the script: fake tensors crash
-    assert plain.width == direct.width == flow.width == params["width"]
-    assert direct.lambda_adversarial > plain.lambda_adversarial == 0
-    translate.ours(np.zeros((2, 64, 64), np.float32))
-    assert "parameters" in capsys.readouterr().out

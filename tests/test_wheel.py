@@ -39,9 +39,8 @@ def test_a_wheel_with_the_core_alone_converts_scores_and_translates(phantom_dir,
     python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([python, *pip[1:], "install", "--constraint", str(pins), str(wheel)], check=True)
     installed = subprocess.run([python, *pip[1:3], "list"], capture_output=True, text=True, check=True).stdout
-    assert not {"jupyterlab", "papermill", "duckdb", "accelerate", "lpips", "simpleitk"} & set(
-        installed.lower().split()
-    )
+    extras = {"jupyterlab", "papermill", "duckdb", "accelerate", "lpips", "simpleitk"}
+    assert not extras & set(installed.lower().split())
     values = [str(phantom_dir / "PHANTOM-0001"), str(ROOT / "notebooks" / "demo"), str(tmp_path / "out")]
     done = subprocess.run([python, "-c", SCRIPT, *values], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,8 +16,8 @@ def parallel_map(
 ) -> list[object | InputError]:
     """[function(item) for each item], in order; an item's InputError stands in the place of its result.
 
-    jobs: processes; None: one a core. An item that kills its process (a decoder may crash on damaged data) costs
-    itself alone. Within `dask_cluster`, the items are spread over its hosts.
+    jobs: processes; None: one a core. An item that kills its process (a decoder may crash on damaged data) costs itself
+    alone. Within `dask_cluster`, the items are spread over its hosts.
     """
     results = {}
     tasks = (joblib.delayed(_try)(function, k, item) for k, item in enumerate(items))

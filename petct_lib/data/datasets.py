@@ -102,9 +102,9 @@ class PairedBatches:
     """Batches of aligned source, coarse and target slices; coarse: (n, variants, H, W), encoded, one of which is drawn.
 
     sources: (n, 1, H, W), in place of the slices' own, as cycle pairs have them; the slices then need the target only.
-    crop: size of the squares around the patient that are drawn from the slices, in pixels; None: whole slices.
-    Where the slices come with neighbours, the source does; coarse and target are of the middle one. ValueError where
-    there are more or fewer coarse images than slices.
+    crop: size of the squares around the patient that are drawn from the slices, in pixels; None: whole slices. Where
+    the slices come with neighbours, the source does; coarse and target are of the middle one. ValueError where there
+    are more or fewer coarse images than slices.
     """
 
     def __init__(

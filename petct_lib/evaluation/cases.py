@@ -44,8 +44,8 @@ PART = {"source": None, "samples": {}, "scales": {}, "spread": None, "ranks": No
 def load_case(prepared: Prepared, patient: str, direction: str) -> Case:
     """A test patient with real images and masks, before anything is translated.
 
-    Masks: those of the prepared slices, and those of `add_regions`. kvp is None where the patient's studies
-    differ in it.
+    Masks: those of the prepared slices, and those of `add_regions`. kvp is None where the patient's studies differ in
+    it.
     """
     source, real = (np.array(prepared.patient_stack(patient, kind)) for kind in (SOURCE[direction], TARGET[direction]))
     sources = prepared.regions(patient)

@@ -43,8 +43,8 @@ def score_test_patients(
 ) -> tuple[list[dict], list[Case]]:  # fmt: skip
     """Rows of `methods` on all test patients of a run, and the cases without their samples: one patient a core.
 
-    On a GPU one after the other. drawing: samples, steps, seed and more for `translate_patient`. InputError
-    for a run that is not trained, and ValueError for images that cannot be scored.
+    On a GPU one after the other. drawing: samples, steps, seed and more for `translate_patient`. InputError for a run
+    that is not trained, and ValueError for images that cannot be scored.
     """
     prepared, splits = Prepared(RunFolder(run_dir).prepared), read_splits(run_dir)
     kind = TARGET[direction]
@@ -91,8 +91,8 @@ def score_case(case: Case, direction: str, window: Intensity, lpips_model: torch
 
     Of a PET, the lesions one by one too, see `lesion_scores`; and how smoothly slice follows slice (`coherence`). The
     range of PSNR and SSIM is that of the direction, the same for every patient. InputError where the source is the real
-    target itself: what was made from it is a reconstruction (PET→CT→PET), and no translation; ValueError for
-    unequal shapes, values that are not finite, and no body. The rows have the columns of `rows.SCORE_COLUMNS`.
+    target itself: what was made from it is a reconstruction (PET→CT→PET), and no translation; ValueError for unequal
+    shapes, values that are not finite, and no body. The rows have the columns of `rows.SCORE_COLUMNS`.
     """
     if case.source is not None and np.array_equal(case.source, case.real):
         raise InputError(f"patient {case.patient}: the source is the real target image; a reconstruction is not scored")

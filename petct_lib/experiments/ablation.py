@@ -46,9 +46,9 @@ def run_ablation(
     """The whole ablation into `out`; returns its tables, which are in `ablation.txt`, too, beside `scores.csv`.
 
     A run with each seed; forks of the first, or of each where a variant says so, of which `only` is a regular
-    expression that their whole names must match ("": all). jobs: runs at a time, which share the cores. What an
-    earlier call finished is not done again. InputError for bad input, for runs of other settings in `out`, for a
-    wrong `only`, and for a seed among the overrides.
+    expression that their whole names must match ("": all). jobs: runs at a time, which share the cores. What an earlier
+    call finished is not done again. InputError for bad input, for runs of other settings in `out`, for a wrong `only`,
+    and for a seed among the overrides.
     """
     choose_variants(all_variants(longer_steps=1), only)  # a wrong name is an error now, not after the first run
     shown = (f"{SCORING}.samples={SHOWN_SAMPLES}", f"{SCORING}.steps={SHOWN_STEPS}", f"{SCORING}.export=false")

@@ -16,13 +16,15 @@ def mu_map(ct_hu: np.ndarray, kvp: float, *, per: str = "cm") -> np.ndarray:
     """Linear attenuation coefficient at 511 keV by Carney's bilinear scaling; of any shape, never below 0.
 
     kvp: the CT's tube voltage, one of CARNEY, for bone looks denser at lower ones. per: "cm" or "mm". float32 for
-    float32, else float64. ValueError for another tube voltage. Source: Carney et al. 2006, Med Phys 33:976.
+    float32, else float64. ValueError for another voltage or unit. Source: Carney et al. 2006, Med Phys 33:976.
 
     >>> mu_map(np.array([-1000.0, 0.0, 1000.0]), kvp=120).round(4).tolist()  # air, water, bone
     [0.0, 0.096, 0.1491]
     """
     if kvp not in CARNEY:
         raise ValueError(f"kvp {kvp}: Carney 2006 has {', '.join(map(str, CARNEY))}")
+    if per not in PER:
+        raise ValueError(f"per {per!r}: must be one of {', '.join(PER)}")
     kind = np.float32 if np.asarray(ct_hu).dtype == np.float32 else np.float64
     slope, intercept, water = (kind(value * PER[per]) for value in (*CARNEY[kvp], WATER_SLOPE))
     above_air = np.asarray(ct_hu, kind) + kind(1000)

@@ -244,8 +244,8 @@ def score_error_map(
     `crps_8` and `crps_mean` take the errors as independent: normal, with the variance Σ 2 b² / k² of a mean of k
     voxels. `crps_4_dependent` and so on take them as one and the same error: Laplace, with the mean of b. `coverage_80`
     is that of the central Laplace interval, `spread_skill` sqrt(mean 2 b²) by the RMSE, `rank_correlation` that of b
-    and the absolute error. ValueError for unequal shapes, values that are not finite, masks that
-    are not bool or without body, no source, and scales below 0.
+    and the absolute error. ValueError for unequal shapes, values that are not finite, masks that are not bool or
+    without body, no source, and scales below 0.
     """
     image, scale, real = _checked_map(image, scale, real)
     _check_masks(masks, real, sources)

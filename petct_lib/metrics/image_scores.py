@@ -57,8 +57,8 @@ def score_region(
     """Scores of one patient's stack in a region other than the body: those that are sums over voxels.
 
     SSIM, spectrum and LPIPS look at neighbourhoods, which in a lesion or a rib are mostly something else. No rows for
-    an empty mask: a patient may have no lung in the field. ValueError for
-    unequal shapes, values that are not finite, and a mask that is not bool.
+    an empty mask: a patient may have no lung in the field. ValueError for unequal shapes, values that are not finite,
+    and a mask that is not bool.
     """
     if not np.any(mask):
         return []

@@ -152,11 +152,11 @@ def count_invented_regions(
 ) -> int:
     """Number of hot regions of the synthetic PET that the real one knows nothing of.
 
-    A region: voxels of the body with HOT_SUV or more that touch (26 neighbours), MIN_ML or more together. The real
-    PET knows of it if, in the region or one voxel around it, it is above half of the region's synthetic maximum:
-    uptake that is shared, as the heart's, or painted somewhat too strong, is not invented. An invented lesion that
-    touches shared uptake is one region with it and is not counted. ValueError for unequal
-    shapes, values that are not finite, a body that is empty or not bool, and voxels without size.
+    A region: voxels of the body with HOT_SUV or more that touch (26 neighbours), MIN_ML or more together. The real PET
+    knows of it if, in the region or one voxel around it, it is above half of the region's synthetic maximum: uptake
+    that is shared, as the heart's, or painted somewhat too strong, is not invented. An invented lesion that touches
+    shared uptake is one region with it and is not counted. ValueError for unequal shapes, values that are not finite, a
+    body that is empty or not bool, and voxels without size.
     """
     return len(find_invented_lesions(real_suv, synthetic_suv, body, voxel_mm))
 

@@ -117,8 +117,8 @@ def _lpips_on(trunk: "dict[str, torch.Tensor]") -> "torch.nn.Module":
 def lpips(real: np.ndarray, synthetic: np.ndarray, model: "torch.nn.Module", *, window: tuple[float, float]) -> float:
     """Perceptual distance by `model`, the mean over slices; no unit, 0 for identical images (Zhang et al. 2018).
 
-    Stacks (n, H, W), clipped to the display window (low, high) in their unit, scaled to [-1, 1] and repeated to
-    three channels. ValueError for unequal shapes, values that are not finite, and an empty window.
+    Stacks (n, H, W), clipped to the display window (low, high) in their unit, scaled to [-1, 1] and repeated to three
+    channels. ValueError for unequal shapes, values that are not finite, and an empty window.
     """
     import torch
 

@@ -16,9 +16,9 @@ def ssim(real: np.ndarray, synthetic: np.ndarray, *, data_range: float, mask: np
     """Structural similarity of slices (Wang et al. 2004: Gaussian window, sigma 1.5, 11x11); 1 for identical images.
 
     Each slice's map is averaged over the mask, the voxels of all slices pooled. Without a mask the 5 voxels at the
-    border count too, which skimage's own mean leaves out. `data_range`: of the fixed
-    clip, above 0. Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and an empty or non-bool
-    mask, and for slices smaller than 11x11.
+    border count too, which skimage's own mean leaves out. `data_range`: of the fixed clip, above 0. Stacks (n, H, W).
+    ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask, and for slices smaller
+    than 11x11.
     """
     check_range("0 to data_range", 0.0, data_range)
     real, synthetic, mask = check_stacks(real, synthetic, mask)
@@ -77,9 +77,9 @@ def spectrum_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     """Root mean square, over the rings but ring 0, of the difference of natural log power; no unit, 0 is perfect.
 
     It sees what errors between voxels reward: blur (high frequencies lack power) and checkerboards (a few have too
-    much). It cannot tell structure from noise: noise of the right strength buys it, so read it beside MAE.
-    Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and constant real images. Power under
-    the floor counts as the floor.
+    much). It cannot tell structure from noise: noise of the right strength buys it, so read it beside MAE. Stacks (n,
+    H, W). ValueError for unequal shapes, values that are not finite, and constant real images. Power under the floor
+    counts as the floor.
     """
     real, synthetic, _ = check_stacks(real, synthetic)
     if not np.ptp(real, axis=(1, 2)).any():

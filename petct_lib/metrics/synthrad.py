@@ -42,9 +42,9 @@ def ms_ssim(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray, *, clip: 
 
     As SynthRAD2025 has it, which is not quite as Wang had: in three dimensions, with a box of WINDOW voxels, luminance
     weighted at every scale, and each scale's map averaged over the mask. Images are clipped to `clip`, its width is the
-    data range, and outside the mask both are set to its low end. NaN where at a coarse scale no voxel of the mask
-    is as far from the border as the window reaches, as in a thin slab. ValueError for unequal shapes, values that are
-    not finite, and an empty or non-bool mask.
+    data range, and outside the mask both are set to its low end. NaN where at a coarse scale no voxel of the mask is as
+    far from the border as the window reaches, as in a thin slab. ValueError for unequal shapes, values that are not
+    finite, and an empty or non-bool mask.
     """
     real, synthetic, mask = voxelwise.check_stacks(real, synthetic, mask)
     voxelwise.check_range("clip", *clip)

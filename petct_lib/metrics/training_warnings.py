@@ -56,8 +56,8 @@ def invented_percent(
 ) -> float | None:
     """Share of the exposed tissue that was painted as lung, 0 to 100 %; None where there is no such tissue.
 
-    None and no error: slices of lung and thin wall alone are no reason to end a training. ValueError
-    for unequal shapes, an empty body, and values that are not finite.
+    None and no error: slices of lung and thin wall alone are no reason to end a training. ValueError for unequal
+    shapes, an empty body, and values that are not finite.
     """
     marked = find_invented_lung(fake_hu, real_hu, body, lung, pixel_mm)
     exposed = find_exposed_tissue(real_hu, body, lung, pixel_mm).sum()

@@ -79,8 +79,8 @@ def rmse(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None
 def psnr(real: np.ndarray, synthetic: np.ndarray, *, data_range: float, mask: np.ndarray | None = None) -> float:
     """Peak signal-to-noise ratio over the mask in dB, 10 log10(data_range² / MSE); inf for identical images.
 
-    `data_range` is the width of the fixed clip, one for all patients, never an image's own maximum; it must be
-    above 0. Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask.
+    `data_range` is the width of the fixed clip, one for all patients, never an image's own maximum; it must be above 0.
+    Stacks (n, H, W). ValueError for unequal shapes, values that are not finite, and an empty or non-bool mask.
 
     >>> psnr(np.zeros((1, 2, 2)), np.full((1, 2, 2), 40.0), data_range=4000.0)  # an error of one in a hundred
     40.0

@@ -33,7 +33,7 @@ from petct_lib.models.stage import Update
 
 @dataclass(frozen=True)
 class CycleGANSettings:
-    """Defaults are the paper's. A weight of 0 leaves its loss out.
+    """Defaults are the paper's, but for the averaged weights. A weight of 0 leaves its loss out.
 
     InputError for a weight below 0, an interval below 1, and a coarse grid that cannot be halved twice.
     """

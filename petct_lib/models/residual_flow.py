@@ -1,8 +1,8 @@
 """Residual flow: what the regression could not know, drawn by diffusion (stage 2, second part).
 
-With x the source, c the coarse image, m = m(x, c) the regression's and y the real target, all (B, 1, H, W): the flow
-of `samplers.py` learns the residual y − m given x, c and m (CorrDiff, Mardani et al. 2023). It is whitened first: r is
-the residual with each spatial frequency divided by its standard deviation s, so that noise drowns coarse and fine
+With x the source, c the coarse image, m = m(x, c) the regression's and y the real target, all (B, 1, H, W): the flow of
+`samplers.py` learns the residual y − m given x, c and m (CorrDiff, Mardani et al. 2023). It is whitened first: r is the
+residual with each spatial frequency divided by its standard deviation s, so that noise drowns coarse and fine
 structures at the same times (EqualSNR, Falck et al. 2025). Else the coarse ones would be drawn in the first of the few
 steps and the fine ones in the last. A sample is m + s·r: one image that may be the real one. The mean of several has
 less error, their spread is the uncertainty.

@@ -77,8 +77,8 @@ def make_plans(
     `regression`; `pix2pix`, which begins with its weights, sees no coarse image, and is left out for no steps or where
     the source is not seen; `flow`, which learns the regression's residual. Where the source is not seen, the coarse
     image always is. size: of the slices, in pixels. prefix: of the names, such as "unpaired_". settings: fields of
-    RegressionSettings, FlowSettings and FitSettings, by name. InputError for a name that none of them has, and for
-    a size or a crop that the U-Net cannot halve down to its last level.
+    RegressionSettings, FlowSettings and FitSettings, by name. InputError for a name that none of them has, and for a
+    size or a crop that the U-Net cannot halve down to its last level.
     """
     kinds = (RegressionSettings, FlowSettings, FitSettings)
     regression_values, flow_values, fit_values = pick_settings("stage 2", settings, *kinds, without=DERIVED)
@@ -139,16 +139,16 @@ def load_real_pairs(run_dir: Path, direction: str, patients: Sequence[str] | Non
     prepared = Prepared(run.prepared)
     patients = list(refiner_patients(splits, direction) if patients is None else patients)
     cyclegan, kind = load_cyclegan(run.checkpoint("cyclegan")), SOURCE[direction]
-    around = Slices(prepared, patients, (kind,), window)
-    coarse = write_coarse_images(around, cyclegan, direction, run.coarse / f"{direction}.npy")
+    sources = Slices(prepared, patients, (kind,), window)
+    coarse = write_coarse_images(sources, cyclegan, direction, run.coarse / f"{direction}.npy")
     return Pairs(Slices(prepared, patients, ("pet", "ct"), window, neighbours), coarse, direction)
 
 
 def load_cycle_pairs(run_dir: Path, direction: str, *, seed: int, perturbation: Perturbation | None = None) -> Pairs:
     """Cycle pairs of a direction from the target images alone of the same patients as `load_real_pairs`.
 
-    F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. InputError
-    where notebook 01 has not prepared the run folder, or stage 1 has no checkpoint.
+    F(y) and VARIANTS of c' are made and kept in the run's `coarse/cycle_<direction>_….npy`. InputError where notebook
+    01 has not prepared the run folder, or stage 1 has no checkpoint.
     """
     run, splits, window = RunFolder(run_dir), read_splits(run_dir), read_window(run_dir)
     prepared = Prepared(run.prepared)

@@ -20,9 +20,9 @@ METHOD_COLOURS = ("#999999", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A
 def losses(history: list[dict], title: str) -> Figure:
     """The rows that `loop.fit` returned, over the steps: each key where a row has it, panels only for what there is.
 
-    Losses; below them how often the discriminators are right, %, with the limits of
-    `training_warnings.find_warnings` dotted; below that the body MAE of the validation, HU on the left and SUV on the
-    right axis. Other scores of the validation are left out.
+    Losses; below them how often the discriminators are right, %, with the limits of `training_warnings.find_warnings`
+    dotted; below that the body MAE of the validation, HU on the left and SUV on the right axis. Other scores of the
+    validation are left out.
     """
     keys = list(dict.fromkeys(key for row in history for key in row if key != "step"))
     accuracy = [key for key in keys if key.startswith("accuracy_")]

@@ -201,8 +201,8 @@ def translations(
 def samples(row: dict, drawn: np.ndarray, source_unit: str, target_unit: str, side: float = 2.2) -> Figure:
     """A slice's source, regression, mean, spread and real image; below them every sample of it, eight in a row.
 
-    row: images (H, W) by name, such as `cases.take_center_slice` gives. drawn: the samples, (N, H, W).
-    side: of an image, in inches.
+    row: images (H, W) by name, such as `cases.take_center_slice` gives. drawn: the samples, (N, H, W). side: of an
+    image, in inches.
     """
     top = {name: row[name] for name in ("source", "regression", "mean", "spread", "real") if name in row}
     columns = max(len(top), min(len(drawn), 8))

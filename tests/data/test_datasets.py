@@ -76,8 +76,8 @@ def test_names_are_those_of_the_slices_drawn(prepared):
     assert [name.split(":")[0] for name in names] == ["pet"] * 4 + ["ct"] * 4
     for image, name in zip(torch.cat([batch["pet"], batch["ct"]]), names, strict=True):
         kind, study, k = name.replace(": study ", "|").replace(", slice ", "|").split("|")
-        each_one = batches.slices[kind]
-        assert torch.equal(image, each_one[each_one.places.index((study, int(k)))][kind])
+        item = batches.slices[kind]
+        assert torch.equal(image, item[item.places.index((study, int(k)))][kind])
 
 
 def test_what_changes_the_batches_is_described(prepared):

@@ -108,7 +108,7 @@ def test_an_empty_body_has_empty_regions():
 
 
 def of_seg(**masks):
-    return {name: [Region(mask, "SEG") for mask in each_one] for name, each_one in masks.items()}
+    return {name: [Region(mask, "SEG") for mask in item] for name, item in masks.items()}
 
 
 def test_segments_come_before_thresholds():

@@ -29,6 +29,8 @@ def test_units_and_kinds_of_numbers():
     assert mu_map(hu, 120, per="mm") == pytest.approx(mu_map(hu, 120) / 10)
 
 
-def test_a_voltage_that_carney_has_not_measured_is_refused():
+def test_another_voltage_or_unit_is_refused():
+    with pytest.raises(ValueError, match="per 'm': must be one of cm, mm"):
+        mu_map(np.zeros(1), 120, per="m")
     with pytest.raises(ValueError, match="kvp 90: Carney 2006 has 80, 100"):
         mu_map(np.zeros(1), 90)

@@ -89,7 +89,14 @@ def checkerboard(smooth):
 
 @pytest.mark.parametrize("smooth", [False, True])
 def test_an_untrained_generator_leaves_no_checkerboard(smooth):
-    assert checkerboard(smooth) < 0.02  # transposed convolutions: above 0.1
+    assert checkerboard(smooth) < 0.02
+
+
+def test_the_generator_uses_its_input_and_all_of_its_weights():
+    net, x = ResnetGenerator(4, 1), torch.randn(1, 1, 32, 48, requires_grad=True)
+    net(x).square().sum().backward()
+    assert (x.grad.abs() > 0).any()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_group_norm_has_up_to_8_groups_that_divide_the_width():

@@ -113,9 +113,7 @@ def test_the_discriminator_is_frozen_in_the_generators_update_and_learns_in_its_
 
     def watched(name, make):
         def losses(images):
-            seen[name] = {
-                net: all(p.requires_grad for p in each_one.parameters()) for net, each_one in stage.nets.items()
-            }
+            seen[name] = {net: all(p.requires_grad for p in item.parameters()) for net, item in stage.nets.items()}
             return make(images)
 
         return losses
@@ -139,7 +137,7 @@ def test_each_update_changes_its_own_network_alone(moves):
 
 def test_without_a_weight_there_is_no_discriminator_and_its_momentum_is_a_gans():
     assert set(Regression(PLAIN).nets) == {"unet"}
-    betas = {name: each_one.param_groups[0]["betas"] for name, each_one in Regression(PIX2PIX).optimisers.items()}
+    betas = {name: item.param_groups[0]["betas"] for name, item in Regression(PIX2PIX).optimisers.items()}
     assert betas == {"unet": (0.9, 0.999), "D": (0.5, 0.999)}
 
 
@@ -223,7 +221,7 @@ def trained(settings, batch, steps=4):
 def test_what_a_control_does_not_see_changes_nothing_in_training_or_after(unseen, key):
     batch, settings = batch_of(), replace(PLAIN, **unseen)
     other = {**batch, key: batch[key].flip(0)}
-    one, same = (trained(settings, each_one) for each_one in (batch, other))
+    one, same = (trained(settings, item) for item in (batch, other))
     assert torch.equal(weights(one.nets["unet"]), weights(same.nets["unet"]))
     assert torch.equal(one.predict(batch["source"], batch["coarse"]), one.predict(other["source"], other["coarse"]))
 

@@ -79,9 +79,8 @@ def test_spine_at_follows_the_curve_and_the_scoliosis():
 def test_nine_to_twelve_ribs_cross_the_mid_axillary_line(drawn):
     _, c = drawn
     x, y, z = c.axes
-    side = (
-        label_mask(c, "cortex", "marrow")[:, nearest(y, 0)] & ((z < 75)[:, None])
-    )  # above are shoulder and first ribs
+    bone = label_mask(c, "cortex", "marrow")[:, nearest(y, 0)]
+    side = bone & ((z < 75)[:, None])  # above are shoulder and first ribs
     for sign in (-1, 1):
         pieces, count = ndimage.label(side & (sign * x > 60)[None])
         assert 9 <= count <= 12
@@ -111,9 +110,8 @@ def test_a_rib_is_lower_in_front_than_at_the_back(drawn):
     _, c = drawn
     x, y, z = c.axes
     spine = ((y > 0)[:, None] & (np.abs(x) < 46)[None])[None]
-    ribs = (
-        label_mask(c, "cortex", "marrow") & ~spine & (np.abs(x) < 165) & (z < -30)[:, None, None]
-    )  # the scapula is above
+    bone = label_mask(c, "cortex", "marrow")
+    ribs = bone & ~spine & (np.abs(x) < 165) & (z < -30)[:, None, None]  # the scapula is above
     pieces, _ = ndimage.label(ribs)
     falls = []
     for n, box in enumerate(ndimage.find_objects(pieces), 1):

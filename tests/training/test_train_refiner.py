@@ -53,14 +53,14 @@ def pairs(run):
 
 def test_plans_by_name_each_with_its_steps_and_what_it_builds_on():
     output = make_plans(256, seed=3, batch_size=8, **STEPS, **SMALL)
-    assert {name: (each_one.fit.steps, each_one.start, each_one.regression) for name, each_one in output.items()} == {
+    assert {name: (item.fit.steps, item.start, item.regression) for name, item in output.items()} == {
         "regression": (5, None, None), "pix2pix": (4, "regression", None), "flow": (6, None, "regression"),
     }  # fmt: skip
-    assert {(each_one.batch_size, each_one.seed, each_one.crop) for each_one in output.values()} == {(8, 3, None)}
+    assert {(item.batch_size, item.seed, item.crop) for item in output.values()} == {(8, 3, None)}
     assert output["regression"].draws == 3
     assert output["pix2pix"].draws == output["flow"].draws == 4, "other batches than those that its regression saw"
     prefixed = make_plans(256, seed=3, batch_size=8, prefix="unpaired_", **{**STEPS, "pix2pix_steps": 0})
-    assert {name: each_one.regression for name, each_one in prefixed.items()} == {
+    assert {name: item.regression for name, item in prefixed.items()} == {
         "unpaired_regression": None, "unpaired_flow": "unpaired_regression",
     }  # fmt: skip
 
@@ -68,23 +68,19 @@ def test_plans_by_name_each_with_its_steps_and_what_it_builds_on():
 def test_without_the_source_there_is_no_pix2pix():
     output = make_plans(256, seed=3, batch_size=8, sees_source=False, **SMALL, **STEPS)
     assert list(output) == ["regression", "flow"]
-    assert {each_one.stage.coarse_dropout for each_one in output.values()} == {0.0}, "the coarse image is all they see"
+    assert {item.stage.coarse_dropout for item in output.values()} == {0.0}, "the coarse image is all they see"
 
 
 def test_a_setting_goes_to_everyone_who_has_it_and_to_nobody_else():
     values = {"neighbours": 3, "lr": 1e-3, "laplace": True, "coarse_dropout": 0.25}
     of_data = {"shift": 2, "crop": 32, "checkpoint_every": 7}
     output = make_plans(256, seed=0, batch_size=8, **STEPS, **SMALL, **values, **of_data)
-    for each_one in output.values():
-        assert (each_one.stage.width, each_one.stage.multipliers, each_one.stage.neighbours, each_one.stage.lr) == (
-            8,
-            (1, 2),
-            3,
-            1e-3,
-        )
-        assert each_one.shift == 2
-        assert (each_one.fit.checkpoint_every, each_one.crop) == (7, 32)
-    regression, pix2pix, flow = (each_one.stage for each_one in output.values())
+    for item in output.values():
+        stage = item.stage
+        assert (stage.width, stage.multipliers, stage.neighbours, stage.lr) == (8, (1, 2), 3, 1e-3)
+        assert item.shift == 2
+        assert (item.fit.checkpoint_every, item.crop) == (7, 32)
+    regression, pix2pix, flow = (item.stage for item in output.values())
     assert (regression.lambda_adversarial, pix2pix.lambda_adversarial) == (0.0, 0.05)
     assert (pix2pix.patch_width, pix2pix.patch_layers) == (4, 3)
     assert (regression.laplace, pix2pix.laplace) == (True, False)
@@ -99,8 +95,8 @@ def test_an_unknown_setting_is_refused(unknown):
 
 @pytest.mark.parametrize(("size", "patch"), [(32, 1), (64, 1), (96, 1), (128, 2), (192, 3), (256, 4), (512, 8)])
 def test_the_space_to_depth_grid_has_64_pixels_or_a_little_more(size, patch):
-    for each_one in make_plans(size, seed=0, batch_size=8, **STEPS, **SMALL).values():
-        assert each_one.stage.patch == patch
+    for item in make_plans(size, seed=0, batch_size=8, **STEPS, **SMALL).values():
+        assert item.stage.patch == patch
     unet = Regression(make_plans(size, seed=0, batch_size=8, **STEPS, **SMALL)["regression"].stage).nets["unet"]
     assert unet(torch.zeros(1, 2, size, size), torch.zeros(1)).shape == (1, 1, size, size)
 
@@ -179,15 +175,15 @@ def test_the_trainings_of_a_direction_one_after_the_other(prepared, tmp_path):
         (run / "checkpoints" / name).unlink()
     pairs = load_pairs(run, "pet2ct", "both", seed=0)
     plan = make_plans(32, seed=0, batch_size=2, crop=16, shift=1, **STEPS, **SMALL)
-    rows = {name: train_stage(run, name, pairs, each_one, resume=False) for name, each_one in plan.items()}
-    assert {name: set(each_one[-1]) - {"step"} for name, each_one in rows.items()} == {
+    rows = {name: train_stage(run, name, pairs, item, resume=False) for name, item in plan.items()}
+    assert {name: set(item[-1]) - {"step"} for name, item in rows.items()} == {
         name: {*losses, "validation_mae_hu", "validation_score", "validation_spectrum"}
         for name, losses in (
             ("regression", {"l1"}), ("pix2pix", {"l1", "adversarial", "D_patch", "accuracy_patch"}), ("flow", {"mse"}),
         )
     }  # fmt: skip
     states = {name: load_checkpoint(run / "checkpoints" / f"{name}_pet2ct.pt") for name in plan}
-    assert {name: (each_one["step"], each_one["origin"]["seed"]) for name, each_one in states.items()} == {
+    assert {name: (item["step"], item["origin"]["seed"]) for name, item in states.items()} == {
         "regression": (5, 0), "pix2pix": (4, 1), "flow": (6, 1),
     }  # fmt: skip
     assert all(list((run / "logs" / f"{name}_pet2ct").glob("events*")) for name in plan)
@@ -324,10 +320,8 @@ def test_a_flow_learns_residuals_of_unit_size_at_every_frequency(run, pairs):
 
 def test_coarse_images_on_the_disk_are_those_of_the_generator(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("petct_lib.training.train_refiner.BATCH", 2)
-    cyclegan, slices = (
-        CycleGAN(CycleGANSettings(4, 1, 1)),
-        Slices(prepared, prepared.patients[:2], ("ct",), Intensity()),
-    )
+    cyclegan = CycleGAN(CycleGANSettings(4, 1, 1))
+    slices = Slices(prepared, prepared.patients[:2], ("ct",), Intensity())
     coarse = write_coarse_images(slices, cyclegan, "ct2pet", tmp_path / "coarse.npy")
     assert coarse.shape == (len(slices), 1, 32, 32)
     ct = torch.stack([slices[i]["ct"] for i in range(len(slices))])

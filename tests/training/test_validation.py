@@ -265,7 +265,7 @@ def test_stage_2_is_scored_by_the_mean_over_patients_and_not_over_voxels(run):
     stage = Regression(tiny.REGRESSION)
     scores, apart = both(stage), [one(stage) for one in each]
     for key, value in scores.items():
-        assert value == pytest.approx(np.mean([each_one[key] for each_one in apart]))
+        assert value == pytest.approx(np.mean([item[key] for item in apart]))
 
 
 def test_a_pix2pix_is_scored_without_the_coarse_image_that_it_never_saw(run):
